@@ -1,0 +1,5 @@
+"""From tracked runs to tables, plots, verdicts; needs no GPU and no Ray."""
+
+from reports.study_report import write_report
+
+__all__ = ["write_report"]

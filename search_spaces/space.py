@@ -1,0 +1,46 @@
+"""Space -> cells -> unique trials."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from search_spaces.trial_config import TrialConfig
+
+AXES = ("model", "target_batch_size", "scaling_rule", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """A question, and the cells, budget and seeds that answer it. Plain data.
+
+    ``settings`` are the TrialConfig fields that every cell shares where they differ from the defaults.
+    """
+
+    name: str
+    question: str
+    models: tuple[str, ...]
+    target_batch_sizes: tuple[int, ...]
+    scaling_rules: tuple[str, ...]
+    seeds: tuple[int, ...] = (42,)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def cells(self) -> list[TrialConfig]:
+        """Every point of the grid under every seed, in reading order: rule, model, batch, seed."""
+        grid = itertools.product(
+            self.scaling_rules, self.models, self.target_batch_sizes, self.seeds
+        )
+        return [
+            TrialConfig(
+                model=model, target_batch_size=batch, scaling_rule=rule, seed=seed, **self.settings
+            )
+            for rule, model, batch, seed in grid
+        ]
+
+
+def unique_trials(cells: Iterable[TrialConfig]) -> dict[str, list[TrialConfig]]:
+    """Group cells by what they learn: trial hash -> the cells that this one trial serves."""
+    trials: dict[str, list[TrialConfig]] = {}
+    for cell in cells:
+        trials.setdefault(cell.trial_hash, []).append(cell)
+    return trials

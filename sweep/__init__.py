@@ -1,0 +1,5 @@
+"""MANY trials: plan, prepare assets, launch or resume on Ray, progress, final test."""
+
+from search_spaces import UserError
+
+__all__ = ["UserError"]

@@ -1,0 +1,95 @@
+"""Ray: start it or join it, and turn the user's wishes into resources per trial."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Ray reads these when it is imported or started.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+import ray  # noqa: E402
+
+from search_spaces import UserError  # noqa: E402
+from sweep.options import SweepOptions  # noqa: E402
+
+_PROJECT = Path(__file__).resolve().parent.parent
+_NOT_FOR_WORKERS = [
+    ".git",
+    ".venv",
+    "mlruns",
+    "mlflow.db",
+    "results",
+    "ray_results",
+    "tests",
+    "docs",
+]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each trial gets, and how many fit at once."""
+
+    gpus: float
+    cpus: float
+    concurrent: int
+
+    def for_ray(self) -> dict[str, float]:
+        """The resources of one trial in Ray's words."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[str]:
+    """Start Ray here, or join the cluster at ``address``; yields the dashboard's address."""
+    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        arguments["address"] = address
+        arguments["runtime_env"] = {"working_dir": str(_PROJECT), "excludes": _NOT_FOR_WORKERS}
+    else:
+        arguments |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        context = _connect(address, arguments)
+    try:
+        yield context.dashboard_url or ""
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
+    try:
+        return ray.init(**arguments)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+        raise UserError(f"{where} cannot be reached ({reason}): check --ray-address") from error
+
+
+def resources_per_trial(options: SweepOptions) -> Resources:
+    """One GPU a trial where the cluster has any, else the CPU; UserError for more than there is."""
+    total = ray.cluster_resources()
+    gpus, cpus = total.get("GPU", 0.0), total.get("CPU", 1.0)
+    per_trial = options.gpus_per_trial
+    if per_trial is None:
+        per_trial = 1.0 if gpus else 0.0
+    if per_trial > gpus:
+        raise UserError(f"--gpus-per-trial {per_trial:g} is more than the {gpus:g} GPUs there are")
+    cpus_per_trial = options.cpus_per_trial
+    if cpus_per_trial is None:
+        cpus_per_trial = max(1.0, min(4.0, cpus * per_trial // gpus)) if per_trial else 1.0
+    if cpus_per_trial > cpus:
+        raise UserError(
+            f"--cpus-per-trial {cpus_per_trial:g} is more than the {cpus:g} cores there are"
+        )
+    fits = int(gpus // per_trial if per_trial else cpus // cpus_per_trial)
+    concurrent = max(1, min(fits, options.max_concurrent or fits))
+    return Resources(per_trial, cpus_per_trial, concurrent)

@@ -1,0 +1,109 @@
+"""Train the trials of a plan on Ray Tune."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import ray
+from ray import tune
+
+from search_spaces import TrialConfig, UserError
+from sweep.cluster import Resources
+from sweep.recorder import Recorder
+from trainables.checkpoint import CorruptCheckpoint, verified_files
+from trainables.encoder_trainable import EncoderTrainable
+from trainables.trial import TrialAssets
+
+
+def train(
+    configs: Sequence[TrialConfig],
+    assets: dict[str, TrialAssets],
+    resources: Resources,
+    storage: Path,
+    recorder: Recorder,
+) -> None:
+    """Run one Tune trial per config, one ``step()`` per epoch; returns when none is left running.
+
+    A trial that an earlier invocation left unfinished goes on from its newest good checkpoint. What
+    fails is in ``recorder.failures``. Raises KeyboardInterrupt after a clean stop on Ctrl-C.
+    """
+    references = {model: ray.put(value) for model, value in assets.items()}
+    checkpoints = {c.trial_hash: str(p) for c in configs if (p := newest_checkpoint(storage, c))}
+    trainable = tune.with_resources(
+        tune.with_parameters(EncoderTrainable, assets=references, checkpoints=checkpoints),
+        resources.for_ray(),
+    )
+    tuner = tune.Tuner(
+        trainable,
+        param_space={"trial": tune.grid_search([config.to_dict() for config in configs])},
+        tune_config=tune.TuneConfig(
+            metric="val_acc",
+            mode="max",
+            max_concurrent_trials=resources.concurrent,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=datetime.now().strftime("%Y%m%d-%H%M%S-%f"),
+            storage_path=str(storage),
+            verbose=0,
+            callbacks=[recorder],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1),
+        ),
+    )
+    with _quiet_tune():
+        tuner.fit()
+
+
+def newest_checkpoint(storage: Path, config: TrialConfig) -> Path | None:
+    """The newest checkpoint of a trial that is complete and unchanged, from any invocation."""
+    folders = storage.glob(f"*/{config.trial_hash}/checkpoint_*")
+    for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(CorruptCheckpoint):
+            verified_files(folder)
+            return folder
+    return None
+
+
+def study_storage(storage_path: str, study: str) -> Path:
+    """The study's folder for checkpoints, checked to be writable by everyone who needs it."""
+    if "://" in storage_path:
+        raise UserError(
+            f"--storage-path {storage_path} is not a folder: give one all nodes can see"
+        )
+    return writable_folder(Path(storage_path).expanduser().resolve() / study, "--storage-path")
+
+
+def writable_folder(folder: Path, flag: str) -> Path:
+    """Create the folder; UserError naming the flag where that, or writing into it, is impossible."""
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}): choose another {flag}"
+        ) from error
+    return folder
+
+
+def _trial_name(trial: tune.experiment.Trial) -> str:
+    return TrialConfig.from_dict(trial.config["trial"]).trial_hash
+
+
+@contextlib.contextmanager
+def _quiet_tune():
+    """Tune reports failed trials on its own; the recorder has already said so in one line each."""
+    os.environ["TUNE_WARN_THRESHOLD_S"] = "30"
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,147 @@
+"""The plan: cells, the unique trials that serve them, and what they will cost."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from rich.table import Table
+
+from search_spaces import Space, TrialConfig, unique_trials
+from sweep.options import SweepOptions, check_distinct, resolve_space
+from tracking import DatasetFacts
+from trainables.encoders import canonical_model, count_parameters
+from trainables.reviews import ReviewSplits, load_splits
+
+_BYTES_PER_PARAMETER = 4
+_TENSORS_PER_CHECKPOINT = 4  # weights, best weights, Adam's two moments
+_MODELS_PER_TRIAL = 2  # best and last epoch, in MLflow
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study will do. Made before anything is trained or written."""
+
+    study: str
+    space: Space
+    cells: Sequence[TrialConfig]
+    splits: ReviewSplits
+    parameters: dict[str, int]  # of each model
+
+    @cached_property
+    def trials(self) -> dict[str, list[TrialConfig]]:
+        """Trial hash -> the cells that this trial serves."""
+        return unique_trials(self.cells)
+
+    @property
+    def dataset(self) -> DatasetFacts:
+        """The data set, as tracking describes it."""
+        config = self.cells[0]
+        return DatasetFacts(
+            name=config.dataset.rstrip("/").rsplit("/", 1)[-1],
+            source=config.dataset,
+            digest=config.dataset_digest,
+            sizes=self.splits.sizes(),
+            label_names=self.splits.label_names,
+            duplicates_dropped=self.splits.duplicates_dropped,
+        )
+
+    def checkpoint_bytes(self) -> int:
+        """Disk for checkpoints of all trials at once, each kept once."""
+        return _TENSORS_PER_CHECKPOINT * self._weight_bytes()
+
+    def model_bytes(self) -> int:
+        """Disk for the models that stay in MLflow."""
+        return _MODELS_PER_TRIAL * self._weight_bytes()
+
+    def _weight_bytes(self) -> int:
+        firsts = [cells[0] for cells in self.trials.values()]
+        return sum(_BYTES_PER_PARAMETER * self.parameters[config.model] for config in firsts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON: enough to rebuild the study's tables from MLflow alone."""
+        cells = [
+            {
+                "model": cell.model_name,
+                "target_batch_size": cell.target_batch_size,
+                "scaling_rule": cell.scaling_rule,
+                "seed": cell.seed,
+                "learning_rate": cell.learning_rate,
+                "trial_hash": cell.trial_hash,
+                "config": cell.to_dict(),
+            }
+            for cell in self.cells
+        ]
+        return {
+            "study": self.study,
+            "space": self.space.name,
+            "question": self.space.question,
+            "dataset": vars(self.dataset),
+            "cells": cells,
+        }
+
+
+def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
+    """Resolve the options, load the data and count; raises UserError for anything wrong."""
+    space = resolve_space(options, bf16_available)
+    space = replace(space, models=tuple(map(canonical_model, space.models)))
+    check_distinct(space)
+    parameters = {model: count_parameters(model) for model in space.models}
+    splits = load_splits(space.cells()[0])
+    digest = splits.digest()
+    cells = [replace(cell, dataset_digest=digest) for cell in space.cells()]
+    return Plan(options.study, space, cells, splits, parameters)
+
+
+def plan_tables(plan: Plan) -> list[Table | str]:
+    """The plan for people: a summary, the trials, and which cells share one."""
+    sizes = plan.splits.sizes()
+    dataset = plan.dataset
+    summary = [
+        f"study {plan.study}: {plan.space.question}",
+        f"data {dataset.source}: {sizes['train']:,} train, {sizes['val']:,} val, "
+        f"{sizes['test']:,} test; {dataset.duplicates_dropped:,} exact duplicates dropped; "
+        f"classes {', '.join(dataset.label_names)}",
+        f"{len(plan.cells)} cells, {len(plan.trials)} unique trials",
+        f"disk: checkpoints {_gigabytes(plan.checkpoint_bytes())}, "
+        f"models in MLflow {_gigabytes(plan.model_bytes())}",
+    ]
+    table = Table(title="trials", title_justify="left", title_style="bold")
+    for column in ("trial", "model", "rules served"):
+        table.add_column(column)
+    for column in (
+        "target\nbatch size",
+        "physical\nbatch size",
+        "accumulation\nsteps",
+        "learning\nrate",
+        "steps per\nepoch",
+        "epochs",
+        "seed",
+    ):
+        table.add_column(column, justify="right")
+    for trial_hash, cells in plan.trials.items():
+        config = cells[0]
+        table.add_row(
+            trial_hash,
+            config.model_name,
+            ", ".join(cell.scaling_rule for cell in cells),
+            str(config.target_batch_size),
+            str(config.physical_batch_size),
+            str(config.accumulation_steps),
+            f"{config.learning_rate:.3g}",
+            str(math.ceil(sizes["train"] / config.target_batch_size)),
+            str(config.epochs),
+            str(config.seed),
+        )
+    shared = [cells for cells in plan.trials.values() if len(cells) > 1]
+    if shared:
+        summary.append(
+            f"{len(shared)} trials serve several cells: at batch size "
+            f"{shared[0][0].reference_batch_size} every scaling rule gives the same learning rate"
+        )
+    return ["\n".join(summary), table]
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

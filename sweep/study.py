@@ -1,0 +1,160 @@
+"""A study from the command line to tested models."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from search_spaces import TrialConfig
+from sweep.assets import ModelAssets, prepare_assets
+from sweep.cluster import Resources, ray_session, resources_per_trial
+from sweep.console import console
+from sweep.final_test import UntestedTrial, run_tests
+from sweep.hardware import bf16_available
+from sweep.launch import study_storage, train, writable_folder
+from sweep.options import SweepOptions
+from sweep.plan import Plan, make_plan, plan_tables
+from sweep.progress import Progress
+from sweep.recorder import Recorder
+from tracking import InvocationRun, StudyStore, run_name
+
+
+@dataclass(frozen=True)
+class StudyOutcome:
+    """What became of an invocation: the failed trials by name, each with its reason."""
+
+    study: str
+    failures: dict[str, str]
+
+
+def show_plan(options: SweepOptions) -> None:
+    """Print what ``run_study`` would do."""
+    for part in plan_tables(make_plan(options, bf16_available())):
+        console.print(part, markup=False) if isinstance(part, str) else console.print(part)
+
+
+def run_study(options: SweepOptions) -> StudyOutcome:
+    """Plan, train what is missing, test what is untested.
+
+    Everything that can be wrong with the input raises UserError before the first run is created.
+    """
+    plan = make_plan(options, bf16_available())
+    storage = study_storage(options.storage_path, plan.study)
+    writable_folder(Path(options.results_path) / plan.study, "results folder")
+    store = StudyStore(options.tracking_uri, plan.study)
+    console.print(plan_tables(plan)[0], markup=False)
+    to_train, to_test = _unfinished(plan, store)
+    if not to_train and not to_test:
+        console.print(f"all {len(plan.trials)} trials are already trained and tested")
+        store.start_invocation(_title(plan), plan.to_dict(), _tags(plan)).finish("FINISHED")
+        return StudyOutcome(plan.study, {})
+    assets = _prepare(plan, {c.model for c in [*to_train, *to_test]})
+    with ray_session(options.ray_address) as dashboard:
+        resources = resources_per_trial(options)
+        _announce(dashboard, options, resources)
+        invocation = store.start_invocation(_title(plan), plan.to_dict(), _tags(plan))
+        status = "KILLED"
+        try:
+            failures = _train(plan, store, invocation, to_train, assets, resources, storage)
+            failures |= _test(plan, store, assets, resources, failures)
+            status = "FAILED" if failures else "FINISHED"
+        finally:
+            invocation.finish(status)
+    if not failures:
+        shutil.rmtree(storage, ignore_errors=True)  # nothing is left to resume
+    seeds = len(plan.space.seeds)
+    named = {run_name(plan.trials[h], seeds): reason for h, reason in failures.items()}
+    return StudyOutcome(plan.study, named)
+
+
+def _unfinished(plan: Plan, store: StudyStore) -> tuple[list[TrialConfig], list[TrialConfig]]:
+    """The trials that lack training, and those that lack only the test."""
+    runs = store.trial_runs()
+    to_train, to_test = [], []
+    for trial_hash, cells in plan.trials.items():
+        run = runs.get(trial_hash)
+        if run is None or not run.is_trained:
+            to_train.append(cells[0])
+        elif not run.is_tested:
+            to_test.append(cells[0])
+    done = len(plan.trials) - len(to_train) - len(to_test)
+    if done or to_test:
+        console.print(
+            f"resuming: {done} of {len(plan.trials)} trials are finished, "
+            f"{len(to_test)} lack their test, {len(to_train)} are to be trained"
+        )
+    return to_train, to_test
+
+
+def _prepare(plan: Plan, models: set[str]) -> dict[str, ModelAssets]:
+    first = {cells[0].model: cells[0] for cells in plan.trials.values()}
+    with console.status("tokenising and loading weights"):
+        return {model: prepare_assets(first[model], plan.splits) for model in sorted(models)}
+
+
+def _train(
+    plan: Plan,
+    store: StudyStore,
+    invocation: InvocationRun,
+    configs: Sequence[TrialConfig],
+    assets: dict[str, ModelAssets],
+    resources: Resources,
+    storage: Path,
+) -> dict[str, str]:
+    if not configs:
+        return {}
+    trials = {config.trial_hash: plan.trials[config.trial_hash] for config in configs}
+    encoders = {model: value.encoder for model, value in assets.items()}
+    with Progress(trials, resources.concurrent) as progress:
+        recorder = Recorder(plan, store, invocation, encoders, progress)
+        try:
+            shared = {model: value.trial for model, value in assets.items()}
+            train(configs, shared, resources, storage, recorder)
+        finally:
+            recorder.drain()
+    return recorder.failures
+
+
+def _test(
+    plan: Plan,
+    store: StudyStore,
+    assets: dict[str, ModelAssets],
+    resources: Resources,
+    failures: dict[str, str],
+) -> dict[str, str]:
+    runs = store.trial_runs()
+    untested = [
+        UntestedTrial(cells[0], runs[trial_hash])
+        for trial_hash, cells in plan.trials.items()
+        if trial_hash not in failures
+        and runs[trial_hash].is_trained
+        and not runs[trial_hash].is_tested
+    ]
+    console.print(f"testing {len(untested)} trials, best and last epoch, reloaded from MLflow")
+    test_splits = {model: value.test for model, value in assets.items()}
+    with console.status("testing"):
+        return run_tests(untested, test_splits, resources)
+
+
+def _announce(dashboard: str, options: SweepOptions, resources: Resources) -> None:
+    if not resources.gpus:
+        console.print("no GPU in use: trials run on the CPU")
+    console.print(
+        f"{resources.concurrent} trials at once, each with {resources.cpus:g} CPU"
+        + (f" and {resources.gpus:g} GPU" if resources.gpus else "")
+    )
+    if dashboard:
+        console.print(f"Ray dashboard  http://{dashboard}  (token: ray get-auth-token)")
+    if options.tracking_uri.startswith("http"):
+        console.print(f"MLflow         {options.tracking_uri}")
+    else:
+        console.print(f"MLflow         mlflow ui --backend-store-uri {options.tracking_uri}")
+
+
+def _title(plan: Plan) -> str:
+    return f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
+
+
+def _tags(plan: Plan) -> dict[str, str]:
+    return {"space": plan.space.name, "question": plan.space.question}

@@ -1,0 +1,244 @@
+"""The MLflow run of one trial: its params, metrics, models and predictions."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.models import Model
+from mlflow.models.signature import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, Schema
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from search_spaces import TrialConfig
+
+EPOCH_METRICS = ("train_loss", "train_acc", "val_loss", "val_acc", "examples_per_second")
+STEP_METRICS = ("train_loss_per_step", "train_acc_per_step")
+TEST_METRICS = ("test_loss", "test_acc", "last_test_loss", "last_test_acc")
+_BATCH = 1000  # what the tracking API takes in one call
+_SERVING_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """The data set, as MLflow shows it beside a run."""
+
+    name: str
+    source: str
+    digest: str
+    sizes: dict[str, int]
+    label_names: tuple[str, ...]
+    duplicates_dropped: int
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model to log: a folder, the module whose ``_load_pyfunc`` reads it, and that module's code."""
+
+    folder: Path
+    loader_module: str
+    code_paths: tuple[Path, ...]
+
+
+class TestResult(Protocol):
+    """What a test of one model yields; arrays follow the rows of the test split."""
+
+    loss: float
+    accuracy: float
+    predictions: np.ndarray
+    probabilities: np.ndarray
+
+
+@dataclass
+class TrialRun:
+    """A handle on the one MLflow run that a trial has, ever."""
+
+    client: MlflowClient
+    run: Run
+    _epochs_logged: set[int] = field(default_factory=set)
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run."""
+        return self.run.info.run_id
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The latest value of every metric, as of when the handle was made."""
+        return self.run.data.metrics
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags, as of when the handle was made."""
+        return self.run.data.tags
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its models are in MLflow, so that only the test may be missing."""
+        return self.tags.get("trained") == "true"
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.is_trained and all(name in self.metrics for name in TEST_METRICS)
+
+    def describe(self, cells: Sequence[TrialConfig], dataset: DatasetFacts, parent: str) -> None:
+        """Write params, tags and the data set; safe to repeat."""
+        config = cells[0]
+        derived = {
+            "learning_rate": config.learning_rate,
+            "accumulation_steps": config.accumulation_steps,
+        }
+        known = self.run.data.params
+        params = [
+            Param(key, str(value))
+            for key, value in (config.to_dict() | derived).items()
+            if key not in known
+        ]
+        tags = {"cells": json.dumps([_cell(c) for c in cells]), "failure": ""}
+        if MLFLOW_PARENT_RUN_ID not in self.tags:
+            tags[MLFLOW_PARENT_RUN_ID] = parent
+        self.client.log_batch(
+            self.run_id, params=params, tags=[RunTag(k, v) for k, v in tags.items()]
+        )
+        if not self.run.inputs.dataset_inputs:
+            self.client.log_inputs(self.run_id, [_dataset_input(dataset)])
+        self.client.update_run(self.run_id, status="RUNNING")
+        history = self.client.get_metric_history(self.run_id, "val_acc")
+        self._epochs_logged = {metric.step for metric in history}
+
+    def log_epochs(self, reports: Iterable[dict[str, Any]]) -> None:
+        """Write the epochs that are not there yet, each exactly once."""
+        for report in reports:
+            if report["epoch"] not in self._epochs_logged:
+                self._log_epoch(report)
+                self._epochs_logged.add(report["epoch"])
+
+    def _log_epoch(self, report: dict[str, Any]) -> None:
+        now = int(time.time() * 1000)
+        epoch = report["epoch"]
+        metrics = [
+            Metric(name, value, now, step)
+            for step, *values in report["step_curve"]
+            for name, value in zip(STEP_METRICS, values, strict=True)
+        ]
+        # val_acc goes last: it is what says that the epoch is complete
+        metrics += [Metric(name, report[name], now, epoch) for name in EPOCH_METRICS]
+        metrics.sort(key=lambda metric: metric.key == "val_acc")
+        for start in range(0, len(metrics), _BATCH):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + _BATCH])
+
+    def log_models(
+        self, best: ModelFiles, last: ModelFiles | None, best_epoch: int, best_val_acc: float
+    ) -> None:
+        """Upload the best epoch's model, and the last epoch's where it is another one."""
+        tags = {"best_model": self._log_model("best_model", best), "trained": "true"}
+        tags["last_model"] = self._log_model("last_model", last) if last else tags["best_model"]
+        now = int(time.time() * 1000)
+        self.client.log_batch(
+            self.run_id,
+            metrics=[
+                Metric("best_val_acc", best_val_acc, now, 0),
+                Metric("best_epoch", best_epoch, now, 0),
+            ],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+        self.run = self.client.get_run(self.run_id)
+
+    def _log_model(self, name: str, files: ModelFiles) -> str:
+        info = Model.log(
+            artifact_path=None,
+            name=name,
+            flavor=mlflow.pyfunc,
+            run_id=self.run_id,
+            loader_module=files.loader_module,
+            data_path=str(files.folder),
+            code_paths=[str(path) for path in files.code_paths],
+            signature=_SIGNATURE,
+            pip_requirements=[f"{p}=={version(p).split('+')[0]}" for p in _SERVING_PACKAGES],
+        )
+        return info.model_uri
+
+    def download_model(self, which: str, folder: Path) -> Path:
+        """Download the ``best`` or ``last`` model; returns the folder that was given as ModelFiles."""
+        path = mlflow.artifacts.download_artifacts(
+            artifact_uri=self.tags[f"{which}_model"], dst_path=str(folder)
+        )
+        flavor = Model.load(path).flavors["python_function"]
+        return Path(path) / flavor["data"]
+
+    def log_test(
+        self, best: TestResult, last: TestResult, labels: np.ndarray, rows: np.ndarray
+    ) -> None:
+        """Write the test metrics and the per-example predictions, and finish the run."""
+        with tempfile.TemporaryDirectory() as folder:
+            for prefix, result in (("", best), ("last_", last)):
+                path = Path(folder) / f"{prefix}test_predictions.parquet"
+                _predictions(result, labels, rows).to_parquet(path, index=False)
+                self.client.log_artifact(self.run_id, str(path))
+        values = (best.loss, best.accuracy, last.loss, last.accuracy)
+        now = int(time.time() * 1000)
+        metrics = [Metric(k, v, now, 0) for k, v in zip(TEST_METRICS, values, strict=True)]
+        self.client.log_batch(self.run_id, metrics=metrics)
+        self.client.set_terminated(self.run_id, "FINISHED")
+
+    def fail(self, reason: str) -> None:
+        """Mark the run as failed, with its reason."""
+        self.client.set_tag(self.run_id, "failure", reason[:5000])
+        self.client.set_terminated(self.run_id, "FAILED")
+
+
+_SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("string")]),
+    outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
+)
+
+
+def run_name(cells: Sequence[TrialConfig], seeds: int = 1) -> str:
+    """``modernbert-base · 256 · sqrt``; rules that agree are joined, ``fixed=sqrt=linear``."""
+    config = cells[0]
+    rules = "=".join(dict.fromkeys(cell.scaling_rule for cell in cells))
+    parts = [config.model_name, str(config.target_batch_size), rules]
+    return " · ".join(parts + ([f"seed {config.seed}"] if seeds > 1 else []))
+
+
+def _cell(config: TrialConfig) -> dict[str, Any]:
+    return {
+        "model": config.model_name,
+        "target_batch_size": config.target_batch_size,
+        "scaling_rule": config.scaling_rule,
+        "seed": config.seed,
+    }
+
+
+def _dataset_input(facts: DatasetFacts) -> DatasetInput:
+    profile = {**facts.sizes, "duplicates_dropped": facts.duplicates_dropped}
+    dataset = Dataset(
+        name=facts.name,
+        digest=facts.digest,
+        source_type="local" if Path(facts.source).exists() else "hugging_face",
+        source=json.dumps({"uri": facts.source}),
+        schema=json.dumps({"labels": facts.label_names}),
+        profile=json.dumps(profile),
+    )
+    return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
+
+
+def _predictions(result: TestResult, labels: np.ndarray, rows: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "row_id": rows,
+            "label": labels,
+            "prediction": result.predictions,
+            "probability": result.probabilities.max(axis=1),
+        }
+    )

@@ -1,0 +1,1 @@
+"""ONE trial: runs without Ray and without MLflow, except the one Ray class."""

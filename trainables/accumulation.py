@@ -1,0 +1,119 @@
+"""A window -> one optimizer step. The only place that calls ``backward`` and ``optimizer.step``.
+
+The gradient of a window is the gradient of the mean loss over all its examples. So the examples are
+counted first, and each micro-batch contributes its *summed* loss divided by that count: any physical
+batch size, ragged micro-batches and the short last window of an epoch then give the same gradient, to
+rounding. Averaging the micro-batches' means instead, or dividing a short window by the number of
+micro-batches of a full one, does not.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from search_spaces import unknown
+from trainables.evaluation import autocast
+from trainables.windows import Batch
+
+
+class StepResult(NamedTuple):
+    """What a step saw, as tensors on the device: reading them waits for the GPU, so do it late."""
+
+    loss_sum: Tensor  # () cross entropy summed over the window
+    correct: Tensor  # () examples classified correctly
+    examples: int
+
+
+class Engine(Protocol):
+    """Who does the accumulation."""
+
+    def step(self, micro_batches: Sequence[Batch]) -> StepResult:
+        """One optimizer step on the mean loss over all examples of ``micro_batches``."""
+        ...
+
+
+class TorchEngine:
+    """The accumulation loop in plain PyTorch."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, precision: str) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.precision = precision
+
+    def step(self, micro_batches: Sequence[Batch]) -> StepResult:
+        """See ``Engine``."""
+        examples = sum(map(len, micro_batches))
+        losses, hits = [], []
+        self.optimizer.zero_grad()
+        for batch in micro_batches:
+            with autocast(batch.labels.device, self.precision):
+                logits = self.model(batch.input_ids, batch.attention_mask)
+            loss_sum, correct = summed_loss(logits, batch)
+            (loss_sum / examples).backward()
+            losses.append(loss_sum.detach())
+            hits.append(correct)
+        self.optimizer.step()
+        return StepResult(torch.stack(losses).sum(), torch.stack(hits).sum(), examples)
+
+
+class AccelerateEngine:
+    """The same window through Hugging Face Accelerate's ``accumulate`` and ``backward``."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, precision: str, accumulation_steps: int
+    ) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)  # one process runs many trials
+        device = next(model.parameters()).device
+        self.accelerator = Accelerator(
+            gradient_accumulation_steps=accumulation_steps,
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            cpu=device.type == "cpu",
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+
+    def step(self, micro_batches: Sequence[Batch]) -> StepResult:
+        """See ``Engine``.
+
+        ``backward`` divides by the number of accumulation steps that the accelerator was told, and
+        ``accumulate`` lets the optimizer step when its own counter has reached it. A short last window
+        has fewer micro-batches, so it is told how many there are, every time, and the division is
+        undone: left alone, a window of 17 of 32 micro-batches would keep 17/32 of its gradient.
+        """
+        examples, steps = sum(map(len, micro_batches)), len(micro_batches)
+        self.accelerator.gradient_accumulation_steps = steps
+        self.accelerator.step = 0
+        losses, hits = [], []
+        for batch in micro_batches:
+            with self.accelerator.accumulate(self.model):
+                logits = self.model(batch.input_ids, batch.attention_mask)
+                loss_sum, correct = summed_loss(logits, batch)
+                self.accelerator.backward(loss_sum * steps / examples)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            losses.append(loss_sum.detach())
+            hits.append(correct)
+        return StepResult(torch.stack(losses).sum(), torch.stack(hits).sum(), examples)
+
+
+def summed_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross entropy summed over the batch, in at least fp32, and the number of correct predictions."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum")
+    return loss_sum, (logits.detach().argmax(dim=1) == batch.labels).sum()
+
+
+def build_engine(
+    name: str, model: nn.Module, optimizer: Optimizer, precision: str, accumulation_steps: int
+) -> Engine:
+    """The engine of this name: ``torch`` or ``accelerate``."""
+    if name == "torch":
+        return TorchEngine(model, optimizer, precision)
+    if name == "accelerate":
+        return AccelerateEngine(model, optimizer, precision, accumulation_steps)
+    raise unknown("engine", name, ("torch", "accelerate"))

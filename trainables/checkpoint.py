@@ -1,0 +1,108 @@
+"""Save and load a trial's whole state: complete and verified, or not at all.
+
+A checkpoint is a folder. Its manifest, written last, names every file with its SHA-256, so a folder
+that a crash or a full disk left half-written is recognised, never half-loaded.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_MANIFEST = "manifest.json"
+_LAST = "last_weights.safetensors"
+_BEST = "best_weights.safetensors"
+_OPTIMIZER = "optimizer.pt"
+_PROGRESS = "progress.json"
+
+Weights = dict[str, Tensor]
+
+
+class CorruptCheckpoint(RuntimeError):
+    """A checkpoint that is incomplete or has changed since it was written."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a trial needs to go on exactly where it stopped.
+
+    Generators need no place here: each is a function of the trial's seed and the epoch.
+    """
+
+    trial_hash: str
+    history: list[dict[str, Any]]  # one report per finished epoch, the first epoch first
+    weights: Weights
+    best_weights: Weights | None  # None where the best epoch is the last one
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write into ``folder``, which must exist; without its manifest the folder is worthless."""
+        (folder / _MANIFEST).unlink(missing_ok=True)
+        files: dict[str, Callable[[Path], Any]] = {
+            _LAST: lambda path: save_file(self.weights, path),
+            _OPTIMIZER: lambda path: torch.save([self.optimizer, self.scheduler], path),
+            _PROGRESS: lambda path: path.write_text(
+                json.dumps({"trial_hash": self.trial_hash, "history": self.history})
+            ),
+        }
+        best = self.best_weights
+        if best is not None:
+            files[_BEST] = lambda path: save_file(best, path)
+        for name, write in files.items():
+            write(folder / name)
+        manifest = {name: _sha256(folder / name) for name in files}
+        partial = folder / f"{_MANIFEST}.partial"
+        partial.write_text(json.dumps(manifest))
+        os.replace(partial, folder / _MANIFEST)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Checkpoint":
+        """Read and verify; raises CorruptCheckpoint for anything but what ``save`` wrote."""
+        files = verified_files(folder)
+        optimizer, scheduler = torch.load(files[_OPTIMIZER], weights_only=True)
+        progress = read_progress(folder)
+        return cls(
+            trial_hash=progress["trial_hash"],
+            history=progress["history"],
+            weights=load_file(files[_LAST]),
+            best_weights=load_file(files[_BEST]) if _BEST in files else None,
+            optimizer=optimizer,
+            scheduler=scheduler,
+        )
+
+
+def verified_files(folder: Path) -> dict[str, Path]:
+    """The files of a complete, unchanged checkpoint by name; raises CorruptCheckpoint otherwise."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise CorruptCheckpoint(f"{folder} holds no complete checkpoint") from error
+    for name, expected in manifest.items():
+        path = folder / name
+        if not path.is_file() or _sha256(path) != expected:
+            raise CorruptCheckpoint(f"{path} is missing or has changed since it was written")
+    return {name: folder / name for name in manifest}
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """The verified weight files as ``{"best": …, "last": …}``; one file where the epochs agree."""
+    files = verified_files(folder)
+    return {"best": files.get(_BEST, files[_LAST]), "last": files[_LAST]}
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """The trial hash and the history of epoch reports, without the tensors."""
+    return json.loads((folder / _PROGRESS).read_text())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

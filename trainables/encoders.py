@@ -1,0 +1,277 @@
+"""The table of encoders, and EncoderForClassification = encoder + dropout + linear."""
+
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from search_spaces import UserError
+from trainables.seeding import derive_seed, generator
+
+DEMO_VOCABULARY = 4096
+HEAD_INIT_STD = 0.02  # BERT's initializer_range
+
+
+class EncoderForClassification(nn.Module):
+    """Encoder -> hidden state of the first token -> dropout -> linear."""
+
+    def __init__(self, config: PreTrainedConfig, classes: int, dropout: float, seed: int) -> None:
+        super().__init__()
+        self.encoder = AutoModel.from_config(config)
+        if getattr(self.encoder, "pooler", None) is not None:
+            self.encoder.pooler = None  # not used here, so it must not be trained, saved or counted
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, classes)
+        nn.init.normal_(
+            self.classifier.weight, std=HEAD_INIT_STD, generator=generator(seed, "head")
+        )
+        nn.init.zeros_(self.classifier.bias)
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The classifier's inputs, (batch, hidden), from token ids and mask, (batch, length)."""
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return states[:, 0]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits, (batch, classes), from token ids and attention mask, both (batch, length)."""
+        return self.classifier(self.dropout(self.features(input_ids, attention_mask)))
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """A line of the table: where the weights come from, and the architecture without them.
+
+    ``hub_id`` is None for the tiny encoders, which are built from a config and whose tokenizer is
+    trained on the study's own training split.
+    """
+
+    hub_id: str | None
+    architecture: Callable[[int], PreTrainedConfig]
+    vocabulary: int
+    train_tokenizer: Callable[[Iterable[str]], PreTrainedTokenizerBase] | None = None
+
+
+@dataclass(frozen=True)
+class EncoderAssets:
+    """What a worker needs to build an encoder without a hub: NumPy and bytes, cheap to share."""
+
+    config: dict[str, Any]
+    weights: dict[str, np.ndarray]
+    tokenizer_files: dict[str, bytes]
+
+    def build(self, classes: int, dropout: float, seed: int) -> EncoderForClassification:
+        """The pretrained encoder under a new head that is a function of ``seed``, on CPU in fp32."""
+        model = EncoderForClassification(
+            AutoConfig.for_model(**self.config), classes, dropout, seed
+        )
+        # torch.tensor copies: the arrays may be read-only memory shared with other processes
+        model.encoder.load_state_dict({k: torch.tensor(v) for k, v in self.weights.items()})
+        return model
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that belongs to the weights."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.write_tokenizer(Path(folder))
+            return AutoTokenizer.from_pretrained(folder)
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer as a Hugging Face folder."""
+        for name, content in self.tokenizer_files.items():
+            (folder / name).write_bytes(content)
+
+
+# -- the tiny encoders of --demo: real architectures, small enough for a laptop's CPU --------------
+
+
+def _bert_tiny(vocabulary: int) -> PreTrainedConfig:
+    return BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=192,
+        max_position_embeddings=512,
+        pad_token_id=0,
+    )
+
+
+def _modernbert_tiny(vocabulary: int) -> PreTrainedConfig:
+    return ModernBertConfig(
+        vocab_size=vocabulary,
+        hidden_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        cls_token_id=2,
+        sep_token_id=3,
+    )
+
+
+_SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def _train_wordpiece(texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=DEMO_VOCABULARY, special_tokens=_SPECIAL_TOKENS, show_progress=False
+    )
+    return _finish_tokenizer(tokenizer, trainer, texts)
+
+
+def _train_byte_bpe(texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=DEMO_VOCABULARY,
+        special_tokens=_SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    return _finish_tokenizer(tokenizer, trainer, texts)
+
+
+def _finish_tokenizer(
+    tokenizer: Tokenizer, trainer, texts: Iterable[str]
+) -> PreTrainedTokenizerBase:
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+ENCODERS: dict[str, EncoderSpec] = {
+    "bert-base": EncoderSpec(
+        "google-bert/bert-base-uncased", lambda vocabulary: BertConfig(vocab_size=vocabulary), 30522
+    ),
+    "modernbert-base": EncoderSpec(
+        "answerdotai/ModernBERT-base",
+        lambda vocabulary: ModernBertConfig(vocab_size=vocabulary),
+        50368,
+    ),
+    "bert-tiny": EncoderSpec(None, _bert_tiny, DEMO_VOCABULARY, _train_wordpiece),
+    "modernbert-tiny": EncoderSpec(None, _modernbert_tiny, DEMO_VOCABULARY, _train_byte_bpe),
+}
+
+_SPELLINGS = {spec.hub_id: name for name, spec in ENCODERS.items() if spec.hub_id} | {
+    "bert-base-uncased": "bert-base"
+}
+
+
+def canonical_model(model: str) -> str:
+    """The short name where the table has one, else the hub id or folder as given.
+
+    Raises UserError for something that looks like a folder and is not one with a config.json.
+    """
+    if model in ENCODERS or model in _SPELLINGS:
+        return _SPELLINGS.get(model, model)
+    folder = Path(model).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder)
+    if folder.exists() or model.startswith((".", "/", "~")):
+        raise UserError(f"model '{model}' is not a folder with a config.json")
+    return model
+
+
+def load_config(model: str) -> PreTrainedConfig:
+    """The architecture of a canonical model name; of a hub id or folder, the one stored there."""
+    spec = ENCODERS.get(model)
+    if spec is not None and spec.hub_id is None:
+        return spec.architecture(spec.vocabulary)
+    return _from_hub(model, AutoConfig.from_pretrained)
+
+
+def load_architecture(model: str) -> PreTrainedConfig:
+    """Like ``load_config``, but models in the table need no hub: their shape is written there."""
+    spec = ENCODERS.get(model)
+    return spec.architecture(spec.vocabulary) if spec else load_config(model)
+
+
+def load_encoder(model: str, training_texts: Iterable[str]) -> EncoderAssets:
+    """Fetch the pretrained weights and tokenizer once, or make those of a tiny encoder.
+
+    ``training_texts`` are read only by tiny encoders, to train their tokenizer. Their initial weights
+    are a function of the model's name, as if they had been downloaded.
+    """
+    spec = ENCODERS.get(model)
+    if spec is not None and spec.train_tokenizer is not None:
+        tokenizer = spec.train_tokenizer(training_texts)
+        config = spec.architecture(max(8, len(tokenizer)))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(0, "pretrained", model))
+            encoder = AutoModel.from_config(config)
+    else:
+        tokenizer = _from_hub(model, AutoTokenizer.from_pretrained)
+        encoder = _from_hub(model, AutoModel.from_pretrained, dtype=torch.float32)
+    return EncoderAssets(
+        config=encoder.config.to_dict(),
+        weights={k: v.numpy() for k, v in encoder.state_dict().items() if "pooler." not in k},
+        tokenizer_files=_tokenizer_files(tokenizer),
+    )
+
+
+def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def _from_hub(model: str, load: Callable[..., Any], **kwargs: Any) -> Any:
+    spec = ENCODERS.get(model)
+    source = spec.hub_id if spec else model
+    try:
+        return load(source, **kwargs)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model '{model}' cannot be loaded ({reason}): give one of {', '.join(ENCODERS)}, "
+            "a hub id while the hub is in reach, or a local folder"
+        ) from error
+
+
+def count_parameters(model: str) -> int:
+    """Trainable parameters of the encoder, without the head and without allocating them."""
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(load_config(model))
+    named = encoder.named_parameters()
+    return sum(p.numel() for name, p in named if not name.startswith("pooler."))

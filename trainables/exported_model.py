@@ -1,0 +1,102 @@
+"""A trained classifier as a folder that stands alone: safetensors, config, tokenizer.
+
+``_load_pyfunc`` is the entry point that MLflow's generic Python flavour looks for, so that
+``mlflow.pyfunc.load_model(uri).predict(["a fine film"])`` works in a process that has never seen this
+project, and nothing is unpickled on the way. This module does not import mlflow.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from trainables.encoders import EncoderAssets, EncoderForClassification
+from trainables.evaluation import evaluate
+from trainables.tokens import pad_token, tokenize
+from trainables.windows import TokenTensors
+
+_WEIGHTS = "model.safetensors"
+_CLASSIFIER = "classifier.json"
+
+
+@dataclass(frozen=True)
+class ClassifierCard:
+    """What the folder knows beside weights, encoder config and tokenizer."""
+
+    model: str
+    label_names: tuple[str, ...]
+    max_length: int
+    dropout: float
+    trial_hash: str
+    epoch: int
+    val_acc: float
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A loaded classifier, on the CPU, in fp32."""
+
+    card: ClassifierCard
+    model: EncoderForClassification
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def pad_token(self) -> int:
+        """The id that pads a batch."""
+        return pad_token(self.tokenizer)
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """``label`` and ``score`` (the label's probability) for a text, or a list or column of them."""
+        texts = _texts(model_input)
+        unknown = np.zeros(len(texts), np.int64)  # there are no labels; loss and accuracy go unread
+        arrays = tokenize(texts, unknown, unknown, self.tokenizer, self.card.max_length)
+        data = TokenTensors(arrays, self.pad_token, torch.device("cpu"))
+        result = evaluate(self.model, data, precision="fp32")
+        return pd.DataFrame(
+            {
+                "label": [self.card.label_names[i] for i in result.predictions],
+                "score": result.probabilities.max(axis=1),
+            }
+        )
+
+
+def export_model(
+    folder: Path, weights_file: Path, encoder: EncoderAssets, card: ClassifierCard
+) -> None:
+    """Write the folder from the weights of a checkpoint and the assets they were trained from."""
+    folder.mkdir(parents=True)
+    shutil.copyfile(weights_file, folder / _WEIGHTS)
+    AutoConfig.for_model(**encoder.config).save_pretrained(folder)
+    encoder.write_tokenizer(folder)
+    (folder / _CLASSIFIER).write_text(json.dumps(asdict(card), indent=2))
+
+
+def load_exported_model(folder: Path) -> ExportedModel:
+    """Load what ``export_model`` wrote."""
+    values = json.loads((folder / _CLASSIFIER).read_text())
+    card = ClassifierCard(**values | {"label_names": tuple(values["label_names"])})
+    config = AutoConfig.from_pretrained(folder)
+    model = EncoderForClassification(config, len(card.label_names), card.dropout, seed=0)
+    model.load_state_dict(load_file(folder / _WEIGHTS))
+    return ExportedModel(card, model.eval(), AutoTokenizer.from_pretrained(folder))
+
+
+def _load_pyfunc(data_path: str) -> ExportedModel:
+    return load_exported_model(Path(data_path))
+
+
+def _texts(model_input: Any) -> list[str]:
+    if isinstance(model_input, str):
+        return [model_input]
+    if isinstance(model_input, pd.DataFrame):
+        model_input = model_input.iloc[:, 0]
+    values: Sequence[Any] | Iterable[Any] = model_input
+    return [str(value) for value in values]

@@ -1,0 +1,118 @@
+"""The gradient that an engine hands to the optimizer against the whole window's, in float64."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from transformers import PreTrainedConfig
+
+from trainables.accumulation import Engine, build_engine
+from trainables.encoders import EncoderForClassification
+from trainables.seeding import derive_seed
+from trainables.tokens import TokenArrays
+from trainables.windows import TokenTensors
+
+TOLERANCE = 1e-10
+FULL_WINDOW = 12  # examples; 7 and 5 leave ragged micro-batches
+SHORT_TAIL = 5
+PHYSICAL_BATCH_SIZES = (1, 4, 5, 7, 12)
+_MAX_TOKENS = 12
+
+EngineFactory = Callable[[nn.Module, Optimizer, int], Engine]
+
+
+@dataclass(frozen=True)
+class GradientError:
+    """One comparison: |engine's gradient - whole window's gradient| / |whole window's gradient|."""
+
+    model: str
+    engine: str
+    window: str
+    examples: int
+    physical_batch_size: int
+    relative_error: float
+
+    @property
+    def is_small(self) -> bool:
+        """Whether only rounding separates the two; a NaN is not small."""
+        return self.relative_error < TOLERANCE
+
+
+class GradientRecorder(Optimizer):
+    """An optimizer that keeps each gradient it is given and changes nothing."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        super().__init__(parameters, {})
+        self.gradients: list[Tensor] = []
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Keep the gradient of all parameters, flattened."""
+        self.gradients.append(_flat([p.grad for p in self.param_groups[0]["params"]]))
+
+
+def check_model(name: str, config: PreTrainedConfig, engine: str) -> list[GradientError]:
+    """Compare an architecture's gradients under one engine of the table; dropout is off."""
+
+    def build(model: nn.Module, optimizer: Optimizer, accumulation_steps: int) -> Engine:
+        return build_engine(engine, model, optimizer, "fp32", accumulation_steps)
+
+    return compare_gradients(name, config, engine, build)
+
+
+def compare_gradients(
+    name: str, config: PreTrainedConfig, engine: str, build: EngineFactory
+) -> list[GradientError]:
+    """Run a full window and then a short tail through the engine, at several physical batch sizes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(0, "verify"))
+        model = EncoderForClassification(config, classes=2, dropout=0.0, seed=0).double().eval()
+    data = _random_texts(config.vocab_size)
+    windows = {"full": torch.arange(FULL_WINDOW), "short tail": torch.arange(SHORT_TAIL)}
+    expected = {k: whole_window_gradient(model, data, window) for k, window in windows.items()}
+    errors = []
+    for physical in PHYSICAL_BATCH_SIZES:
+        recorder = GradientRecorder(model.parameters())
+        runner = build(model, recorder, math.ceil(FULL_WINDOW / physical))
+        for window in windows.values():
+            runner.step(list(data.batches(window, physical)))
+        for number, (label, window) in enumerate(windows.items()):
+            error = _relative_error(recorder.gradients, number, expected[label])
+            errors.append(GradientError(name, engine, label, len(window), physical, error))
+    return errors
+
+
+def whole_window_gradient(model: nn.Module, data: TokenTensors, window: Tensor) -> Tensor:
+    """The gradient of the mean loss over the window in one pass, flattened: the definition."""
+    model.zero_grad()
+    batch = data.batch(window)
+    F.cross_entropy(model(batch.input_ids, batch.attention_mask), batch.labels).backward()
+    gradient = _flat([p.grad for p in model.parameters()])
+    model.zero_grad()
+    return gradient
+
+
+def _relative_error(gradients: Sequence[Tensor], number: int, expected: Tensor) -> float:
+    """NaN where the engine never made that step: a dropped tail is as wrong as a wrong gradient."""
+    if number >= len(gradients):
+        return math.nan
+    return float((gradients[number] - expected).norm() / expected.norm())
+
+
+def _flat(gradients: Sequence[Tensor | None]) -> Tensor:
+    return torch.cat([g.flatten().clone() for g in gradients if g is not None])
+
+
+def _random_texts(vocabulary: int) -> TokenTensors:
+    """Random tokens of ragged lengths, so that micro-batches are padded differently."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, _MAX_TOKENS + 1, FULL_WINDOW)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = rng.integers(5, vocabulary, offsets[-1]).astype(np.int32)
+    labels = rng.integers(0, 2, FULL_WINDOW)
+    arrays = TokenArrays(tokens, offsets, labels, np.arange(FULL_WINDOW))
+    return TokenTensors(arrays, pad_token=0, device=torch.device("cpu"))

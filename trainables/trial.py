@@ -1,0 +1,214 @@
+"""Trial: build it, run it epoch by epoch, save it, restore it. Knows neither Ray nor MLflow."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, AdamW, Optimizer
+from transformers import get_scheduler
+
+from search_spaces import TrialConfig
+from trainables.accumulation import StepResult, build_engine
+from trainables.checkpoint import Checkpoint, CorruptCheckpoint, Weights
+from trainables.encoders import EncoderAssets
+from trainables.evaluation import evaluate
+from trainables.tokens import TokenArrays
+from trainables.seeding import derive_seed
+from trainables.windows import TokenTensors, epoch_windows
+
+CURVE_POINTS_PER_EPOCH = 50
+_OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW}
+
+EpochReport = dict[str, Any]
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training diverged: the loss of a step is NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class TrialAssets:
+    """What the driver prepares once per model. The test split is not among it."""
+
+    encoder: EncoderAssets
+    pad_token: int
+    classes: int
+    train: TokenArrays
+    val: TokenArrays
+
+
+class Trial:
+    """One configuration, trained once.
+
+    ``history`` holds a report per finished epoch: ``epoch``, ``train_loss``, ``train_acc``,
+    ``val_loss``, ``val_acc``, ``examples_per_second``, ``epoch_seconds``, and ``step_curve``, rows of
+    (optimizer step, loss, accuracy).
+    """
+
+    def __init__(self, config: TrialConfig, assets: TrialAssets, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.history: list[EpochReport] = []
+        self.train = TokenTensors(assets.train, assets.pad_token, device)
+        self.val = TokenTensors(assets.val, assets.pad_token, device)
+        self.model = assets.encoder.build(assets.classes, config.dropout, config.seed).to(device)
+        # fused: one kernel for all parameters, on the CPU as well
+        self.optimizer = _OPTIMIZERS[config.optimizer](
+            self.model.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        steps = config.epochs * self.steps_per_epoch
+        self.scheduler = get_scheduler(
+            config.scheduler, self.optimizer, round(config.warmup_ratio * steps), steps
+        )
+        self.engine = build_engine(
+            config.engine, self.model, self.optimizer, config.precision, config.accumulation_steps
+        )
+        self._best_weights: Weights = {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch."""
+        return self.config.steps_per_epoch(len(self.train))
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return len(self.history)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every epoch has been run."""
+        return self.epoch >= self.config.epochs
+
+    def run_epoch(self) -> EpochReport:
+        """Train on every example once, evaluate on the val split, and report.
+
+        Raises NonFiniteLoss, naming the step, and RuntimeError where device memory runs out.
+        """
+        epoch, started = self.epoch + 1, time.perf_counter()
+        try:
+            steps = self._train(epoch)
+            training_seconds = time.perf_counter() - started
+            validation = evaluate(self.model, self.val, self.config.precision)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"out of device memory at physical batch size {self.config.physical_batch_size}: "
+                "run again with a smaller --physical-batch-size, which does not change what is learned"
+            ) from error
+        report = {
+            "epoch": epoch,
+            **_totals(steps),
+            "val_loss": validation.loss,
+            "val_acc": validation.accuracy,
+            "examples_per_second": len(self.train) / training_seconds,
+            "epoch_seconds": time.perf_counter() - started,
+            "step_curve": _curve(steps, first_step=self.epoch * self.steps_per_epoch + 1),
+        }
+        if not math.isfinite(validation.loss):
+            raise NonFiniteLoss(f"val_loss is {validation.loss} after epoch {epoch}")
+        self.history.append(report)
+        if best_epoch(self.history) == epoch:
+            self._best_weights = self._weights()
+        return report
+
+    def save(self, folder: Path) -> None:
+        """Write the whole state into ``folder``."""
+        is_best = best_epoch(self.history) == self.epoch
+        Checkpoint(
+            trial_hash=self.config.trial_hash,
+            history=self.history,
+            weights=self._weights(),
+            best_weights=None if is_best else self._best_weights,
+            optimizer=self.optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+        ).save(folder)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a saved state; raises CorruptCheckpoint, also where it is another trial's."""
+        checkpoint = Checkpoint.load(folder)
+        if checkpoint.trial_hash != self.config.trial_hash:
+            raise CorruptCheckpoint(
+                f"{folder} belongs to trial {checkpoint.trial_hash}, not {self.config.trial_hash}"
+            )
+        self.history = checkpoint.history
+        self.model.load_state_dict(checkpoint.weights)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.scheduler.load_state_dict(checkpoint.scheduler)
+        self._best_weights = checkpoint.best_weights or checkpoint.weights
+
+    def _train(self, epoch: int) -> list[StepResult]:
+        config = self.config
+        windows = epoch_windows(len(self.train), config.target_batch_size, config.seed, epoch)
+        self.model.train()
+        results = []
+        with torch.random.fork_rng(devices=_cuda_devices(self.device)):
+            for number, window in enumerate(windows):
+                torch.manual_seed(derive_seed(config.seed, "dropout", epoch, number))
+                micro_batches = list(self.train.batches(window, config.physical_batch_size))
+                results.append(self.engine.step(micro_batches))
+                self.scheduler.step()
+        _check_finite(results, first_step=self.epoch * self.steps_per_epoch + 1, epoch=epoch)
+        return results
+
+    def _weights(self) -> Weights:
+        state = self.model.state_dict()
+        return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}
+
+
+def best_epoch(history: Sequence[EpochReport]) -> int:
+    """The epoch of the highest val_acc, the earliest on ties; 0 before the first."""
+    if not history:
+        return 0
+    return max(history, key=lambda report: (report["val_acc"], -report["epoch"]))["epoch"]
+
+
+def _cuda_devices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+def _check_finite(steps: Sequence[StepResult], first_step: int, epoch: int) -> None:
+    losses = torch.stack([step.loss_sum for step in steps])
+    bad = torch.nonzero(~losses.isfinite())
+    if len(bad):
+        offset = int(bad[0])
+        raise NonFiniteLoss(
+            f"train_loss is {losses[offset].item()} at step {first_step + offset} (epoch {epoch}): "
+            "the learning rate is probably too high"
+        )
+
+
+def _totals(steps: Sequence[StepResult]) -> dict[str, float]:
+    loss, correct, examples = _columns(steps)
+    return {
+        "train_loss": float(loss.sum() / examples.sum()),
+        "train_acc": float(correct.sum() / examples.sum()),
+    }
+
+
+def _curve(steps: Sequence[StepResult], first_step: int) -> list[tuple[int, float, float]]:
+    """Thin to at most CURVE_POINTS_PER_EPOCH rows, each the mean over its steps' examples."""
+    width = math.ceil(len(steps) / CURVE_POINTS_PER_EPOCH)
+    rows = []
+    for start in range(0, len(steps), width):
+        loss, correct, examples = _columns(steps[start : start + width])
+        last_step = first_step + min(start + width, len(steps)) - 1
+        total = float(examples.sum())
+        rows.append((last_step, float(loss.sum()) / total, float(correct.sum()) / total))
+    return rows
+
+
+def _columns(steps: Sequence[StepResult]) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss sums, correct counts and example counts as float64, (steps,) each, on the CPU."""
+    return (
+        torch.stack([step.loss_sum for step in steps]).double().cpu(),
+        torch.stack([step.correct for step in steps]).double().cpu(),
+        torch.tensor([step.examples for step in steps], dtype=torch.float64),
+    )
