@@ -38,9 +38,7 @@ class Parser(argparse.ArgumentParser):
         known, rest = self.parse_known_args(argv)
         if rest:
             near = difflib.get_close_matches(rest[0], list(self._option_string_actions), n=1)
-            self.error(
-                f"unknown argument {rest[0]}" + (f": did you mean {near[0]}?" if near else "")
-            )
+            self.error(f"unknown argument {rest[0]}" + (f": did you mean {near[0]}?" if near else ""))
         return known
 
 
@@ -112,8 +110,7 @@ def print_report(tracking_uri: str, study: str, results_path: str) -> None:
 
 # flags that are TrialConfig fields of the same name, and flags that are SweepOptions
 SETTINGS = (
-    "dataset text_column label_column keep_duplicates base_lr epochs max_length train_size "
-    "eval_size engine"
+    "dataset text_column label_column keep_duplicates base_lr epochs max_length train_size eval_size engine"
 ).split()
 OPTIONS = (
     "space demo models target_batch_sizes scaling_rules seeds physical_batch_size precision "
@@ -124,9 +121,7 @@ OPTIONS = (
 
 def sweep_parser() -> Parser:
     """The flags of a sweep."""
-    parser = Parser(
-        "", "Run a batch-size x learning-rate-scaling study as a Ray Tune sweep.", EPILOG
-    )
+    parser = Parser("", "Run a batch-size x learning-rate-scaling study as a Ray Tune sweep.", EPILOG)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--space", help="the question to answer (see --list-spaces)")
     what.add_argument("--list-spaces", action="store_true", help="list the questions and exit")
@@ -138,9 +133,7 @@ def sweep_parser() -> Parser:
     )
 
     cells = parser.add_argument_group("cells (defaults come from the space)")
-    cells.add_argument(
-        "--models", nargs="+", metavar="MODEL", help="short names, hub ids or folders"
-    )
+    cells.add_argument("--models", nargs="+", metavar="MODEL", help="short names, hub ids or folders")
     cells.add_argument("--target-batch-sizes", nargs="+", type=int, metavar="N")
     cells.add_argument("--scaling-rules", nargs="+", metavar="RULE", help="fixed, sqrt, linear")
     cells.add_argument("--seed", dest="seeds", nargs="+", type=int, metavar="N", help="default 42")
@@ -156,9 +149,7 @@ def sweep_parser() -> Parser:
 
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int)
-    training.add_argument(
-        "--base-lr", type=float, help="at the reference batch size (default 5e-5)"
-    )
+    training.add_argument("--base-lr", type=float, help="at the reference batch size (default 5e-5)")
     training.add_argument(
         "--physical-batch-size", metavar="N|auto", help="per pass; does not change what is learned"
     )
@@ -194,9 +185,7 @@ def report_parser() -> Parser:
 
 def verify_parser() -> Parser:
     """The flags of ``verify``."""
-    parser = Parser(
-        "verify", "Compare accumulated gradients with whole-window gradients in float64."
-    )
+    parser = Parser("verify", "Compare accumulated gradients with whole-window gradients in float64.")
     parser.add_argument("--models", nargs="+", metavar="MODEL", help="short names or folders")
     return parser
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -93,10 +93,12 @@ def csv_text(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def _columns_and_cells(rows: Sequence[Row]):
+def _columns_and_cells(
+    rows: Sequence[Row],
+) -> tuple[tuple[str, ...], Callable[[Row], tuple[str, ...]]]:
     """A seed column appears only where there is more than one seed."""
     if len({row.seed for row in rows}) < 2:
-        return COLUMNS, lambda row: row.texts()
+        return COLUMNS, Row.texts
     return (*COLUMNS[:2], "seed", *COLUMNS[2:]), _texts_with_seed
 
 

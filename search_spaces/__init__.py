@@ -6,8 +6,7 @@ from search_spaces.space import Space, unique_trials
 from search_spaces.trial_config import TrialConfig
 
 SPACES: dict[str, Space] = {
-    module.SPACE.name: module.SPACE
-    for module in (batch_lr_grid, fixed_lr, sqrt_lr, linear_ablation)
+    module.SPACE.name: module.SPACE for module in (batch_lr_grid, fixed_lr, sqrt_lr, linear_ablation)
 }
 
 

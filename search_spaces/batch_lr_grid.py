@@ -3,8 +3,7 @@ from search_spaces.space import Space
 SPACE = Space(
     name="batch_lr_grid",
     question=(
-        "Does a larger target batch size generalise worse, "
-        "and does scaling the learning rate repair it?"
+        "Does a larger target batch size generalise worse, and does scaling the learning rate repair it?"
     ),
     models=("bert-base", "modernbert-base"),
     target_batch_sizes=(64, 256, 1024),

@@ -15,7 +15,7 @@ from search_spaces.errors import unknown
 
 SCALING_RULES: dict[str, Callable[[float], float]] = {
     "fixed": lambda ratio: 1.0,
-    "sqrt": lambda ratio: math.sqrt(ratio),
+    "sqrt": math.sqrt,
     "linear": lambda ratio: ratio,
 }
 

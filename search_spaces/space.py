@@ -27,13 +27,9 @@ class Space:
 
     def cells(self) -> list[TrialConfig]:
         """Every point of the grid under every seed, in reading order: rule, model, batch, seed."""
-        grid = itertools.product(
-            self.scaling_rules, self.models, self.target_batch_sizes, self.seeds
-        )
+        grid = itertools.product(self.scaling_rules, self.models, self.target_batch_sizes, self.seeds)
         return [
-            TrialConfig(
-                model=model, target_batch_size=batch, scaling_rule=rule, seed=seed, **self.settings
-            )
+            TrialConfig(model=model, target_batch_size=batch, scaling_rule=rule, seed=seed, **self.settings)
             for rule, model, batch, seed in grid
         ]
 

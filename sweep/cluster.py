@@ -16,10 +16,10 @@ os.environ.setdefault("RAY_DEDUP_LOGS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
-import ray  # noqa: E402
+import ray
 
-from search_spaces import UserError  # noqa: E402
-from sweep.options import SweepOptions  # noqa: E402
+from search_spaces import UserError
+from sweep.options import SweepOptions
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _NOT_FOR_WORKERS = [
@@ -87,9 +87,7 @@ def resources_per_trial(options: SweepOptions) -> Resources:
     if cpus_per_trial is None:
         cpus_per_trial = max(1.0, min(4.0, cpus * per_trial // gpus)) if per_trial else 1.0
     if cpus_per_trial > cpus:
-        raise UserError(
-            f"--cpus-per-trial {cpus_per_trial:g} is more than the {cpus:g} cores there are"
-        )
+        raise UserError(f"--cpus-per-trial {cpus_per_trial:g} is more than the {cpus:g} cores there are")
     fits = int(gpus // per_trial if per_trial else cpus // cpus_per_trial)
     concurrent = max(1, min(fits, options.max_concurrent or fits))
     return Resources(per_trial, cpus_per_trial, concurrent)

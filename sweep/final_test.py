@@ -37,8 +37,7 @@ def run_tests(
     failed; those trials stay untested, and the next invocation tries them again.
     """
     references = {model: ray.put(arrays) for model, arrays in test_splits.items()}
-    options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
-    evaluate_remotely = ray.remote(**options)(_evaluate_models)
+    evaluate_remotely = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_evaluate_models)
     failures: dict[str, str] = {}
     running: deque = deque()
 
@@ -50,9 +49,7 @@ def run_tests(
             best, last = results["best"], results.get("last", results["best"])
             trial.run.log_test(best, last, arrays.labels, arrays.row_ids)
         except Exception as error:  # one trial's test must not take the others with it
-            failures[trial.config.trial_hash] = (
-                f"test failed: {str(error).strip().splitlines()[-1]}"
-            )
+            failures[trial.config.trial_hash] = f"test failed: {str(error).strip().splitlines()[-1]}"
 
     for trial in trials:
         if len(running) >= resources.concurrent:
@@ -62,9 +59,7 @@ def run_tests(
         except Exception as error:
             failures[trial.config.trial_hash] = f"model cannot be downloaded: {error}"
             continue
-        reference = evaluate_remotely.remote(
-            models, references[trial.config.model], trial.config.precision
-        )
+        reference = evaluate_remotely.remote(models, references[trial.config.model], trial.config.precision)
         running.append((trial, reference))
     while running:
         finish_oldest()

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ray import tune
 from search_spaces import TrialConfig, UserError
 from sweep.cluster import Resources
 from sweep.recorder import Recorder
-from trainables.checkpoint import CorruptCheckpoint, verified_files
+from trainables.checkpoint import CorruptCheckpointError, verified_files
 from trainables.encoder_trainable import EncoderTrainable
 from trainables.trial import TrialAssets
 
@@ -63,7 +63,7 @@ def newest_checkpoint(storage: Path, config: TrialConfig) -> Path | None:
     """The newest checkpoint of a trial that is complete and unchanged, from any invocation."""
     folders = storage.glob(f"*/{config.trial_hash}/checkpoint_*")
     for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
-        with contextlib.suppress(CorruptCheckpoint):
+        with contextlib.suppress(CorruptCheckpointError):
             verified_files(folder)
             return folder
     return None
@@ -72,9 +72,7 @@ def newest_checkpoint(storage: Path, config: TrialConfig) -> Path | None:
 def study_storage(storage_path: str, study: str) -> Path:
     """The study's folder for checkpoints, checked to be writable by everyone who needs it."""
     if "://" in storage_path:
-        raise UserError(
-            f"--storage-path {storage_path} is not a folder: give one all nodes can see"
-        )
+        raise UserError(f"--storage-path {storage_path} is not a folder: give one all nodes can see")
     return writable_folder(Path(storage_path).expanduser().resolve() / study, "--storage-path")
 
 
@@ -86,9 +84,7 @@ def writable_folder(folder: Path, flag: str) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror}): choose another {flag}"
-        ) from error
+        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another {flag}") from error
     return folder
 
 
@@ -97,7 +93,7 @@ def _trial_name(trial: tune.experiment.Trial) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_tune():
+def _quiet_tune() -> Iterator[None]:
     """Tune reports failed trials on its own; the recorder has already said so in one line each."""
     os.environ["TUNE_WARN_THRESHOLD_S"] = "30"
     logger = logging.getLogger("ray.tune")

@@ -47,7 +47,8 @@ class SweepOptions:
 def resolve_space(options: SweepOptions, bf16_available: bool) -> Space:
     """The space with the flags applied: explicit flags beat ``--demo``, which beats the space.
 
-    Cheap: a misspelled flag value is found before PyTorch, Ray and MLflow have been imported. Raises UserError for names that do not exist and for ``--set`` on what has a flag of its own.
+    Cheap: a misspelled flag value is found before PyTorch, Ray and MLflow have been imported.
+    Raises UserError for names that do not exist and for ``--set`` on what has a flag of its own.
     """
     space = find_space(options.space)
     settings = dict(space.settings)
@@ -111,6 +112,4 @@ def check_distinct(space: Space) -> None:
     for axis in ("models", "target_batch_sizes", "scaling_rules", "seeds"):
         values = getattr(space, axis)
         if len(set(values)) < len(values):
-            raise UserError(
-                f"{axis.replace('_', ' ')} are named twice: {', '.join(map(str, values))}"
-            )
+            raise UserError(f"{axis.replace('_', ' ')} are named twice: {', '.join(map(str, values))}")

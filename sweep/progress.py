@@ -1,7 +1,7 @@
 """What the user watches: one live table in a terminal, one plain line per epoch elsewhere."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from types import TracebackType
@@ -28,10 +28,9 @@ class _Row:
 class Progress:
     """A context manager that shows the trials of one sweep; its methods may be called at any time."""
 
-    def __init__(self, trials: dict[str, Sequence[TrialConfig]], concurrent: int) -> None:
+    def __init__(self, trials: Mapping[str, Sequence[TrialConfig]], concurrent: int) -> None:
         self._rows = {
-            trial_hash: _Row(run_name(cells), cells[0].epochs)
-            for trial_hash, cells in trials.items()
+            trial_hash: _Row(run_name(cells), cells[0].epochs) for trial_hash, cells in trials.items()
         }
         self._concurrent = concurrent
         self._lock = Lock()

@@ -74,9 +74,7 @@ class Recorder(Callback):
         self._progress.epoch(trial_hash, report)
         self._submit(trial_hash, lambda h: self._runs[h].log_epochs([report]))
 
-    def on_trial_complete(
-        self, iteration: int, trials: list, trial: TuneTrial, **info: Any
-    ) -> None:
+    def on_trial_complete(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Upload the models; the checkpoint of the last epoch holds both."""
         trial_hash = _trial_hash(trial)
         if trial.checkpoint is None:
@@ -97,9 +95,7 @@ class Recorder(Callback):
                 return
             try:
                 write(trial_hash)
-            except (
-                Exception
-            ) as error:  # whatever the store raises, the trial must not look finished
+            except Exception as error:  # whatever the store raises, the trial must not look finished
                 self._fail_now(trial_hash, f"could not be tracked: {_reason(error)}")
 
         self._pending.append(self._writer.submit(guarded))
@@ -115,9 +111,7 @@ class Recorder(Callback):
             return
         try:
             run.fail(reason)
-        except (
-            Exception
-        ) as error:  # the store itself is gone; the command still ends with exit code 1
+        except Exception as error:  # the store itself is gone; the command still ends with exit code 1
             self.failures[trial_hash] = f"{reason} (nor could that be tracked: {_reason(error)})"
 
     def _open(self, trial_hash: str) -> None:
@@ -130,9 +124,7 @@ class Recorder(Callback):
     def _upload(self, trial_hash: str, checkpoint: Path) -> None:
         run = self._runs[trial_hash]
         history = read_progress(checkpoint)["history"]
-        run.log_epochs(
-            history
-        )  # fills in what an earlier, cut-off invocation trained but did not log
+        run.log_epochs(history)  # fills in what an earlier, cut-off invocation trained but did not log
         best, files = best_epoch(history), weight_files(checkpoint)
         config = self._plan.trials[trial_hash][0]
         with tempfile.TemporaryDirectory() as temporary:

@@ -41,23 +41,24 @@ def run_study(options: SweepOptions) -> StudyOutcome:
     """
     plan = make_plan(options, bf16_available())
     storage = study_storage(options.storage_path, plan.study)
-    writable_folder(Path(options.results_path) / plan.study, "results folder")
+    writable_folder(Path(options.results_path) / plan.study, "--results-path")
     store = StudyStore(options.tracking_uri, plan.study)
     console.print(plan_tables(plan)[0], markup=False)
     to_train, to_test = _unfinished(plan, store)
     if not to_train and not to_test:
         console.print(f"all {len(plan.trials)} trials are already trained and tested")
-        store.start_invocation(_title(plan), plan.to_dict(), _tags(plan)).finish("FINISHED")
+        _start_invocation(plan, store).finish("FINISHED")
         return StudyOutcome(plan.study, {})
-    assets = _prepare(plan, {c.model for c in [*to_train, *to_test]})
+    assets = _prepare(plan, {config.model for config in [*to_train, *to_test]})
     with ray_session(options.ray_address) as dashboard:
         resources = resources_per_trial(options)
         _announce(dashboard, options, resources)
-        invocation = store.start_invocation(_title(plan), plan.to_dict(), _tags(plan))
+        invocation = _start_invocation(plan, store)
         status = "KILLED"
         try:
-            failures = _train(plan, store, invocation, to_train, assets, resources, storage)
-            failures |= _test(plan, store, assets, resources, failures)
+            sweep = _Sweep(plan, store, invocation, assets, resources)
+            failures = sweep.train(to_train, storage)
+            failures |= sweep.test(failures)
             status = "FAILED" if failures else "FINISHED"
         finally:
             invocation.finish(status)
@@ -66,6 +67,43 @@ def run_study(options: SweepOptions) -> StudyOutcome:
     seeds = len(plan.space.seeds)
     named = {run_name(plan.trials[h], seeds): reason for h, reason in failures.items()}
     return StudyOutcome(plan.study, named)
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """One invocation under way; both phases return trial hash -> reason for what failed."""
+
+    plan: Plan
+    store: StudyStore
+    invocation: InvocationRun
+    assets: dict[str, ModelAssets]
+    resources: Resources
+
+    def train(self, configs: Sequence[TrialConfig], storage: Path) -> dict[str, str]:
+        if not configs:
+            return {}
+        trials = {config.trial_hash: self.plan.trials[config.trial_hash] for config in configs}
+        encoders = {model: value.encoder for model, value in self.assets.items()}
+        shared = {model: value.trial for model, value in self.assets.items()}
+        with Progress(trials, self.resources.concurrent) as progress:
+            recorder = Recorder(self.plan, self.store, self.invocation, encoders, progress)
+            try:
+                train(configs, shared, self.resources, storage, recorder)
+            finally:
+                recorder.drain()
+        return recorder.failures
+
+    def test(self, already_failed: dict[str, str]) -> dict[str, str]:
+        runs = self.store.trial_runs()
+        untested = [
+            UntestedTrial(cells[0], runs[trial_hash])
+            for trial_hash, cells in self.plan.trials.items()
+            if trial_hash not in already_failed and not runs[trial_hash].is_tested
+        ]
+        console.print(f"testing {len(untested)} trials, reloaded from MLflow")
+        test_splits = {model: value.test for model, value in self.assets.items()}
+        with console.status("testing"):
+            return run_tests(untested, test_splits, self.resources)
 
 
 def _unfinished(plan: Plan, store: StudyStore) -> tuple[list[TrialConfig], list[TrialConfig]]:
@@ -93,48 +131,10 @@ def _prepare(plan: Plan, models: set[str]) -> dict[str, ModelAssets]:
         return {model: prepare_assets(first[model], plan.splits) for model in sorted(models)}
 
 
-def _train(
-    plan: Plan,
-    store: StudyStore,
-    invocation: InvocationRun,
-    configs: Sequence[TrialConfig],
-    assets: dict[str, ModelAssets],
-    resources: Resources,
-    storage: Path,
-) -> dict[str, str]:
-    if not configs:
-        return {}
-    trials = {config.trial_hash: plan.trials[config.trial_hash] for config in configs}
-    encoders = {model: value.encoder for model, value in assets.items()}
-    with Progress(trials, resources.concurrent) as progress:
-        recorder = Recorder(plan, store, invocation, encoders, progress)
-        try:
-            shared = {model: value.trial for model, value in assets.items()}
-            train(configs, shared, resources, storage, recorder)
-        finally:
-            recorder.drain()
-    return recorder.failures
-
-
-def _test(
-    plan: Plan,
-    store: StudyStore,
-    assets: dict[str, ModelAssets],
-    resources: Resources,
-    failures: dict[str, str],
-) -> dict[str, str]:
-    runs = store.trial_runs()
-    untested = [
-        UntestedTrial(cells[0], runs[trial_hash])
-        for trial_hash, cells in plan.trials.items()
-        if trial_hash not in failures
-        and runs[trial_hash].is_trained
-        and not runs[trial_hash].is_tested
-    ]
-    console.print(f"testing {len(untested)} trials, best and last epoch, reloaded from MLflow")
-    test_splits = {model: value.test for model, value in assets.items()}
-    with console.status("testing"):
-        return run_tests(untested, test_splits, resources)
+def _start_invocation(plan: Plan, store: StudyStore) -> InvocationRun:
+    title = f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
+    tags = {"space": plan.space.name, "question": plan.space.question}
+    return store.start_invocation(title, plan.to_dict(), tags)
 
 
 def _announce(dashboard: str, options: SweepOptions, resources: Resources) -> None:
@@ -145,16 +145,8 @@ def _announce(dashboard: str, options: SweepOptions, resources: Resources) -> No
         + (f" and {resources.gpus:g} GPU" if resources.gpus else "")
     )
     if dashboard:
-        console.print(f"Ray dashboard  http://{dashboard}  (token: ray get-auth-token)")
+        console.print(f"Ray dashboard  http://{dashboard}  (it asks for the token of `ray get-auth-token`)")
     if options.tracking_uri.startswith("http"):
         console.print(f"MLflow         {options.tracking_uri}")
     else:
         console.print(f"MLflow         mlflow ui --backend-store-uri {options.tracking_uri}")
-
-
-def _title(plan: Plan) -> str:
-    return f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
-
-
-def _tags(plan: Plan) -> dict[str, str]:
-    return {"space": plan.space.name, "question": plan.space.question}

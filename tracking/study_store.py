@@ -50,9 +50,7 @@ class InvocationRun:
         try:
             return mlflow.artifacts.load_dict(uri)
         except (MlflowException, OSError) as error:
-            raise UserError(
-                f"the plan of run {self.run_id} cannot be read: {_line(error)}"
-            ) from error
+            raise UserError(f"the plan of run {self.run_id} cannot be read: {_line(error)}") from error
 
     def finish(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""
@@ -87,9 +85,7 @@ class StudyStore:
             raise UserError(f"study '{self.study}' has no runs yet")
         return InvocationRun(self.client, runs[0].info.run_id)
 
-    def start_invocation(
-        self, title: str, plan: dict[str, Any], tags: dict[str, str]
-    ) -> InvocationRun:
+    def start_invocation(self, title: str, plan: dict[str, Any], tags: dict[str, str]) -> InvocationRun:
         """Create the parent run (and the experiment, the first time) and store the plan."""
         run = self._create_run(title, {"role": "invocation", **tags})
         self.client.log_dict(run.info.run_id, plan, _PLAN)

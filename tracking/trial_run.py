@@ -107,10 +107,8 @@ class TrialRun:
         tags = {"cells": json.dumps([_cell(c) for c in cells]), "failure": ""}
         if MLFLOW_PARENT_RUN_ID not in self.tags:
             tags[MLFLOW_PARENT_RUN_ID] = parent
-        self.client.log_batch(
-            self.run_id, params=params, tags=[RunTag(k, v) for k, v in tags.items()]
-        )
-        if not self.run.inputs.dataset_inputs:
+        self.client.log_batch(self.run_id, params=params, tags=[RunTag(k, v) for k, v in tags.items()])
+        if not (self.run.inputs and self.run.inputs.dataset_inputs):
             self.client.log_inputs(self.run_id, [_dataset_input(dataset)])
         self.client.update_run(self.run_id, status="RUNNING")
         history = self.client.get_metric_history(self.run_id, "val_acc")
@@ -176,9 +174,7 @@ class TrialRun:
         flavor = Model.load(path).flavors["python_function"]
         return Path(path) / flavor["data"]
 
-    def log_test(
-        self, best: TestResult, last: TestResult, labels: np.ndarray, rows: np.ndarray
-    ) -> None:
+    def log_test(self, best: TestResult, last: TestResult, labels: np.ndarray, rows: np.ndarray) -> None:
         """Write the test metrics and the per-example predictions, and finish the run."""
         with tempfile.TemporaryDirectory() as folder:
             for prefix, result in (("", best), ("last_", last)):

@@ -6,7 +6,6 @@ that a crash or a full disk left half-written is recognised, never half-loaded.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ _PROGRESS = "progress.json"
 Weights = dict[str, Tensor]
 
 
-class CorruptCheckpoint(RuntimeError):
+class CorruptCheckpointError(RuntimeError):
     """A checkpoint that is incomplete or has changed since it was written."""
 
 
@@ -61,11 +60,11 @@ class Checkpoint:
         manifest = {name: _sha256(folder / name) for name in files}
         partial = folder / f"{_MANIFEST}.partial"
         partial.write_text(json.dumps(manifest))
-        os.replace(partial, folder / _MANIFEST)
+        partial.replace(folder / _MANIFEST)
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
-        """Read and verify; raises CorruptCheckpoint for anything but what ``save`` wrote."""
+        """Read and verify; raises CorruptCheckpointError for anything but what ``save`` wrote."""
         files = verified_files(folder)
         optimizer, scheduler = torch.load(files[_OPTIMIZER], weights_only=True)
         progress = read_progress(folder)
@@ -80,15 +79,15 @@ class Checkpoint:
 
 
 def verified_files(folder: Path) -> dict[str, Path]:
-    """The files of a complete, unchanged checkpoint by name; raises CorruptCheckpoint otherwise."""
+    """The files of a complete, unchanged checkpoint by name; raises CorruptCheckpointError otherwise."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise CorruptCheckpoint(f"{folder} holds no complete checkpoint") from error
+        raise CorruptCheckpointError(f"{folder} holds no complete checkpoint") from error
     for name, expected in manifest.items():
         path = folder / name
         if not path.is_file() or _sha256(path) != expected:
-            raise CorruptCheckpoint(f"{path} is missing or has changed since it was written")
+            raise CorruptCheckpointError(f"{path} is missing or has changed since it was written")
     return {name: folder / name for name in manifest}
 
 

@@ -19,7 +19,7 @@ class EncoderTrainable(tune.Trainable):
     hash to the folder of a checkpoint that an earlier invocation left.
     """
 
-    def setup(
+    def setup(  # type: ignore[override]
         self,
         config: dict[str, Any],
         assets: dict[str, "ray.ObjectRef[TrialAssets]"],
@@ -53,7 +53,7 @@ class EncoderTrainable(tune.Trainable):
         """The trial's whole state."""
         self._trial.save(Path(checkpoint_dir))
 
-    def load_checkpoint(self, checkpoint: str | None) -> None:
+    def load_checkpoint(self, checkpoint: str | None) -> None:  # type: ignore[override]
         """Go on from a checkpoint that Tune kept."""
         if checkpoint:
             self._trial.restore(Path(checkpoint))

@@ -46,9 +46,7 @@ class EncoderForClassification(nn.Module):
             self.encoder.pooler = None  # not used here, so it must not be trained, saved or counted
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(config.hidden_size, classes)
-        nn.init.normal_(
-            self.classifier.weight, std=HEAD_INIT_STD, generator=generator(seed, "head")
-        )
+        nn.init.normal_(self.classifier.weight, std=HEAD_INIT_STD, generator=generator(seed, "head"))
         nn.init.zeros_(self.classifier.bias)
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -85,9 +83,7 @@ class EncoderAssets:
 
     def build(self, classes: int, dropout: float, seed: int) -> EncoderForClassification:
         """The pretrained encoder under a new head that is a function of ``seed``, on CPU in fp32."""
-        model = EncoderForClassification(
-            AutoConfig.for_model(**self.config), classes, dropout, seed
-        )
+        model = EncoderForClassification(AutoConfig.for_model(**self.config), classes, dropout, seed)
         # torch.tensor copies: the arrays may be read-only memory shared with other processes
         model.encoder.load_state_dict({k: torch.tensor(v) for k, v in self.weights.items()})
         return model
@@ -163,7 +159,7 @@ def _train_byte_bpe(texts: Iterable[str]) -> PreTrainedTokenizerBase:
 
 
 def _finish_tokenizer(
-    tokenizer: Tokenizer, trainer, texts: Iterable[str]
+    tokenizer: Tokenizer, trainer: trainers.Trainer, texts: Iterable[str]
 ) -> PreTrainedTokenizerBase:
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -68,9 +68,7 @@ class ExportedModel:
         )
 
 
-def export_model(
-    folder: Path, weights_file: Path, encoder: EncoderAssets, card: ClassifierCard
-) -> None:
+def export_model(folder: Path, weights_file: Path, encoder: EncoderAssets, card: ClassifierCard) -> None:
     """Write the folder from the weights of a checkpoint and the assets they were trained from."""
     folder.mkdir(parents=True)
     shutil.copyfile(weights_file, folder / _WEIGHTS)

@@ -33,7 +33,6 @@ class GradientError:
     model: str
     engine: str
     window: str
-    examples: int
     physical_batch_size: int
     relative_error: float
 
@@ -72,7 +71,10 @@ def compare_gradients(
         torch.manual_seed(derive_seed(0, "verify"))
         model = EncoderForClassification(config, classes=2, dropout=0.0, seed=0).double().eval()
     data = _random_texts(config.vocab_size)
-    windows = {"full": torch.arange(FULL_WINDOW), "short tail": torch.arange(SHORT_TAIL)}
+    windows = {
+        f"full, {FULL_WINDOW} examples": torch.arange(FULL_WINDOW),
+        f"short tail, {SHORT_TAIL} examples": torch.arange(SHORT_TAIL),
+    }
     expected = {k: whole_window_gradient(model, data, window) for k, window in windows.items()}
     errors = []
     for physical in PHYSICAL_BATCH_SIZES:
@@ -80,10 +82,10 @@ def compare_gradients(
         runner = build(model, recorder, math.ceil(FULL_WINDOW / physical))
         for window in windows.values():
             runner.step(list(data.batches(window, physical)))
-        for number, (label, window) in enumerate(windows.items()):
+        for number, label in enumerate(windows):
             error = _relative_error(recorder.gradients, number, expected[label])
-            errors.append(GradientError(name, engine, label, len(window), physical, error))
-    return errors
+            errors.append(GradientError(name, engine, label, physical, error))
+    return sorted(errors, key=lambda error: error.window)  # stable: sizes stay in order
 
 
 def whole_window_gradient(model: nn.Module, data: TokenTensors, window: Tensor) -> Tensor:

@@ -90,8 +90,10 @@ def load_splits(config: TrialConfig) -> ReviewSplits:
             )
 
     def subset(indices: np.ndarray, size: int | None) -> Reviews:
-        whole = size is None or size > len(indices) - len(reviews.label_names)
-        return reviews.select(indices[:size] if whole else split(indices, size)[1])
+        # a stratified choice must leave out at least one example of each class
+        if size is None or size > len(indices) - len(reviews.label_names):
+            return reviews.select(indices[:size])
+        return reviews.select(split(indices, size)[1])
 
     return ReviewSplits(
         train=subset(train, config.train_size),
@@ -105,9 +107,9 @@ def load_splits(config: TrialConfig) -> ReviewSplits:
 def load_reviews(config: TrialConfig) -> Reviews:
     """Load and check a data set: a hub id, a local folder, or one CSV, JSON or Parquet file."""
     if config.dataset == demo_reviews.NAME:
-        texts, labels = demo_reviews.generate()
+        texts, classes = demo_reviews.generate()
         names = ("negative", "positive")
-        return _deduplicated(texts, np.array(labels), names, config.keep_duplicates)
+        return _deduplicated(texts, np.array(classes), names, config.keep_duplicates)
     table = _load_table(config.dataset)
     for column in (config.text_column, config.label_column):
         if column not in table.column_names:
@@ -164,9 +166,7 @@ def _checked_labels(table: datasets.Dataset, name: str) -> tuple[np.ndarray, tup
             "remove them or name another column with --label-column"
         )
     if any(isinstance(v, float) and not v.is_integer() for v in values[:1000]):
-        raise UserError(
-            f"column '{name}' holds fractions, not classes: name another --label-column"
-        )
+        raise UserError(f"column '{name}' holds fractions, not classes: name another --label-column")
     if any(not isinstance(v, (str, int, float)) for v in values):
         raise UserError(f"column '{name}' holds neither numbers nor names: name another one")
     values = [int(v) if isinstance(v, (bool, float)) else v for v in values]

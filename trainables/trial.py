@@ -9,25 +9,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Adam, AdamW
 from transformers import get_scheduler
 
 from search_spaces import TrialConfig
 from trainables.accumulation import StepResult, build_engine
-from trainables.checkpoint import Checkpoint, CorruptCheckpoint, Weights
+from trainables.checkpoint import Checkpoint, CorruptCheckpointError, Weights
 from trainables.encoders import EncoderAssets
 from trainables.evaluation import evaluate
-from trainables.tokens import TokenArrays
 from trainables.seeding import derive_seed
+from trainables.tokens import TokenArrays
 from trainables.windows import TokenTensors, epoch_windows
 
 CURVE_POINTS_PER_EPOCH = 50
-_OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW}
+_OPTIMIZERS: dict[str, type[Adam]] = {"adam": Adam, "adamw": AdamW}
 
 EpochReport = dict[str, Any]
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLossError(RuntimeError):
     """Training diverged: the loss of a step is NaN or infinite."""
 
 
@@ -91,7 +91,7 @@ class Trial:
     def run_epoch(self) -> EpochReport:
         """Train on every example once, evaluate on the val split, and report.
 
-        Raises NonFiniteLoss, naming the step, and RuntimeError where device memory runs out.
+        Raises NonFiniteLossError, naming the step, and RuntimeError where device memory runs out.
         """
         epoch, started = self.epoch + 1, time.perf_counter()
         try:
@@ -113,7 +113,7 @@ class Trial:
             "step_curve": _curve(steps, first_step=self.epoch * self.steps_per_epoch + 1),
         }
         if not math.isfinite(validation.loss):
-            raise NonFiniteLoss(f"val_loss is {validation.loss} after epoch {epoch}")
+            raise NonFiniteLossError(f"val_loss is {validation.loss} after epoch {epoch}")
         self.history.append(report)
         if best_epoch(self.history) == epoch:
             self._best_weights = self._weights()
@@ -132,10 +132,10 @@ class Trial:
         ).save(folder)
 
     def restore(self, folder: Path) -> None:
-        """Go on from a saved state; raises CorruptCheckpoint, also where it is another trial's."""
+        """Go on from a saved state; raises CorruptCheckpointError, also where it is another trial's."""
         checkpoint = Checkpoint.load(folder)
         if checkpoint.trial_hash != self.config.trial_hash:
-            raise CorruptCheckpoint(
+            raise CorruptCheckpointError(
                 f"{folder} belongs to trial {checkpoint.trial_hash}, not {self.config.trial_hash}"
             )
         self.history = checkpoint.history
@@ -179,7 +179,7 @@ def _check_finite(steps: Sequence[StepResult], first_step: int, epoch: int) -> N
     bad = torch.nonzero(~losses.isfinite())
     if len(bad):
         offset = int(bad[0])
-        raise NonFiniteLoss(
+        raise NonFiniteLossError(
             f"train_loss is {losses[offset].item()} at step {first_step + offset} (epoch {epoch}): "
             "the learning rate is probably too high"
         )

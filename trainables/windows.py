@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.tokens import TokenArrays
 from trainables.seeding import generator
+from trainables.tokens import TokenArrays
 
 
 @dataclass(frozen=True)
