@@ -11,7 +11,7 @@ from trainables import demo_reviews
 
 AUTO_PHYSICAL_BATCH_SIZE = 64
 _DEMO_MODELS = ("bert-tiny", "modernbert-tiny")
-_DEMO_BASE_LR = 1e-3
+_DEMO_BASE_LR = 5e-4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,68 @@
+"""The arrows of the house: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ARROWS = {
+    "search_spaces": set(),
+    "trainables": {"search_spaces"},
+    "tracking": {"search_spaces"},
+    "sweep": {"search_spaces", "trainables", "tracking"},
+    "reports": {"tracking"},
+    "tune_main.py": {"sweep", "reports"},
+}
+ONLY_IMPORTER = {"mlflow": "tracking", "ray": "sweep", "optuna": "sweep", "datasets": "trainables"}
+ALLOWED_BESIDE = {"ray": {"trainables/encoder_trainable.py"}}
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def modules(place: str) -> list[Path]:
+    path = ROOT / place
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
+@pytest.mark.parametrize("place", ARROWS)
+def test_imports_follow_the_arrows(place):
+    forbidden = {name.removesuffix(".py") for name in ARROWS} - ARROWS[place] - {place.removesuffix(".py")}
+    wrong = {str(p.relative_to(ROOT)): imports(p) & forbidden for p in modules(place)}
+    assert not {path: names for path, names in wrong.items() if names}
+
+
+@pytest.mark.parametrize("library", ONLY_IMPORTER)
+def test_each_heavy_library_has_one_home(library):
+    home, beside = ONLY_IMPORTER[library], ALLOWED_BESIDE.get(library, set())
+    importers = {
+        str(path.relative_to(ROOT))
+        for place in ARROWS
+        for path in modules(place)
+        if library in imports(path)
+    }
+    assert {path for path in importers if not path.startswith(f"{home}/")} <= beside
+
+
+def test_search_spaces_are_plain_data():
+    names = set().union(*(imports(path) for path in modules("search_spaces")))
+    assert not names & {"torch", "ray", "mlflow", "transformers", "numpy"}
+
+
+def test_no_module_outgrows_a_readers_mind():
+    long = {
+        str(p): n
+        for place in ARROWS
+        for p in modules(place)
+        if (n := len(p.read_text().splitlines())) > 320
+    }
+    assert not long

@@ -1,0 +1,144 @@
+"""Bad input: one clear line, exit code 2, before anything is trained or written."""
+
+import os
+import socket
+
+import pytest
+
+import tune_main
+
+DEMO = ["--space", "fixed_lr", "--demo"]
+
+
+def run(argv, capsys):
+    code = tune_main.main(argv)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def closed_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+BAD_INPUT = {
+    "space": (["--space", "batch_lr_gird"], "did you mean batch_lr_grid"),
+    "model folder": ([*DEMO, "--models", "./no_such_folder"], "./no_such_folder"),
+    "model": ([*DEMO, "--models", "bert-bse"], "bert-bse"),
+    "rule": ([*DEMO, "--scaling-rules", "sqr"], "did you mean sqrt"),
+    "engine": ([*DEMO, "--engine", "troch"], "did you mean torch"),
+    "precision": ([*DEMO, "--precision", "fp61"], "precision"),
+    "epochs": ([*DEMO, "--epochs", "0"], "epochs must be positive"),
+    "learning rate": ([*DEMO, "--base-lr", "nan"], "base_lr must be a finite number"),
+    "physical batch size": ([*DEMO, "--physical-batch-size", "big"], "must be a number or auto"),
+    "setting": ([*DEMO, "--set", "droput=0.2"], "did you mean dropout"),
+    "setting value": ([*DEMO, "--set", "dropout=much"], "dropout must be float"),
+    "setting form": ([*DEMO, "--set", "dropout"], "key=value"),
+    "setting of an axis": ([*DEMO, "--set", "seed=3"], "use --seed"),
+    "twice": ([*DEMO, "--target-batch-sizes", "64", "64"], "named twice"),
+    "data file": ([*DEMO, "--dataset", "reviews.csv"], "no such data set"),
+    "study name": ([*DEMO, "--name", "../escape"], "study name"),
+    "tracking": ([*DEMO, "--tracking-uri", "file:mlruns"], "sqlite:///"),
+    "server": ([*DEMO, "--tracking-uri", f"http://127.0.0.1:{closed_port()}"], "does not answer"),
+    "train size": ([*DEMO, "--train-size", "4000000"], "--train-size 4000000"),
+    "hub data": (["--space", "fixed_lr", "--models", "bert-tiny"], "'stanfordnlp/imdb' cannot be read"),
+    "hub model": (["--space", "fixed_lr", "--dataset", "demo-reviews"], "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_and_leaves_nothing(case, capsys, tmp_path):
+    argv, expected = BAD_INPUT[case]
+    code, out, err = run(argv, capsys)
+    assert code == 2
+    assert expected in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert not out
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert not left
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--space", "fixed_lr", "--epoch", "3"], "did you mean --epochs"),
+        (["--space", "fixed_lr", "--epochs", "three"], "invalid int value"),
+        ([], "--space"),
+        (["report"], "--name"),
+    ],
+)
+def test_misspelled_flags_are_one_line(argv, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tune_main.main(argv)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+def test_an_unwritable_storage_path_is_named(capsys, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    code, _, err = run([*DEMO, "--storage-path", str(locked)], capsys)
+    assert code == 2
+    assert "--storage-path" in err
+
+
+def test_a_file_as_storage_path_is_refused(capsys, tmp_path):
+    (tmp_path / "taken").write_text("")
+    code, _, err = run([*DEMO, "--storage-path", str(tmp_path / "taken")], capsys)
+    assert code == 2
+    assert "choose another --storage-path" in err
+
+
+def test_report_on_an_unknown_study_suggests_nothing_half_made(capsys, tmp_path):
+    code, _, err = run(["report", "--name", "nothing"], capsys)
+    assert code == 2
+    assert "unknown study" in err
+
+
+def test_list_spaces_names_every_question(capsys):
+    code, out, _ = run(["--list-spaces"], capsys)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "batch_lr_grid",
+        "fixed_lr",
+        "sqrt_lr",
+        "linear_ablation",
+    ]
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
+    code, out, _ = run(["--space", "batch_lr_grid", "--demo", "--dry-run"], capsys)
+    assert code == 0
+    assert "18 cells, 14 unique trials" in out
+    assert "3,200 train, 400 val, 400 test; 0 exact duplicates dropped" in out
+    assert "checkpoints" in out
+    assert "fixed, sqrt, linear" in out
+    # target 1024 at physical 64: 16 accumulation steps; linear: 16 times 5e-4; 4 steps an epoch
+    row = next(line for line in out.splitlines() if "0.008" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")][3:8] == ["1024", "64", "16", "0.008", "4"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_explicit_flags_beat_demo(capsys):
+    argv = ["--space", "fixed_lr", "--demo", "--base-lr", "0.5", "--models", "bert-tiny", "--dry-run"]
+    _, out, _ = run(argv, capsys)
+    assert "0.5" in out
+    assert "modernbert-tiny" not in out
+    assert "demo-reviews" in out
+
+
+def test_verify_passes_and_exits_zero(capsys):
+    code, out, _ = run(["verify", "--models", "bert-tiny"], capsys)
+    assert code == 0
+    assert "20 of 20 gradients equal the whole window's" in out
