@@ -19,8 +19,8 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> tuple[list
     rows = _rows(plan, store.trial_runs())
     folder = Path(results_path) / study
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(_markdown(plan, rows))
-    (folder / "results.csv").write_text(csv_text(rows))
+    (folder / "report.md").write_text(_markdown(plan, rows), encoding="utf-8")
+    (folder / "results.csv").write_text(csv_text(rows), encoding="utf-8")
     invocation.log_folder(folder)
     return terminal_tables(rows), folder
 

@@ -55,7 +55,8 @@ def ray_session(address: str | None) -> Iterator[str]:
         arguments["address"] = address
         arguments["runtime_env"] = {"working_dir": str(_PROJECT), "excludes": _NOT_FOR_WORKERS}
     else:
-        arguments |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        # "local": never somebody else's cluster that happens to run on this machine
+        arguments |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         context = _connect(address, arguments)

@@ -12,6 +12,7 @@ from ray import tune
 
 from search_spaces import TrialConfig, UserError
 from sweep.cluster import Resources
+from sweep.console import console
 from sweep.recorder import Recorder
 from trainables.checkpoint import CorruptCheckpointError, verified_files
 from trainables.encoder_trainable import EncoderTrainable
@@ -32,6 +33,8 @@ def train(
     """
     references = {model: ray.put(value) for model, value in assets.items()}
     checkpoints = {c.trial_hash: str(p) for c in configs if (p := newest_checkpoint(storage, c))}
+    if checkpoints:
+        console.print(f"{len(checkpoints)} trials go on from their last finished epoch")
     trainable = tune.with_resources(
         tune.with_parameters(EncoderTrainable, assets=references, checkpoints=checkpoints),
         resources.for_ray(),
@@ -57,6 +60,9 @@ def train(
     )
     with _quiet_tune():
         tuner.fit()
+    # on Ctrl-C Tune stops its trials and returns as if nothing had happened
+    if not {config.trial_hash for config in configs} <= recorder.ended:
+        raise KeyboardInterrupt
 
 
 def newest_checkpoint(storage: Path, config: TrialConfig) -> Path | None:

@@ -1,5 +1,6 @@
 """From Tune's events to MLflow and the progress table: the only writer of a study's store."""
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -28,7 +29,8 @@ class Recorder(Callback):
     """Writes every epoch, uploads both models when a trial is done, keeps the reason of a failure.
 
     Writing happens in one thread, in order, so that a slow store does not hold up training. A write
-    that fails fails its trial: ``failures`` maps the hash of every failed trial to its reason.
+    that fails fails its trial: ``failures`` maps the hash of every failed trial to its reason;
+    ``ended`` holds the hashes of those that reached their last epoch or failed.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Recorder(Callback):
         progress: Progress,
     ) -> None:
         self.failures: dict[str, str] = {}
+        self.ended: set[str] = set()
         self._plan = plan
         self._store = store
         self._invocation = invocation
@@ -77,6 +80,7 @@ class Recorder(Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Upload the models; the checkpoint of the last epoch holds both."""
         trial_hash = _trial_hash(trial)
+        self.ended.add(trial_hash)
         if trial.checkpoint is None:
             self._fail(trial_hash, "Ray kept no checkpoint of the last epoch")
             return
@@ -85,7 +89,9 @@ class Recorder(Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Keep the reason."""
-        self._fail(_trial_hash(trial), _reason(trial.get_error()))
+        trial_hash = _trial_hash(trial)
+        self.ended.add(trial_hash)
+        self._fail(trial_hash, _worker_error(trial))
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -155,12 +161,13 @@ def _trial_hash(trial: TuneTrial) -> str:
     return TrialConfig.from_dict(trial.config["trial"]).trial_hash
 
 
-def _reason(error: BaseException | None) -> str:
-    """The last word of an error that may have crossed processes: its own message, on one line."""
-    if error is None:
-        return "the worker ended without saying why"
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, BaseException):
-        return _reason(cause)
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+def _worker_error(trial: TuneTrial) -> str:
+    """The message at the end of the traceback that Tune keeps, without the exception's module."""
+    text = Path(trial.error_file).read_text() if trial.error_file else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return re.sub(r"^(\w+\.)+\w+: ", "", lines[-1]) if lines else "the worker ended without saying why"
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__

@@ -2,6 +2,7 @@
 
 import itertools
 
+import torch
 from rich.table import Table
 
 from search_spaces.trial_config import ENGINES
@@ -13,8 +14,10 @@ from trainables.gradient_check import PHYSICAL_BATCH_SIZES, TOLERANCE, GradientE
 def verify(models: list[str] | None) -> bool:
     """Check each model under each engine, print the relative errors; True when all are small enough."""
     names = [canonical_model(m) for m in models or ENCODERS]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     table = Table(
-        title=f"relative gradient error in float64, must be below {TOLERANCE:g}, by physical batch size",
+        title=f"relative gradient error in float64 on {device}, by physical batch size "
+        f"(must be below {TOLERANCE:g})",
         title_justify="left",
     )
     for column in ("model", "engine", "window"):
@@ -26,7 +29,7 @@ def verify(models: list[str] | None) -> bool:
         config = load_architecture(name)
         for engine in ENGINES:
             with console.status(f"{name}, {engine}"):
-                found = check_model(name, config, engine)
+                found = check_model(name, config, engine, device)
             for window, group in itertools.groupby(found, key=lambda error: error.window):
                 table.add_row(name.rsplit("/", 1)[-1], engine, window, *map(_text, group))
             errors += found

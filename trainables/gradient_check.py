@@ -22,6 +22,7 @@ FULL_WINDOW = 12  # examples; 7 and 5 leave ragged micro-batches
 SHORT_TAIL = 5
 PHYSICAL_BATCH_SIZES = (1, 4, 5, 7, 12)
 _MAX_TOKENS = 12
+_CPU = torch.device("cpu")
 
 EngineFactory = Callable[[nn.Module, Optimizer, int], Engine]
 
@@ -54,23 +55,30 @@ class GradientRecorder(Optimizer):
         self.gradients.append(_flat([p.grad for p in self.param_groups[0]["params"]]))
 
 
-def check_model(name: str, config: PreTrainedConfig, engine: str) -> list[GradientError]:
+def check_model(
+    name: str, config: PreTrainedConfig, engine: str, device: torch.device = _CPU
+) -> list[GradientError]:
     """Compare an architecture's gradients under one engine of the table; dropout is off."""
 
     def build(model: nn.Module, optimizer: Optimizer, accumulation_steps: int) -> Engine:
         return build_engine(engine, model, optimizer, "fp32", accumulation_steps)
 
-    return compare_gradients(name, config, engine, build)
+    return compare_gradients(name, config, engine, build, device)
 
 
 def compare_gradients(
-    name: str, config: PreTrainedConfig, engine: str, build: EngineFactory
+    name: str,
+    config: PreTrainedConfig,
+    engine: str,
+    build: EngineFactory,
+    device: torch.device = _CPU,
 ) -> list[GradientError]:
     """Run a full window and then a short tail through the engine, at several physical batch sizes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(0, "verify"))
-        model = EncoderForClassification(config, classes=2, dropout=0.0, seed=0).double().eval()
-    data = _random_texts(config.vocab_size)
+        model = EncoderForClassification(config, classes=2, dropout=0.0, seed=0)
+    model.to(device, torch.float64).eval()
+    data = _random_texts(config.vocab_size, device)
     windows = {
         f"full, {FULL_WINDOW} examples": torch.arange(FULL_WINDOW),
         f"short tail, {SHORT_TAIL} examples": torch.arange(SHORT_TAIL),
@@ -109,7 +117,7 @@ def _flat(gradients: Sequence[Tensor | None]) -> Tensor:
     return torch.cat([g.flatten().clone() for g in gradients if g is not None])
 
 
-def _random_texts(vocabulary: int) -> TokenTensors:
+def _random_texts(vocabulary: int, device: torch.device) -> TokenTensors:
     """Random tokens of ragged lengths, so that micro-batches are padded differently."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, _MAX_TOKENS + 1, FULL_WINDOW)
@@ -117,4 +125,4 @@ def _random_texts(vocabulary: int) -> TokenTensors:
     tokens = rng.integers(5, vocabulary, offsets[-1]).astype(np.int32)
     labels = rng.integers(0, 2, FULL_WINDOW)
     arrays = TokenArrays(tokens, offsets, labels, np.arange(FULL_WINDOW))
-    return TokenTensors(arrays, pad_token=0, device=torch.device("cpu"))
+    return TokenTensors(arrays, pad_token=0, device=device)

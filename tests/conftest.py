@@ -1,0 +1,43 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: no test asks the hub
+
+from dataclasses import replace
+
+import datasets
+import pytest
+import torch
+
+from sweep.assets import prepare_assets
+from tests.helpers import TINY_MODELS, tiny_config
+from trainables.reviews import load_splits
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_datasets_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def splits():
+    """The demo corpus cut to 4 to 15 words a review: quick to train on, and still ragged."""
+
+    def cut(reviews):
+        return replace(
+            reviews, texts=[" ".join(text.split()[: 4 + i % 12]) for i, text in enumerate(reviews.texts)]
+        )
+
+    whole = load_splits(tiny_config())
+    return replace(whole, train=cut(whole.train), val=cut(whole.val), test=cut(whole.test))
+
+
+@pytest.fixture(scope="session")
+def assets(splits):
+    return {model: prepare_assets(tiny_config(model=model), splits).trial for model in TINY_MODELS}

@@ -1,0 +1,73 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from search_spaces import TrialConfig
+from trainables.trial import Trial
+
+SHARED = Path(__file__).parents[2] / "shared"
+TINY_MODELS = ("bert-tiny", "modernbert-tiny")
+CPU = torch.device("cpu")
+METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
+_TIMES = {"examples_per_second", "epoch_seconds"}
+
+
+def make_config(**overrides):
+    required = {"model": "bert-tiny", "target_batch_size": 64, "scaling_rule": "fixed"}
+    return TrialConfig(**required | overrides)
+
+
+def tiny_config(**overrides):
+    """200 train and 60 val reviews: at a target batch size of 64, three full windows and a tail of 8."""
+    tiny = {"dataset": "demo-reviews", "train_size": 200, "eval_size": 60, "base_lr": 1e-3}
+    return make_config(**tiny | {"physical_batch_size": 16, "epochs": 2} | overrides)
+
+
+def without_dropout(assets):
+    """BERT's own dropout, which TrialConfig.dropout does not reach, turned off as well."""
+    config = assets.encoder.config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return replace(assets, encoder=replace(assets.encoder, config=config))
+
+
+def train(trial):
+    while not trial.is_finished:
+        trial.run_epoch()
+    return trial
+
+
+def trained(config, assets):
+    return train(Trial(config, assets, CPU))
+
+
+def learnt(trial):
+    """The history without the times, as it looks once it has been through JSON."""
+    reports = json.loads(json.dumps(trial.history))
+    return [{k: v for k, v in report.items() if k not in _TIMES} for report in reports]
+
+
+def weights(trial):
+    return {k: v.detach().clone() for k, v in trial.model.state_dict().items()}
+
+
+def assert_identical(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def largest_difference(actual, expected):
+    assert actual.keys() == expected.keys()
+    return max(float((actual[k] - expected[k]).abs().max()) for k in actual)
+
+
+def message(raised):
+    """The one line that the user sees."""
+    text = str(raised.value)
+    assert "\n" not in text
+    return text
+
+
+def needs_shared(name):
+    folder = SHARED / name
+    return pytest.mark.skipif(not folder.is_dir(), reason=f"{folder} is absent")

@@ -1,0 +1,206 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from search_spaces import UserError
+from tests.helpers import (
+    CPU,
+    METRICS,
+    TINY_MODELS,
+    largest_difference,
+    tiny_config,
+    train,
+    weights,
+    without_dropout,
+)
+from trainables.accumulation import StepResult, build_engine, summed_loss
+from trainables.encoders import load_architecture
+from trainables.gradient_check import PHYSICAL_BATCH_SIZES, check_model, compare_gradients
+from trainables.trial import Trial
+from trainables.windows import TokenTensors
+
+ENGINES = ("torch", "accelerate")
+
+
+class ScaledEngine:
+    """An accumulation loop whose factor of each micro-batch's summed loss is a parameter."""
+
+    def __init__(self, scale, model, optimizer, accumulation_steps):
+        self.scale = scale
+        self.model = model
+        self.optimizer = optimizer
+        self.accumulation_steps = accumulation_steps
+
+    def step(self, micro_batches):
+        self.optimizer.zero_grad()
+        losses, hits = [], []
+        for batch in micro_batches:
+            loss_sum, correct = summed_loss(self.model(batch.input_ids, batch.attention_mask), batch)
+            (loss_sum * self.scale(batch, micro_batches, self.accumulation_steps)).backward()
+            losses.append(loss_sum.detach())
+            hits.append(correct)
+        self.optimizer.step()
+        return StepResult(sum(losses), sum(hits), sum(map(len, micro_batches)))
+
+
+def right(batch, micro_batches, accumulation_steps):
+    return 1 / sum(map(len, micro_batches))
+
+
+def mean_of_means(batch, micro_batches, accumulation_steps):
+    return 1 / (len(batch) * len(micro_batches))
+
+
+def full_number_of_steps(batch, micro_batches, accumulation_steps):
+    """Accelerate's ``accumulate``, left alone."""
+    return right(batch, micro_batches, accumulation_steps) * len(micro_batches) / accumulation_steps
+
+
+def summed_over_steps(batch, micro_batches, accumulation_steps):
+    """transformers.Trainer: the means of the micro-batches are added up."""
+    return right(batch, micro_batches, accumulation_steps) * len(micro_batches)
+
+
+class TailDroppingEngine(ScaledEngine):
+    """Steps only when it has seen as many micro-batches as a full window has."""
+
+    def step(self, micro_batches):
+        if len(micro_batches) == self.accumulation_steps:
+            super().step(micro_batches)
+
+
+def caught(build, model="bert-tiny"):
+    """The windows, as (kind, physical batch size), whose gradient is found to be wrong."""
+    errors = compare_gradients(model, load_architecture(model), "in this test", build)
+    assert len(errors) == 2 * len(PHYSICAL_BATCH_SIZES)
+    return {(e.window.split(",")[0], e.physical_batch_size) for e in errors if not e.is_small}
+
+
+# -- one window ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_any_window_gets_its_whole_gradient_at_any_physical_batch_size(model, engine):
+    errors = check_model(model, load_architecture(model), engine)
+    assert {e.physical_batch_size for e in errors} == set(PHYSICAL_BATCH_SIZES)
+    assert {e.window for e in errors} == {"full, 12 examples", "short tail, 5 examples"}
+    assert all(e.is_small for e in errors), errors
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_the_right_scale_passes_the_check(model):
+    assert caught(partial(ScaledEngine, right), model) == set()
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_the_mean_of_ragged_micro_batches_means_is_caught(model):
+    wrong = {("full", 5), ("full", 7), ("short tail", 4)}
+    assert caught(partial(ScaledEngine, mean_of_means), model) == wrong
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_a_short_window_divided_by_the_full_number_of_steps_is_caught(model):
+    wrong = {("short tail", physical) for physical in (1, 4, 5, 7)}
+    assert caught(partial(ScaledEngine, full_number_of_steps), model) == wrong
+
+
+def test_a_gradient_that_grows_with_the_number_of_steps_is_caught():
+    wrong = {("full", physical) for physical in (1, 4, 5, 7)}
+    wrong |= {("short tail", 1), ("short tail", 4)}
+    assert caught(partial(ScaledEngine, summed_over_steps)) == wrong
+
+
+def test_a_dropped_tail_is_caught():
+    wrong = {("short tail", physical) for physical in (1, 4, 5, 7)}
+    assert caught(partial(TailDroppingEngine, right)) == wrong
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_reports_the_loss_and_the_hits_of_its_whole_window(assets, engine):
+    tiny = assets["modernbert-tiny"]
+    model = tiny.encoder.build(tiny.classes, dropout=0.0, seed=0)
+    data = TokenTensors(tiny.train, tiny.pad_token, CPU)
+    window = torch.arange(17)
+    batch = data.batch(window)
+    with torch.no_grad():
+        logits = model.eval()(batch.input_ids, batch.attention_mask)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    result = build_engine(engine, model, optimizer, "fp32", 4).step(list(data.batches(window, 5)))
+    assert result.examples == 17
+    assert result.loss_sum.item() == pytest.approx(F.cross_entropy(logits, batch.labels).item() * 17)
+    assert result.correct.item() == (logits.argmax(dim=1) == batch.labels).sum().item()
+
+
+def test_unknown_engine_suggests_the_near_miss():
+    with pytest.raises(UserError, match="did you mean torch"):
+        build_engine("torhc", None, None, "fp32", 1)
+
+
+# -- a whole trial with a short last window --------------------------------------------------------
+
+
+def learn(assets, dtype=torch.float32, scale=None, **overrides):
+    sizes = {"target_batch_size": 60, "physical_batch_size": 7}
+    config = tiny_config(**{"dropout": 0.0} | sizes | overrides)
+    trial = Trial(config, without_dropout(assets[config.model]), CPU)
+    trial.model.to(dtype)
+    if scale:
+        trial.engine = ScaledEngine(scale, trial.model, trial.optimizer, config.accumulation_steps)
+    return train(trial)
+
+
+def differences(trial, reference):
+    """The largest difference of any metric of any epoch, and of any weight."""
+    metrics = max(
+        abs(report[name] - expected[name])
+        for report, expected in zip(trial.history, reference.history, strict=True)
+        for name in METRICS
+    )
+    return metrics, largest_difference(weights(trial), weights(reference))
+
+
+@pytest.fixture(scope="module", params=TINY_MODELS)
+def reference(request, assets):
+    trial = learn(assets, model=request.param)
+    assert (trial.steps_per_epoch, len(trial.train) % 60) == (4, 20)  # the tail is 3 of 9 micro-batches
+    return trial
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"engine": "accelerate"}, {"scale": right}], ids=["accelerate", "own loop"]
+)
+def test_every_right_engine_learns_the_same(assets, reference, overrides):
+    trial = learn(assets, model=reference.config.model, **overrides)
+    metrics, weight = differences(trial, reference)
+    assert metrics < 1e-6
+    assert weight < 2e-5  # eight steps of Adam, each of at most about 1e-3
+
+
+@pytest.mark.parametrize("scale", [full_number_of_steps, mean_of_means])
+def test_a_wrong_engine_learns_something_else(assets, reference, scale):
+    metrics, weight = differences(learn(assets, model=reference.config.model, scale=scale), reference)
+    assert metrics > 1e-4
+    assert weight > 5e-4
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_physical_batch_size_does_not_change_what_is_learned(assets, model):
+    one_pass = learn(assets, torch.float64, model=model, epochs=1, physical_batch_size=60)
+    for physical in (1, 7):
+        trial = learn(assets, torch.float64, model=model, epochs=1, physical_batch_size=physical)
+        assert trial.config.accumulation_steps == math.ceil(60 / physical)
+        assert max(differences(trial, one_pass)) < 1e-9
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bf16_stays_finite_and_near_fp32(assets, reference, engine):
+    trial = learn(assets, model=reference.config.model, engine=engine, precision="bf16", epochs=1)
+    assert all(math.isfinite(report[name]) for report in trial.history for name in METRICS)
+    assert {weight.dtype for weight in weights(trial).values()} == {torch.float32}
+    loss, expected = (t.history[0]["train_loss"] for t in (trial, reference))
+    assert loss == pytest.approx(expected, abs=0.02)
+    assert loss != expected

@@ -1,0 +1,329 @@
+import dataclasses
+import re
+
+import pytest
+
+from search_spaces import SPACES, Space, TrialConfig, UserError, find_space, unique_trials
+from search_spaces.lr_scaling import SCALING_RULES, scaled_learning_rate
+from search_spaces.trial_config import FIELDS, parse_setting
+from tests.helpers import make_config, message
+
+# -- scaling rules ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("fixed", {64: 5e-5, 256: 5e-5, 1024: 5e-5}),
+        ("sqrt", {64: 5e-5, 256: 1e-4, 1024: 2e-4}),
+        ("linear", {64: 5e-5, 256: 2e-4, 1024: 8e-4}),
+    ],
+)
+def test_scaling_rule_gives_the_learning_rates_worked_out_by_hand(rule, expected):
+    for batch, learning_rate in expected.items():
+        assert scaled_learning_rate(rule, 5e-5, batch, 64) == pytest.approx(learning_rate, rel=1e-12)
+        config = make_config(scaling_rule=rule, target_batch_size=batch)
+        assert config.learning_rate == pytest.approx(learning_rate, rel=1e-12)
+
+
+def test_scaling_rule_also_scales_down():
+    assert scaled_learning_rate("linear", 5e-5, 16, 64) == pytest.approx(1.25e-5)
+    assert scaled_learning_rate("sqrt", 5e-5, 16, 64) == pytest.approx(2.5e-5)
+
+
+@pytest.mark.parametrize("rule", SCALING_RULES)
+def test_every_rule_is_the_base_learning_rate_at_the_reference_batch_size(rule):
+    assert scaled_learning_rate(rule, 3e-5, 96, 96) == 3e-5
+
+
+def test_unknown_scaling_rule_suggests_the_near_miss():
+    with pytest.raises(UserError) as raised:
+        scaled_learning_rate("cubic", 5e-5, 64, 64)
+    assert "unknown scaling rule 'cubic': choose from fixed, linear, sqrt" in message(raised)
+    with pytest.raises(UserError) as raised:
+        make_config(scaling_rule="liner")
+    assert "unknown scaling rule 'liner': did you mean linear?" in message(raised)
+
+
+# -- spaces ----------------------------------------------------------------------------------------
+
+
+def test_batch_lr_grid_is_18_cells_and_14_trials():
+    cells = SPACES["batch_lr_grid"].cells()
+    assert len(cells) == 18
+    assert len({(c.model, c.target_batch_size, c.scaling_rule) for c in cells}) == 18
+    assert len(unique_trials(cells)) == 14
+
+
+def test_rules_share_a_trial_at_the_reference_batch_size_and_nowhere_else():
+    groups = unique_trials(SPACES["batch_lr_grid"].cells()).values()
+    shared = {group[0].model: group for group in groups if len(group) > 1}
+    assert sorted(shared) == ["bert-base", "modernbert-base"]
+    for model, group in shared.items():
+        assert {cell.scaling_rule for cell in group} == {"fixed", "sqrt", "linear"}
+        assert {(cell.model, cell.target_batch_size) for cell in group} == {(model, 64)}
+
+
+def test_seeds_multiply_cells_and_trials():
+    space = dataclasses.replace(SPACES["batch_lr_grid"], seeds=(1, 2))
+    assert len(space.cells()) == 36
+    assert len(unique_trials(space.cells())) == 28
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_space_is_a_question_about_valid_cells(name):
+    space = find_space(name)
+    cells = space.cells()
+    assert space.name == name
+    assert space.question.endswith("?")
+    assert len(cells) == len(space.models) * len(space.target_batch_sizes) * len(space.scaling_rules)
+    assert all(0 < cell.learning_rate <= 8e-4 for cell in cells)
+
+
+def test_linear_ablation_compares_one_learning_rate_with_four_times_as_much_at_256():
+    cells = SPACES["linear_ablation"].cells()
+    assert {cell.target_batch_size for cell in cells} == {256}
+    for model in ("bert-base", "modernbert-base"):
+        rates = [cell.learning_rate for cell in cells if cell.model == model]
+        assert rates == pytest.approx([5e-5, 2e-4])
+
+
+def test_settings_of_a_space_reach_every_cell():
+    space = Space(
+        name="short",
+        question="?",
+        models=("bert-tiny",),
+        target_batch_sizes=(64, 128),
+        scaling_rules=("sqrt",),
+        settings={"epochs": 1, "dropout": 0.0},
+    )
+    assert [(c.epochs, c.dropout, c.target_batch_size) for c in space.cells()] == [(1, 0, 64), (1, 0, 128)]
+
+
+def test_unknown_space_suggests_the_near_miss():
+    with pytest.raises(UserError) as raised:
+        find_space("batch_lr_gird")
+    assert "unknown space 'batch_lr_gird': did you mean batch_lr_grid?" in message(raised)
+
+
+# -- TrialConfig -----------------------------------------------------------------------------------
+
+BAD_VALUES = [
+    *((name, value) for name in ("target_batch_size", "physical_batch_size") for value in (0, -64)),
+    *((name, "64") for name in ("target_batch_size", "physical_batch_size", "reference_batch_size")),
+    *((name, True) for name in ("target_batch_size", "epochs", "seed", "max_length", "train_size")),
+    *((name, None) for name in ("model", "target_batch_size", "base_lr", "epochs", "dropout")),
+    *((name, 2.0) for name in ("target_batch_size", "epochs", "seed", "eval_size")),
+    *(("base_lr", value) for value in (0.0, -5e-5, float("nan"), float("inf"), -float("inf"), "5e-5")),
+    *(("dropout", value) for value in (1.0, -0.1, 1.5, float("nan"), True)),
+    *(("warmup_ratio", value) for value in (1.0, -0.1, float("nan"))),
+    *(("weight_decay", value) for value in (-0.01, float("inf"))),
+    *((name, 0) for name in ("reference_batch_size", "epochs", "train_size", "eval_size")),
+    *((name, -1) for name in ("epochs", "seed", "split_seed", "max_length", "train_size")),
+    *((name, "") for name in ("model", "dataset", "text_column", "label_column", "engine")),
+    ("max_length", 2),
+    ("seed", 2**63),
+    ("split_seed", 2**32),
+    ("keep_duplicates", 1),
+    ("keep_duplicates", "false"),
+    ("engine", "deepspeed"),
+    ("engine", ["torch"]),
+    ("precision", "fp16"),
+    ("optimizer", "sgd"),
+    ("scheduler", "constnat"),
+    ("scaling_rule", "cubic"),
+    ("model", 7),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD_VALUES)
+def test_bad_value_is_refused_in_one_line_that_names_the_field(field, value):
+    with pytest.raises(UserError) as raised:
+        make_config(**{field: value})
+    assert field in message(raised).replace("scaling rule", "scaling_rule")
+
+
+def test_unknown_choice_suggests_the_near_miss():
+    with pytest.raises(UserError, match="unknown scheduler 'constnat': did you mean constant"):
+        make_config(scheduler="constnat")
+
+
+def test_whole_numbers_are_accepted_where_fractions_are_meant():
+    config = make_config(base_lr=1, dropout=0)
+    assert (type(config.base_lr), type(config.dropout)) == (float, float)
+    assert config == make_config(base_lr=1.0, dropout=0.0)
+    assert config.trial_hash == make_config(base_lr=1.0, dropout=0.0).trial_hash
+
+
+def test_config_cannot_be_changed():
+    config = make_config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        del config.seed
+
+
+def test_config_survives_the_round_trip_through_a_dict():
+    config = make_config(train_size=10, dropout=0.3, dataset_digest="abc", keep_duplicates=True)
+    assert TrialConfig.from_dict(config.to_dict()) == config
+    assert tuple(config.to_dict()) == FIELDS
+
+
+def test_from_dict_refuses_an_unknown_key_and_suggests_the_near_miss():
+    with pytest.raises(UserError) as raised:
+        TrialConfig.from_dict(make_config().to_dict() | {"target_batchsize": 64})
+    assert "'target_batchsize': did you mean target_batch_size" in message(raised)
+
+
+def test_from_dict_names_the_missing_keys():
+    values = make_config().to_dict()
+    del values["seed"], values["dropout"]
+    with pytest.raises(UserError) as raised:
+        TrialConfig.from_dict(values)
+    assert message(raised) == "configuration lacks seed, dropout"
+
+
+def test_from_dict_validates():
+    with pytest.raises(UserError, match="epochs"):
+        TrialConfig.from_dict(make_config().to_dict() | {"epochs": 0})
+
+
+@pytest.mark.parametrize(
+    ("target", "physical", "steps"),
+    [(64, 64, 1), (64, 100, 1), (256, 64, 4), (1024, 48, 22), (65, 64, 2), (64, 1, 64)],
+)
+def test_accumulation_steps_is_the_number_of_micro_batches_of_a_full_window(target, physical, steps):
+    config = make_config(target_batch_size=target, physical_batch_size=physical)
+    assert config.accumulation_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("examples", "target", "steps"),
+    [(40_000, 64, 625), (40_000, 1024, 40), (8_530, 64, 134), (65, 64, 2), (64, 64, 1), (5, 64, 1)],
+)
+def test_steps_per_epoch_counts_the_short_last_window(examples, target, steps):
+    assert make_config(target_batch_size=target).steps_per_epoch(examples) == steps
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("bert-base", "bert-base"),
+        ("nreimers/MiniLM-L6", "MiniLM-L6"),
+        ("/data/encoders/minilm", "minilm"),
+        ("/data/encoders/minilm/", "minilm"),
+        ("/site-packages/minilm/model", "minilm/model"),
+        ("minilm/checkpoint/", "minilm/checkpoint"),
+        ("model", "model"),
+    ],
+)
+def test_model_name_is_the_last_meaningful_part(model, name):
+    assert make_config(model=model).model_name == name
+
+
+def test_the_current_folder_has_a_model_name():
+    assert make_config(model=".").model_name
+
+
+# -- trial hash ------------------------------------------------------------------------------------
+
+
+def test_trial_hash_is_12_hex_digits():
+    assert re.fullmatch("[0-9a-f]{12}", make_config().trial_hash)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"physical_batch_size": 8},
+        {"scaling_rule": "sqrt"},
+        {"scaling_rule": "linear"},
+        {"scaling_rule": "linear", "base_lr": 2.5e-5, "reference_batch_size": 32},
+        {"dataset": "/elsewhere/imdb"},
+        {"text_column": "review", "label_column": "sentiment"},
+        {"keep_duplicates": True},
+        {"train_size": 100, "eval_size": 10},
+    ],
+)
+def test_trial_hash_ignores_what_does_not_change_what_is_learned(spelling):
+    assert make_config(**spelling).trial_hash == make_config().trial_hash
+
+
+def test_trial_hash_knows_the_learning_rate_however_it_came_about():
+    by_rule = make_config(target_batch_size=256, scaling_rule="sqrt", base_lr=5e-5)
+    by_hand = make_config(target_batch_size=256, scaling_rule="fixed", base_lr=1e-4)
+    assert by_rule.trial_hash == by_hand.trial_hash
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "modernbert-tiny"},
+        {"target_batch_size": 65},
+        {"base_lr": 5.1e-5},
+        {"scaling_rule": "sqrt", "reference_batch_size": 32},
+        {"epochs": 6},
+        {"seed": 43},
+        {"optimizer": "adamw"},
+        {"weight_decay": 0.01},
+        {"scheduler": "linear"},
+        {"warmup_ratio": 0.1},
+        {"dropout": 0.2},
+        {"engine": "accelerate"},
+        {"precision": "bf16"},
+        {"max_length": 127},
+        {"dataset_digest": "abc"},
+    ],
+)
+def test_trial_hash_changes_with_what_is_learned(change):
+    assert make_config(**change).trial_hash != make_config().trial_hash
+
+
+def test_at_another_batch_size_the_rules_are_different_trials():
+    hashes = {
+        make_config(target_batch_size=256, scaling_rule=rule).trial_hash
+        for rule in ("fixed", "sqrt", "linear")
+    }
+    assert len(hashes) == 3
+
+
+# -- parse_setting ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("dropout=0.2", ("dropout", 0.2)),
+        ("base_lr=1e-4", ("base_lr", 1e-4)),
+        ("epochs=3", ("epochs", 3)),
+        ("model=a=b", ("model", "a=b")),
+        ("keep_duplicates=true", ("keep_duplicates", True)),
+        ("keep_duplicates=False", ("keep_duplicates", False)),
+        ("train_size=100", ("train_size", 100)),
+        ("train_size=all", ("train_size", None)),
+        ("eval_size=none", ("eval_size", None)),
+    ],
+)
+def test_setting_is_parsed_as_its_field_is_typed(text, expected):
+    name, value = parse_setting(text)
+    assert (name, value) == expected
+    assert type(value) is type(expected[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("dropout", "'dropout' is not of the form key=value"),
+        ("drop_out=0.2", "did you mean dropout?"),
+        ("=3", "unknown configuration key ''"),
+        ("epochs=3.5", "epochs must be int, not '3.5'"),
+        ("epochs=", "epochs must be int, not ''"),
+        ("dropout=a lot", "dropout must be float, not 'a lot'"),
+        ("train_size=half", "train_size must be int, not 'half'"),
+        ("keep_duplicates=yes", "keep_duplicates must be true or false, not 'yes'"),
+    ],
+)
+def test_setting_that_cannot_be_read_says_why(text, words):
+    with pytest.raises(UserError) as raised:
+        parse_setting(text)
+    assert words in message(raised)

@@ -1,0 +1,160 @@
+"""A real MLflow store on SQLite: what is written, once, and what is found again."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.tracking import MlflowClient
+
+from search_spaces import TrialConfig, UserError
+from tracking import DatasetFacts, StudyStore, run_name
+from tracking.study_store import check_study_name
+from trainables.evaluation import Evaluation
+
+DATASET = DatasetFacts(
+    "films", "/data/films", "abc123", {"train": 8, "val": 1, "test": 2}, ("no", "yes"), 3
+)
+
+
+def config(**changes):
+    values = {"model": "bert-tiny", "target_batch_size": 64, "scaling_rule": "fixed"}
+    return TrialConfig(**values | changes)
+
+
+def report(epoch, val_acc=0.5):
+    return {
+        "epoch": epoch,
+        "train_loss": 0.7,
+        "train_acc": 0.5,
+        "val_loss": 0.6,
+        "val_acc": val_acc,
+        "examples_per_second": 10.0,
+        "step_curve": [(2 * epoch - 1, 0.8, 0.4), (2 * epoch, 0.6, 0.6)],
+    }
+
+
+@pytest.fixture
+def uri(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture
+def store(uri):
+    return StudyStore(uri, "films-study")
+
+
+def open_trial(store, cells):
+    invocation = store.start_invocation("title", {"cells": []}, {})
+    return store.open_trial(cells, 1, DATASET, invocation)
+
+
+def test_nothing_is_created_before_an_invocation_starts(store, uri):
+    assert store.trial_runs() == {}
+    assert [e.name for e in MlflowClient(uri).search_experiments()] == ["Default"]
+
+
+def test_a_trial_has_params_tags_parent_name_and_data_set(store):
+    cells = [config(scaling_rule=rule) for rule in ("fixed", "sqrt", "linear")]
+    run = open_trial(store, cells)
+    data = store.client.get_run(run.run_id)
+    for name, value in cells[0].to_dict().items():
+        assert data.data.params[name] == str(value)
+    assert data.data.params["learning_rate"] == "5e-05"
+    assert data.data.params["accumulation_steps"] == "1"
+    assert data.data.tags["trial_hash"] == cells[0].trial_hash
+    assert [c["scaling_rule"] for c in json.loads(data.data.tags["cells"])] == ["fixed", "sqrt", "linear"]
+    assert data.info.run_name == "bert-tiny · 64 · fixed=sqrt=linear"
+    assert data.data.tags["mlflow.parentRunId"] == store.latest_invocation().run_id
+    dataset = data.inputs.dataset_inputs[0].dataset
+    assert (dataset.name, dataset.digest) == ("films", "abc123")
+    assert json.loads(dataset.profile)["duplicates_dropped"] == 3
+
+
+def test_epochs_are_written_at_step_epoch_and_curves_at_their_steps(store):
+    run = open_trial(store, [config()])
+    run.log_epochs([report(1, 0.5), report(2, 0.75)])
+    history = store.client.get_metric_history(run.run_id, "val_acc")
+    assert [(m.step, m.value) for m in history] == [(1, 0.5), (2, 0.75)]
+    curve = store.client.get_metric_history(run.run_id, "train_loss_per_step")
+    assert [(m.step, m.value) for m in curve] == [(1, 0.8), (2, 0.6), (3, 0.8), (4, 0.6)]
+
+
+def test_a_resumed_trial_keeps_its_run_and_repeats_no_epoch(store, uri):
+    first = open_trial(store, [config()])
+    first.log_epochs([report(1)])
+    again = open_trial(StudyStore(uri, "films-study"), [config()])
+    assert again.run_id == first.run_id
+    again.log_epochs([report(1), report(2)])
+    steps = [m.step for m in store.client.get_metric_history(first.run_id, "val_acc")]
+    assert steps == [1, 2]
+
+
+def test_a_failed_trial_carries_its_reason_and_a_new_try_clears_it(store):
+    run = open_trial(store, [config()])
+    run.fail("train_loss is nan at step 3")
+    failed = store.client.get_run(run.run_id)
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["failure"] == "train_loss is nan at step 3"
+    open_trial(store, [config()])
+    again = store.client.get_run(run.run_id)
+    assert again.info.status == "RUNNING"
+    assert again.data.tags["failure"] == ""
+
+
+def test_test_results_finish_the_run_and_predictions_are_stored_by_row(store, tmp_path):
+    run = open_trial(store, [config()])
+    best = Evaluation(0.3, 0.5, np.array([1, 1]), np.array([[0.2, 0.8], [0.4, 0.6]]))
+    last = Evaluation(0.4, 1.0, np.array([1, 0]), np.array([[0.1, 0.9], [0.7, 0.3]]))
+    run.log_test(best, last, labels=np.array([1, 0]), rows=np.array([17, 4]))
+    data = store.client.get_run(run.run_id)
+    assert data.info.status == "FINISHED"
+    assert {
+        k: data.data.metrics[k] for k in ("test_acc", "test_loss", "last_test_acc", "last_test_loss")
+    } == {
+        "test_acc": 0.5,
+        "test_loss": 0.3,
+        "last_test_acc": 1.0,
+        "last_test_loss": 0.4,
+    }
+    path = store.client.download_artifacts(run.run_id, "test_predictions.parquet", str(tmp_path))
+    frame = pd.read_parquet(path)
+    assert frame.to_dict("list") == {
+        "row_id": [17, 4],
+        "label": [1, 0],
+        "prediction": [1, 1],
+        "probability": [0.8, 0.6],
+    }
+
+
+def test_the_newest_invocation_is_the_studys_plan(store):
+    store.start_invocation("first", {"cells": ["old"]}, {})
+    store.start_invocation("second", {"cells": ["new"]}, {})
+    assert store.latest_invocation().plan() == {"cells": ["new"]}
+
+
+def test_a_deleted_study_is_explained(store, uri):
+    open_trial(store, [config()])
+    experiment = store.client.get_experiment_by_name("films-study")
+    store.client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(UserError, match=r"was deleted in MLflow.*restore"):
+        StudyStore(uri, "films-study")
+
+
+def test_an_unknown_study_suggests_the_near_miss(store, uri):
+    open_trial(store, [config()])
+    with pytest.raises(UserError, match="did you mean films-study"):
+        StudyStore(uri, "film-study").latest_invocation()
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "a b", "x" * 101, "a\n"])
+def test_study_names_cannot_escape_their_folder(name):
+    with pytest.raises(UserError, match="study name"):
+        check_study_name(name)
+
+
+def test_run_names_tell_seeds_apart_only_where_there_are_several():
+    cells = [config(scaling_rule="sqrt", target_batch_size=256)]
+    assert run_name(cells) == "bert-tiny · 256 · sqrt"
+    assert run_name(cells, seeds=2) == "bert-tiny · 256 · sqrt · seed 42"

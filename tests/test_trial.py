@@ -1,0 +1,268 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.helpers import (
+    CPU,
+    TINY_MODELS,
+    assert_identical,
+    learnt,
+    tiny_config,
+    trained,
+    weights,
+)
+from trainables.checkpoint import Checkpoint, CorruptCheckpointError
+from trainables.evaluation import evaluate
+from trainables.trial import CURVE_POINTS_PER_EPOCH, NonFiniteLossError, Trial, best_epoch
+from trainables.windows import TokenTensors
+
+
+def new_trial(assets, **overrides):
+    config = tiny_config(**overrides)
+    return Trial(config, assets[config.model], CPU)
+
+
+def saved(trial, folder):
+    folder.mkdir()
+    trial.save(folder)
+    return folder
+
+
+# -- reproducible ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=TINY_MODELS)
+def finished(request, assets):
+    return trained(tiny_config(model=request.param), assets[request.param])
+
+
+def test_one_seed_learns_the_same_bit_for_bit(assets, finished):
+    torch.manual_seed(1234)  # the state of the global generator must not matter
+    again = trained(finished.config, assets[finished.config.model])
+    assert learnt(again) == learnt(finished)
+    assert_identical(weights(again), weights(finished))
+
+
+def test_another_seed_learns_something_else(assets, finished):
+    other = trained(replace(finished.config, seed=43), assets[finished.config.model])
+    assert learnt(other) != learnt(finished)
+    assert not torch.equal(weights(other)["classifier.weight"], weights(finished)["classifier.weight"])
+
+
+def test_training_leaves_the_global_generator_alone(assets):
+    trial = new_trial(assets, epochs=1)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    trial.run_epoch()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_one_seed_starts_from_the_same_head_whatever_the_batch_size(assets):
+    starts = [
+        weights(new_trial(assets, target_batch_size=target, physical_batch_size=physical))
+        for target, physical in ((64, 16), (256, 16), (64, 7))
+    ]
+    assert_identical(starts[1], starts[0])
+    assert_identical(starts[2], starts[0])
+    other = weights(new_trial(assets, seed=43))
+    assert not torch.equal(other["classifier.weight"], starts[0]["classifier.weight"])
+    assert torch.equal(other["classifier.bias"], torch.zeros(2))
+
+
+def test_the_encoder_starts_from_its_pretrained_weights_whatever_the_seed(assets):
+    for seed in (1, 2):
+        start = weights(new_trial(assets, seed=seed))
+        for name, array in assets["bert-tiny"].encoder.weights.items():
+            assert torch.equal(start[f"encoder.{name}"], torch.from_numpy(array))
+
+
+# -- interrupted equals uninterrupted --------------------------------------------------------------
+
+RECIPES = [
+    {"model": "bert-tiny", "engine": "torch"},
+    {"model": "bert-tiny", "engine": "accelerate", "scheduler": "linear", "warmup_ratio": 0.25},
+    {"model": "modernbert-tiny", "engine": "torch", "scheduler": "linear", "warmup_ratio": 0.25},
+    {"model": "modernbert-tiny", "engine": "accelerate", "scheduler": "cosine", "optimizer": "adamw"},
+]
+
+
+def assert_same_state(folder, expected_folder):
+    actual, expected = Checkpoint.load(folder), Checkpoint.load(expected_folder)
+    assert actual.trial_hash == expected.trial_hash
+    assert_identical(actual.weights, expected.weights)
+    assert (actual.best_weights is None) == (expected.best_weights is None)
+    if expected.best_weights is not None:
+        assert_identical(actual.best_weights, expected.best_weights)
+    assert_identical(actual.optimizer["state"], expected.optimizer["state"])
+    assert actual.optimizer["param_groups"] == expected.optimizer["param_groups"]
+    assert actual.scheduler == expected.scheduler
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: "-".join(map(str, r.values())))
+def test_a_trial_stopped_after_every_epoch_ends_where_an_uninterrupted_one_does(assets, tmp_path, recipe):
+    recipe = recipe | {"epochs": 3, "weight_decay": 0.01}
+    uninterrupted = new_trial(assets, **recipe)
+    for _ in range(3):
+        uninterrupted.run_epoch()
+    stopped = new_trial(assets, **recipe)
+    for epoch in (1, 2):
+        stopped.run_epoch()
+        folder = saved(stopped, tmp_path / f"epoch-{epoch}")
+        stopped = new_trial(assets, **recipe)
+        stopped.restore(folder)
+        assert stopped.epoch == epoch
+        assert not stopped.is_finished
+    stopped.run_epoch()
+    assert stopped.is_finished
+    assert learnt(stopped) == learnt(uninterrupted)
+    assert_same_state(saved(stopped, tmp_path / "stopped"), saved(uninterrupted, tmp_path / "whole"))
+
+
+def test_the_best_epochs_weights_survive_a_restart(assets, tmp_path):
+    # so small a learning rate moves nothing but the head's bias: val_acc ties and epoch 1 stays best
+    recipe = {"epochs": 3, "base_lr": 1e-12}
+    trial = new_trial(assets, **recipe)
+    trial.run_epoch()
+    after_first = weights(trial)
+    trial.run_epoch()
+    folder = saved(trial, tmp_path / "second")
+    restored = new_trial(assets, **recipe)
+    restored.restore(folder)
+    restored.run_epoch()
+    assert best_epoch(restored.history) == 1
+    checkpoint = Checkpoint.load(saved(restored, tmp_path / "third"))
+    assert_identical(checkpoint.best_weights, after_first)
+    assert not torch.equal(checkpoint.weights["classifier.bias"], after_first["classifier.bias"])
+
+
+def test_best_weights_are_stored_once_where_the_best_epoch_is_the_last(assets, tmp_path):
+    trial = new_trial(assets, epochs=1)
+    trial.run_epoch()
+    assert Checkpoint.load(saved(trial, tmp_path / "first")).best_weights is None
+
+
+@pytest.mark.parametrize("change", [{"seed": 43}, {"base_lr": 2e-3}, {"dataset_digest": "other"}], ids=str)
+def test_the_checkpoint_of_another_trial_is_refused(assets, tmp_path, change):
+    trial = new_trial(assets)
+    folder = saved(trial, tmp_path / "other")
+    other = new_trial(assets, **change)
+    with pytest.raises(
+        CorruptCheckpointError, match=f"{trial.config.trial_hash}, not {other.config.trial_hash}"
+    ):
+        other.restore(folder)
+
+
+def test_a_checkpoint_may_be_continued_at_another_physical_batch_size(assets, tmp_path):
+    trial = new_trial(assets)
+    trial.run_epoch()
+    other = new_trial(assets, physical_batch_size=64)
+    other.restore(saved(trial, tmp_path / "first"))
+    assert_identical(weights(other), weights(trial))
+    assert learnt(other) == learnt(trial)
+
+
+# -- reports ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"),
+    [
+        ([], 0),
+        ([0.7], 1),
+        ([0.7, 0.8, 0.75], 2),
+        ([0.8, 0.7, 0.8], 1),
+        ([0.1, 0.2, 0.3], 3),
+        ([0.5] * 3, 1),
+    ],
+)
+def test_best_epoch_has_the_highest_val_acc_and_is_the_earliest_on_ties(accuracies, best):
+    history = [{"epoch": i, "val_acc": accuracy} for i, accuracy in enumerate(accuracies, start=1)]
+    assert best_epoch(history) == best
+
+
+def test_a_report_names_its_epoch_and_its_metrics(finished):
+    assert [report["epoch"] for report in finished.history] == [1, 2]
+    for report in finished.history:
+        assert 0 <= report["val_acc"] <= 1
+        assert 0 <= report["train_acc"] <= 1
+        assert report["epoch_seconds"] > 200 / report["examples_per_second"] > 0
+
+
+@pytest.mark.parametrize(("target", "width", "rows"), [(64, 1, 4), (4, 1, 50), (3, 2, 34)])
+def test_step_curve_is_thinned_and_averages_to_the_report(assets, target, width, rows):
+    trial = new_trial(assets, model="modernbert-tiny", target_batch_size=target, physical_batch_size=64)
+    for _ in range(2):
+        trial.run_epoch()
+    first, second = (report["step_curve"] for report in trial.history)
+    steps = trial.steps_per_epoch
+    assert len(first) == len(second) == rows <= CURVE_POINTS_PER_EPOCH
+    ends = np.array([row[0] for row in first])
+    assert ends.tolist() == [min(start + width, steps) for start in range(0, steps, width)]
+    assert [row[0] for row in second] == [end + steps for end in ends]  # steps are counted across epochs
+    examples = np.diff(np.minimum(ends * target, 200), prepend=0)
+    for report in trial.history:
+        _, losses, accuracies = np.array(report["step_curve"]).T
+        assert np.average(losses, weights=examples) == pytest.approx(report["train_loss"], rel=1e-12)
+        assert np.average(accuracies, weights=examples) == pytest.approx(report["train_acc"], rel=1e-12)
+
+
+def test_learning_rate_follows_its_scheduler(assets):
+    trial = new_trial(assets, scheduler="linear", warmup_ratio=0.5)
+    rates = [trial.optimizer.param_groups[0]["lr"]]
+    for _ in range(2):
+        trial.run_epoch()
+        rates.append(trial.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0, 1e-3, 0])  # 4 of 8 steps up, 4 down
+
+
+@pytest.mark.parametrize("engine", ["torch", "accelerate"])
+def test_divergence_names_the_step_and_adds_nothing_to_the_history(assets, engine):
+    trial = new_trial(assets, base_lr=1e30, engine=engine)
+    with pytest.raises(NonFiniteLossError, match=r"train_loss is nan at step 2 \(epoch 1\)"):
+        trial.run_epoch()
+    assert trial.history == []
+
+
+def test_divergence_in_a_later_epoch_counts_steps_from_the_first(assets):
+    trial = new_trial(assets)
+    trial.run_epoch()
+    with torch.no_grad():
+        trial.model.classifier.bias.fill_(float("inf"))
+    with pytest.raises(NonFiniteLossError, match=r"at step 5 \(epoch 2\)"):
+        trial.run_epoch()
+    assert trial.epoch == 1
+
+
+def test_divergence_in_the_last_step_of_an_epoch_is_seen_in_the_val_loss(assets):
+    trial = new_trial(assets, target_batch_size=256, base_lr=1e30)
+    with pytest.raises(NonFiniteLossError, match="val_loss is nan after epoch 1"):
+        trial.run_epoch()
+
+
+# -- evaluation ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_evaluation_equals_one_text_at_a_time_unsorted(assets, model):
+    tiny = assets[model]
+    data = TokenTensors(tiny.train, tiny.pad_token, CPU)
+    classifier = tiny.encoder.build(tiny.classes, dropout=0.5, seed=0).double().train()
+    result = evaluate(classifier, data, "fp32")
+    arrays = tiny.train
+    with torch.no_grad():
+        logits = torch.cat(
+            [
+                classifier.eval()(ids := torch.from_numpy(tokens)[None].long(), torch.ones_like(ids))
+                for tokens in np.split(arrays.tokens, arrays.offsets[1:-1])
+            ]
+        )
+    labels = torch.from_numpy(arrays.labels)
+    assert len(logits) == 200
+    np.testing.assert_allclose(result.probabilities, logits.softmax(dim=1), rtol=0, atol=1e-10)
+    np.testing.assert_array_equal(result.predictions, logits.argmax(dim=1))
+    assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-10)
+    assert result.accuracy == (logits.argmax(dim=1) == labels).double().mean().item()

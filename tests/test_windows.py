@@ -1,0 +1,155 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import CPU, TINY_MODELS
+from trainables.tokens import TokenArrays, pad_token, tokenize
+from trainables.windows import TokenTensors, epoch_windows
+
+PAD = 99
+
+
+def ragged(*texts):
+    lengths = [len(text) for text in texts]
+    return TokenArrays(
+        tokens=np.array([token for text in texts for token in text], np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        labels=np.arange(len(texts)) % 2,
+        row_ids=np.arange(len(texts)),
+    )
+
+
+@pytest.fixture
+def data():
+    return TokenTensors(ragged([1, 2], [3, 4, 5, 6], [7], [8, 9, 10], [11, 12]), PAD, CPU)
+
+
+# -- windows of an epoch ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("target", "sizes"), [(64, [64, 64, 64, 8]), (100, [100, 100]), (999, [200])])
+def test_windows_cover_every_example_once_and_the_last_may_be_smaller(target, sizes):
+    windows = list(epoch_windows(200, target, seed=1, epoch=1))
+    assert [len(window) for window in windows] == sizes
+    assert sorted(torch.cat(windows).tolist()) == list(range(200))
+
+
+def order(target=64, seed=1, epoch=1):
+    return torch.cat(list(epoch_windows(200, target, seed, epoch))).tolist()
+
+
+@pytest.mark.parametrize("target", [1, 7, 256])
+def test_order_is_the_same_whatever_the_target_batch_size(target):
+    assert order(target=target) == order()
+
+
+def test_order_is_seeded_and_differs_per_epoch_and_seed():
+    assert order() == order()
+    assert len({tuple(order(seed=seed, epoch=epoch)) for seed in (1, 2) for epoch in (1, 2)}) == 4
+
+
+def test_order_does_not_disturb_the_global_generator():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    order()
+    assert torch.equal(torch.rand(3), expected)
+
+
+# -- batches ---------------------------------------------------------------------------------------
+
+
+def test_batch_is_padded_to_its_longest_example(data):
+    batch = data.batch(torch.tensor([0, 3, 2]))
+    assert batch.input_ids.tolist() == [[1, 2, PAD], [8, 9, 10], [7, PAD, PAD]]
+    assert batch.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    assert batch.labels.tolist() == [0, 1, 0]
+    assert {batch.input_ids.dtype, batch.attention_mask.dtype, batch.labels.dtype} == {torch.int64}
+
+
+def test_the_last_example_of_the_split_is_padded_like_any_other(data):
+    batch = data.batch(torch.tensor([4, 1]))
+    assert batch.input_ids.tolist() == [[11, 12, PAD, PAD], [3, 4, 5, 6]]
+    assert batch.attention_mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+
+
+def test_batches_run_from_longest_to_shortest_and_the_last_is_ragged(data):
+    batches = list(data.batches(torch.tensor([2, 4, 1, 0, 3]), size=2))
+    assert [batch.input_ids.tolist() for batch in batches] == [
+        [[3, 4, 5, 6], [8, 9, 10, PAD]],
+        [[11, 12], [1, 2]],  # of equal length: in the order given
+        [[7]],
+    ]
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [1, 1, 0, 0, 0]
+
+
+def test_batches_hold_the_examples_of_the_window_and_no_others(data):
+    batches = list(data.batches(torch.tensor([3, 0]), size=64))
+    assert [batch.input_ids.tolist() for batch in batches] == [[[8, 9, 10], [1, 2, PAD]]]
+
+
+def test_read_only_arrays_are_accepted_without_a_warning(recwarn):
+    arrays = ragged([1, 2], [3])
+    for array in vars(arrays).values():
+        array.flags.writeable = False  # as they are in Ray's shared memory
+    assert TokenTensors(arrays, PAD, CPU).batch(torch.tensor([1])).input_ids.tolist() == [[3]]
+    assert not recwarn.list
+
+
+# -- tokens ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_texts_are_tokenised_with_special_tokens_and_truncated(assets, model):
+    tokenizer = assets[model].encoder.tokenizer()
+    texts = ["the plot was dull .", "the cast was superb . " * 20, "x"]
+    arrays = tokenize(texts, np.array([0, 1, 0]), np.array([5, 6, 7]), tokenizer, max_length=16)
+    rows = np.split(arrays.tokens, arrays.offsets[1:-1])
+    assert [len(row) for row in rows] == [7, 16, 3]
+    assert {(row[0], row[-1]) for row in rows} == {(tokenizer.cls_token_id, tokenizer.sep_token_id)}
+    assert len(arrays) == 3
+    assert arrays.row_ids.tolist() == [5, 6, 7]
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_0(assets):
+    tokenizer = assets["bert-tiny"].encoder.tokenizer()
+    tokenizer.pad_token = "[MASK]"
+    assert pad_token(tokenizer) == tokenizer.mask_token_id != 0
+    tokenizer.pad_token = None
+    assert pad_token(tokenizer) == 0
+
+
+# -- padding changes nothing -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_padding_does_not_change_the_logits(assets, model):
+    val = TokenTensors(assets[model].val, assets[model].pad_token, CPU)
+    classifier = assets[model].encoder.build(classes=2, dropout=0.1, seed=0).double().eval()
+    lengths = val.lengths.tolist()
+    assert len(set(lengths)) > 3  # or there is nothing to pad
+    with torch.no_grad():
+        batch = val.batch(torch.arange(20))
+        together = classifier(batch.input_ids, batch.attention_mask)
+        for i in range(20):
+            alone = val.batch(torch.tensor([i]))
+            assert alone.attention_mask.all()
+            logits = classifier(alone.input_ids, alone.attention_mask)
+            assert torch.allclose(logits[0], together[i], rtol=0, atol=1e-10)
+        unmasked = classifier(batch.input_ids, torch.ones_like(batch.attention_mask))
+    assert not torch.allclose(unmasked, together, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_the_pad_token_itself_does_not_matter(assets, model):
+    classifier = assets[model].encoder.build(classes=2, dropout=0.1, seed=0).double().eval()
+    val = replace(assets[model]).val
+    logits = []
+    for pad in (0, 7):
+        batch = TokenTensors(val, pad, CPU).batch(torch.arange(20))
+        with torch.no_grad():
+            logits.append(classifier(batch.input_ids, batch.attention_mask))
+    assert torch.allclose(*logits, rtol=0, atol=1e-10)
