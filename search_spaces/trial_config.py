@@ -72,6 +72,8 @@ class TrialConfig:
             raise UserError(f"warmup_ratio must be in [0, 1), not {self.warmup_ratio}")
         if self.weight_decay < 0:
             raise UserError(f"weight_decay must not be negative, not {self.weight_decay}")
+        if not math.isfinite(self.learning_rate):
+            raise UserError(f"base_lr {self.base_lr} is scaled to {self.learning_rate}: make it smaller")
         if self.max_length < 3:
             raise UserError("max_length must be at least 3: two special tokens and one of text")
         if not 0 <= self.seed < 2**63 or not 0 <= self.split_seed < 2**32:
@@ -112,7 +114,7 @@ class TrialConfig:
         parts = PurePath(self.model).parts
         if len(parts) > 1 and parts[-1] in {"model", "encoder", "checkpoint"}:
             return "/".join(parts[-2:])
-        return parts[-1]
+        return parts[-1] if parts else self.model
 
     @property
     def trial_hash(self) -> str:

@@ -1,6 +1,10 @@
 """Everything a trial reads, prepared once by the driver: token arrays and pretrained weights."""
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
 
 from search_spaces import TrialConfig
 from trainables.encoders import EncoderAssets, load_encoder
@@ -30,11 +34,20 @@ def prepare_assets(config: TrialConfig, splits: ReviewSplits) -> ModelAssets:
     def tokens(split: Reviews) -> TokenArrays:
         return tokenize(split.texts, split.labels, split.row_ids, tokenizer, config.max_length)
 
+    train, val = tokens(splits.train), tokens(splits.val)
     trial = TrialAssets(
         encoder=encoder,
         pad_token=pad_token(tokenizer),
         classes=len(splits.label_names),
-        train=tokens(splits.train),
-        val=tokens(splits.val),
+        train=train,
+        val=val,
+        digest=_digest([train.tokens, val.tokens, *encoder.weights.values()]),
     )
     return ModelAssets(trial, tokens(splits.test))
+
+
+def _digest(arrays: Iterable[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]

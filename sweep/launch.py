@@ -14,7 +14,7 @@ from search_spaces import TrialConfig, UserError
 from sweep.cluster import Resources
 from sweep.console import console
 from sweep.recorder import Recorder
-from trainables.checkpoint import CorruptCheckpointError, verified_files
+from trainables.checkpoint import CorruptCheckpointError, check_origin, verified_files
 from trainables.encoder_trainable import EncoderTrainable
 from trainables.trial import TrialAssets
 
@@ -32,7 +32,11 @@ def train(
     fails is in ``recorder.failures``. Raises KeyboardInterrupt after a clean stop on Ctrl-C.
     """
     references = {model: ray.put(value) for model, value in assets.items()}
-    checkpoints = {c.trial_hash: str(p) for c in configs if (p := newest_checkpoint(storage, c))}
+    checkpoints = {
+        config.trial_hash: str(folder)
+        for config in configs
+        if (folder := newest_checkpoint(storage, config, assets[config.model].digest))
+    }
     if checkpoints:
         console.print(f"{len(checkpoints)} trials go on from their last finished epoch")
     trainable = tune.with_resources(
@@ -65,12 +69,13 @@ def train(
         raise KeyboardInterrupt
 
 
-def newest_checkpoint(storage: Path, config: TrialConfig) -> Path | None:
-    """The newest checkpoint of a trial that is complete and unchanged, from any invocation."""
+def newest_checkpoint(storage: Path, config: TrialConfig, digest: str) -> Path | None:
+    """The newest checkpoint of a trial that is whole and from these assets, of any invocation."""
     folders = storage.glob(f"*/{config.trial_hash}/checkpoint_*")
     for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         with contextlib.suppress(CorruptCheckpointError):
             verified_files(folder)
+            check_origin(folder, config.trial_hash, digest)
             return folder
     return None
 

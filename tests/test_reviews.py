@@ -193,14 +193,14 @@ def test_a_size_may_take_almost_all_or_all_of_a_split(tmp_path, train_size):
     assert split(write(tmp_path / "reviews.csv"), train_size=train_size).sizes()["train"] == train_size
 
 
-@pytest.mark.parametrize("others", [10, 13, 17, 19, 25])
-def test_ten_examples_of_a_class_are_enough_for_every_split(tmp_path, others):
-    splits = split(write(tmp_path / "reviews.csv", numbered([0] * 10 + [1] * others)))
+@pytest.mark.parametrize("others", [20, 27, 39, 58, 79])
+def test_twenty_examples_of_a_class_are_enough_for_every_split(tmp_path, others):
+    splits = split(write(tmp_path / "reviews.csv", numbered([0] * 20 + [1] * others)))
     assert [set(labels) for labels in by_split(splits, "labels")] == [{0, 1}] * 3
 
 
 def test_eval_size_works_with_a_rare_class(tmp_path):
-    path = write(tmp_path / "reviews.csv", numbered([0] * 10 + [1] * 990))
+    path = write(tmp_path / "reviews.csv", numbered([0] * 20 + [1] * 980))
     assert split(path, eval_size=50).sizes() == {"train": 800, "val": 50, "test": 50}
 
 

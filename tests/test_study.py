@@ -213,7 +213,7 @@ def test_a_diverged_trial_fails_alone_and_is_named(tmp_path):
     code, text = run(tmp_path, *arguments.split(), *SMALL)
     trials, parents = runs(tmp_path, "diverging")
     assert code == 1
-    by_model = {run.data.params["model"]: run for run in trials}
+    by_model = {Path(run.data.params["model"]).name: run for run in trials}
     assert by_model["bert-tiny"].info.status == "FINISHED"
     assert "test_acc" in by_model["bert-tiny"].data.metrics
     assert by_model["broken"].info.status == "FAILED"

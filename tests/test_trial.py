@@ -145,6 +145,14 @@ def test_best_weights_are_stored_once_where_the_best_epoch_is_the_last(assets, t
     assert Checkpoint.load(saved(trial, tmp_path / "first")).best_weights is None
 
 
+def test_a_checkpoint_from_other_pretrained_weights_or_tokens_is_refused(assets, tmp_path):
+    trial = new_trial(assets)
+    folder = saved(trial, tmp_path / "other")
+    trial.assets_digest = "changed on the hub"
+    with pytest.raises(CorruptCheckpointError, match="other pretrained weights or tokens"):
+        trial.restore(folder)
+
+
 @pytest.mark.parametrize("change", [{"seed": 43}, {"base_lr": 2e-3}, {"dataset_digest": "other"}], ids=str)
 def test_the_checkpoint_of_another_trial_is_refused(assets, tmp_path, change):
     trial = new_trial(assets)
@@ -246,23 +254,23 @@ def test_divergence_in_the_last_step_of_an_epoch_is_seen_in_the_val_loss(assets)
 # -- evaluation ------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
+def logits_one_by_one(classifier, arrays):
+    texts = np.split(arrays.tokens, arrays.offsets[1:-1])
+    rows = [torch.from_numpy(tokens)[None].long() for tokens in texts]
+    return torch.cat([classifier(ids, torch.ones_like(ids)) for ids in rows])
+
+
 @pytest.mark.parametrize("model", TINY_MODELS)
 def test_evaluation_equals_one_text_at_a_time_unsorted(assets, model):
     tiny = assets[model]
-    data = TokenTensors(tiny.train, tiny.pad_token, CPU)
-    classifier = tiny.encoder.build(tiny.classes, dropout=0.5, seed=0).double().train()
-    result = evaluate(classifier, data, "fp32")
-    arrays = tiny.train
-    with torch.no_grad():
-        logits = torch.cat(
-            [
-                classifier.eval()(ids := torch.from_numpy(tokens)[None].long(), torch.ones_like(ids))
-                for tokens in np.split(arrays.tokens, arrays.offsets[1:-1])
-            ]
-        )
-    labels = torch.from_numpy(arrays.labels)
-    assert len(logits) == 200
+    classifier = tiny.encoder.build(tiny.classes, dropout=0.5, seed=0).double().eval()
+    classifier.classifier.bias.data -= logits_one_by_one(classifier, tiny.train).mean(dim=0)
+    logits = logits_one_by_one(classifier, tiny.train)
+    predictions, labels = logits.argmax(dim=1), torch.from_numpy(tiny.train.labels)
+    assert 20 < predictions.sum() < 180  # or their order would go untested
+    result = evaluate(classifier.train(), TokenTensors(tiny.train, tiny.pad_token, CPU), "fp32")
     np.testing.assert_allclose(result.probabilities, logits.softmax(dim=1), rtol=0, atol=1e-10)
-    np.testing.assert_array_equal(result.predictions, logits.argmax(dim=1))
+    np.testing.assert_array_equal(result.predictions, predictions)
     assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-10)
-    assert result.accuracy == (logits.argmax(dim=1) == labels).double().mean().item()
+    assert result.accuracy == (predictions == labels).double().mean().item()

@@ -36,6 +36,7 @@ class Checkpoint:
     """
 
     trial_hash: str
+    assets_digest: str
     history: list[dict[str, Any]]  # one report per finished epoch, the first epoch first
     weights: Weights
     best_weights: Weights | None  # None where the best epoch is the last one
@@ -49,7 +50,13 @@ class Checkpoint:
             _LAST: lambda path: save_file(self.weights, path),
             _OPTIMIZER: lambda path: torch.save([self.optimizer, self.scheduler], path),
             _PROGRESS: lambda path: path.write_text(
-                json.dumps({"trial_hash": self.trial_hash, "history": self.history})
+                json.dumps(
+                    {
+                        "trial_hash": self.trial_hash,
+                        "assets_digest": self.assets_digest,
+                        "history": self.history,
+                    }
+                )
             ),
         }
         best = self.best_weights
@@ -67,10 +74,8 @@ class Checkpoint:
         """Read and verify; raises CorruptCheckpointError for anything but what ``save`` wrote."""
         files = verified_files(folder)
         optimizer, scheduler = torch.load(files[_OPTIMIZER], weights_only=True)
-        progress = read_progress(folder)
         return cls(
-            trial_hash=progress["trial_hash"],
-            history=progress["history"],
+            **read_progress(folder),
             weights=load_file(files[_LAST]),
             best_weights=load_file(files[_BEST]) if _BEST in files else None,
             optimizer=optimizer,
@@ -84,11 +89,22 @@ def verified_files(folder: Path) -> dict[str, Path]:
         manifest = json.loads((folder / _MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise CorruptCheckpointError(f"{folder} holds no complete checkpoint") from error
+    if not isinstance(manifest, dict) or not manifest.keys() >= {_LAST, _OPTIMIZER, _PROGRESS}:
+        raise CorruptCheckpointError(f"{folder} holds no complete checkpoint")
     for name, expected in manifest.items():
         path = folder / name
         if not path.is_file() or _sha256(path) != expected:
             raise CorruptCheckpointError(f"{path} is missing or has changed since it was written")
     return {name: folder / name for name in manifest}
+
+
+def check_origin(folder: Path, trial_hash: str, assets_digest: str) -> None:
+    """Raise CorruptCheckpointError where another trial, or other weights or tokens, led to it."""
+    found = read_progress(folder)
+    if found["trial_hash"] != trial_hash:
+        raise CorruptCheckpointError(f"{folder} belongs to trial {found['trial_hash']}, not {trial_hash}")
+    if found["assets_digest"] != assets_digest:
+        raise CorruptCheckpointError(f"{folder} was trained from other pretrained weights or tokens")
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
@@ -98,7 +114,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """The trial hash and the history of epoch reports, without the tensors."""
+    """``trial_hash``, ``assets_digest`` and ``history``, without the tensors."""
     return json.loads((folder / _PROGRESS).read_text())
 
 

@@ -1,5 +1,6 @@
 """The table of encoders, and EncoderForClassification = encoder + dropout + linear."""
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -135,33 +136,30 @@ def _modernbert_tiny(vocabulary: int) -> PreTrainedConfig:
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def _train_wordpiece(texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=DEMO_VOCABULARY, special_tokens=_SPECIAL_TOKENS, show_progress=False
-    )
-    return _finish_tokenizer(tokenizer, trainer, texts)
-
-
-def _train_byte_bpe(texts: Iterable[str]) -> PreTrainedTokenizerBase:
+def _train_uncased(texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """Lower-cased and split like BERT's, but with byte-pair merges: the WordPiece trainer of the
+    tokenizers library numbers its pieces differently in every process, and a resumed trial must not."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    return _train_byte_bpe(tokenizer, [pre_tokenizers.BertPreTokenizer()], texts)
+
+
+def _train_cased(texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    return _train_byte_bpe(Tokenizer(models.BPE()), [], texts)
+
+
+def _train_byte_bpe(
+    tokenizer: Tokenizer, split: list[pre_tokenizers.PreTokenizer], texts: Iterable[str]
+) -> PreTrainedTokenizerBase:
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=DEMO_VOCABULARY,
         special_tokens=_SPECIAL_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    return _finish_tokenizer(tokenizer, trainer, texts)
-
-
-def _finish_tokenizer(
-    tokenizer: Tokenizer, trainer: trainers.Trainer, texts: Iterable[str]
-) -> PreTrainedTokenizerBase:
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -186,8 +184,8 @@ ENCODERS: dict[str, EncoderSpec] = {
         lambda vocabulary: ModernBertConfig(vocab_size=vocabulary),
         50368,
     ),
-    "bert-tiny": EncoderSpec(None, _bert_tiny, DEMO_VOCABULARY, _train_wordpiece),
-    "modernbert-tiny": EncoderSpec(None, _modernbert_tiny, DEMO_VOCABULARY, _train_byte_bpe),
+    "bert-tiny": EncoderSpec(None, _bert_tiny, DEMO_VOCABULARY, _train_uncased),
+    "modernbert-tiny": EncoderSpec(None, _modernbert_tiny, DEMO_VOCABULARY, _train_cased),
 }
 
 _SPELLINGS = {spec.hub_id: name for name, spec in ENCODERS.items() if spec.hub_id} | {
@@ -196,16 +194,16 @@ _SPELLINGS = {spec.hub_id: name for name, spec in ENCODERS.items() if spec.hub_i
 
 
 def canonical_model(model: str) -> str:
-    """The short name where the table has one, else the hub id or folder as given.
+    """The short name where the table has one, else the absolute path of a folder or the hub id.
 
     Raises UserError for something that looks like a folder and is not one with a config.json.
     """
     if model in ENCODERS or model in _SPELLINGS:
         return _SPELLINGS.get(model, model)
-    folder = Path(model).expanduser()
-    if (folder / "config.json").is_file():
-        return str(folder)
-    if folder.exists() or model.startswith((".", "/", "~")):
+    folder = os.path.abspath(os.path.expanduser(model))  # noqa: PTH100, PTH111 - these never raise
+    if os.path.isfile(os.path.join(folder, "config.json")):  # noqa: PTH113, PTH118
+        return folder
+    if os.path.exists(folder) or model.startswith((".", "/", "~")):  # noqa: PTH110
         raise UserError(f"model '{model}' is not a folder with a config.json")
     return model
 

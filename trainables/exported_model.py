@@ -7,7 +7,6 @@ project, and nothing is unpickled on the way. This module does not import mlflow
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +55,8 @@ class ExportedModel:
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """``label`` and ``score`` (the label's probability) for a text, or a list or column of them."""
         texts = _texts(model_input)
+        if not texts:
+            return pd.DataFrame({"label": pd.Series(dtype=str), "score": pd.Series(dtype=float)})
         unknown = np.zeros(len(texts), np.int64)  # there are no labels; loss and accuracy go unread
         arrays = tokenize(texts, unknown, unknown, self.tokenizer, self.card.max_length)
         data = TokenTensors(arrays, self.pad_token, torch.device("cpu"))
@@ -96,5 +97,8 @@ def _texts(model_input: Any) -> list[str]:
         return [model_input]
     if isinstance(model_input, pd.DataFrame):
         model_input = model_input.iloc[:, 0]
-    values: Sequence[Any] | Iterable[Any] = model_input
-    return [str(value) for value in values]
+    texts = list(model_input)
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"a text is needed, not {text!r}")
+    return texts

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections import Counter
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from search_spaces import TrialConfig, UserError, unknown
 from trainables import demo_reviews
 
 SPLITS = ("train", "val", "test")
-MIN_PER_CLASS = 10  # so that each of the 8:1:1 splits gets every class
+MIN_PER_CLASS = 20  # so that each of the 8:1:1 splits gets every class
 _FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -90,10 +90,10 @@ def load_splits(config: TrialConfig) -> ReviewSplits:
             )
 
     def subset(indices: np.ndarray, size: int | None) -> Reviews:
-        # a stratified choice must leave out at least one example of each class
-        if size is None or size > len(indices) - len(reviews.label_names):
+        try:
+            return reviews.select(indices if size is None else split(indices, size)[1])
+        except ValueError:  # a class is too rare, or too little is left out, to choose by class
             return reviews.select(indices[:size])
-        return reviews.select(split(indices, size)[1])
 
     return ReviewSplits(
         train=subset(train, config.train_size),
@@ -120,9 +120,9 @@ def load_reviews(config: TrialConfig) -> Reviews:
 
 
 def _load_table(dataset: str) -> datasets.Dataset:
-    path = Path(dataset).expanduser()
+    path = Path(os.path.expanduser(dataset))  # noqa: PTH111 - Path.expanduser raises for ~stranger
     looks_local = dataset.startswith((".", "/", "~")) or path.suffix in _FILE_FORMATS
-    if looks_local and not path.exists():
+    if looks_local and not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for long names
         raise UserError(f"no such data set file or folder: {dataset}")
     if path.is_file() and path.suffix not in _FILE_FORMATS:
         formats = ", ".join(_FILE_FORMATS)
@@ -141,6 +141,8 @@ def _load_table(dataset: str) -> datasets.Dataset:
         ) from error
     # the hub's IMDB carries a third split without labels
     labelled = [loaded[name] for name in loaded if name != "unsupervised"]
+    if not labelled:
+        raise UserError(f"data set '{dataset}' has no labelled split")
     return datasets.concatenate_datasets(labelled)
 
 
@@ -165,7 +167,7 @@ def _checked_labels(table: datasets.Dataset, name: str) -> tuple[np.ndarray, tup
             f"{len(bad)} rows have no label in column '{name}' (the first is row {bad[0]}): "
             "remove them or name another column with --label-column"
         )
-    if any(isinstance(v, float) and not v.is_integer() for v in values[:1000]):
+    if any(isinstance(v, float) and not v.is_integer() for v in values):
         raise UserError(f"column '{name}' holds fractions, not classes: name another --label-column")
     if any(not isinstance(v, (str, int, float)) for v in values):
         raise UserError(f"column '{name}' holds neither numbers nor names: name another one")
@@ -199,7 +201,8 @@ def _deduplicated(
 
 
 def _check_class_sizes(reviews: Reviews) -> None:
-    label, count = min(Counter(reviews.labels.tolist()).items(), key=lambda item: item[1])
+    counts = np.bincount(reviews.labels, minlength=len(reviews.label_names))
+    label, count = int(counts.argmin()), int(counts.min())
     if count < MIN_PER_CLASS:
         raise UserError(
             f"class '{reviews.label_names[label]}' has {count} examples; "

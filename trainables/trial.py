@@ -14,7 +14,7 @@ from transformers import get_scheduler
 
 from search_spaces import TrialConfig
 from trainables.accumulation import StepResult, build_engine
-from trainables.checkpoint import Checkpoint, CorruptCheckpointError, Weights
+from trainables.checkpoint import Checkpoint, Weights, check_origin
 from trainables.encoders import EncoderAssets
 from trainables.evaluation import evaluate
 from trainables.seeding import derive_seed
@@ -33,13 +33,17 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrialAssets:
-    """What the driver prepares once per model. The test split is not among it."""
+    """What the driver prepares once per model. The test split is not among it.
+
+    ``digest`` identifies weights and tokens: a checkpoint trained from others must not be resumed.
+    """
 
     encoder: EncoderAssets
     pad_token: int
     classes: int
     train: TokenArrays
     val: TokenArrays
+    digest: str
 
 
 class Trial:
@@ -53,6 +57,7 @@ class Trial:
     def __init__(self, config: TrialConfig, assets: TrialAssets, device: torch.device) -> None:
         self.config = config
         self.device = device
+        self.assets_digest = assets.digest
         self.history: list[EpochReport] = []
         self.train = TokenTensors(assets.train, assets.pad_token, device)
         self.val = TokenTensors(assets.val, assets.pad_token, device)
@@ -124,6 +129,7 @@ class Trial:
         is_best = best_epoch(self.history) == self.epoch
         Checkpoint(
             trial_hash=self.config.trial_hash,
+            assets_digest=self.assets_digest,
             history=self.history,
             weights=self._weights(),
             best_weights=None if is_best else self._best_weights,
@@ -134,10 +140,7 @@ class Trial:
     def restore(self, folder: Path) -> None:
         """Go on from a saved state; raises CorruptCheckpointError, also where it is another trial's."""
         checkpoint = Checkpoint.load(folder)
-        if checkpoint.trial_hash != self.config.trial_hash:
-            raise CorruptCheckpointError(
-                f"{folder} belongs to trial {checkpoint.trial_hash}, not {self.config.trial_hash}"
-            )
+        check_origin(folder, self.config.trial_hash, self.assets_digest)
         self.history = checkpoint.history
         self.model.load_state_dict(checkpoint.weights)
         self.optimizer.load_state_dict(checkpoint.optimizer)

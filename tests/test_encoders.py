@@ -1,0 +1,192 @@
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from search_spaces import UserError
+from tests.helpers import TINY_MODELS, message
+from trainables.encoders import (
+    DEMO_VOCABULARY,
+    ENCODERS,
+    EncoderForClassification,
+    canonical_model,
+    count_parameters,
+    load_architecture,
+    load_config,
+    load_encoder,
+)
+
+TEXT = "the plot was not superb , but the villain was witty ."
+
+
+@pytest.fixture(scope="module")
+def bert_folder(assets, tmp_path_factory):
+    """A local Hugging Face folder with the pooler that hub checkpoints of BERT carry."""
+    folder = tmp_path_factory.mktemp("encoders") / "small-bert"
+    encoder = AutoModel.from_config(load_architecture("bert-tiny"))
+    assert encoder.pooler is not None
+    encoder.save_pretrained(folder)
+    assets["bert-tiny"].encoder.write_tokenizer(folder)
+    return folder
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("bert-base", "bert-base"),
+        ("bert-base-uncased", "bert-base"),
+        ("google-bert/bert-base-uncased", "bert-base"),
+        ("modernbert-base", "modernbert-base"),
+        ("answerdotai/ModernBERT-base", "modernbert-base"),
+        ("bert-tiny", "bert-tiny"),
+        ("microsoft/MiniLM-L12-H384-uncased", "microsoft/MiniLM-L12-H384-uncased"),
+    ],
+)
+def test_every_spelling_of_a_model_becomes_its_one_name(spelling, name):
+    assert canonical_model(spelling) == name
+
+
+def test_a_folder_with_a_config_is_a_model(bert_folder):
+    assert canonical_model(str(bert_folder)) == str(bert_folder)
+    assert canonical_model(f"{bert_folder}/") == str(bert_folder)
+
+
+@pytest.mark.parametrize("place", ["./absent", "/absent/encoder", "~/absent", "~no-such-user/encoder"])
+def test_a_missing_folder_is_refused(place):
+    with pytest.raises(UserError) as raised:
+        canonical_model(place)
+    assert f"'{place}' is not a folder with a config.json" in message(raised)
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    with pytest.raises(UserError) as raised:
+        canonical_model(str(tmp_path))
+    assert f"'{tmp_path}' is not a folder with a config.json" in message(raised)
+
+
+@pytest.mark.parametrize("model", ["nobody/no-such-encoder", "bert-base"])
+def test_a_model_out_of_reach_is_refused_with_what_can_be_had(model):
+    for load in (load_config, lambda name: load_encoder(name, [])):
+        with pytest.raises(UserError) as raised:
+            load(model)
+        assert f"model '{model}' cannot be loaded" in message(raised)
+        assert "bert-tiny" in message(raised)
+
+
+def test_a_folder_whose_weights_are_missing_is_refused(bert_folder, tmp_path):
+    (tmp_path / "config.json").write_text((bert_folder / "config.json").read_text())
+    with pytest.raises(UserError) as raised:
+        load_encoder(str(tmp_path), [])
+    assert str(tmp_path) in message(raised)
+
+
+# -- tiny encoders ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_a_tiny_encoder_is_a_function_of_its_name_and_its_texts(assets, splits, model):
+    torch.manual_seed(99)  # the state of the global generator must not matter
+    again, first = load_encoder(model, splits.train.texts), assets[model].encoder
+    assert again.config == first.config
+    assert again.tokenizer_files == first.tokenizer_files
+    assert again.weights.keys() == first.weights.keys()
+    for name, array in first.weights.items():
+        np.testing.assert_array_equal(again.weights[name], array)
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_tokenizer_is_the_same_after_it_has_been_files(assets, model, tmp_path):
+    encoder = assets[model].encoder
+    tokenizer = encoder.tokenizer()
+    ids = tokenizer(TEXT)["input_ids"]
+    encoder.write_tokenizer(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path)(TEXT)["input_ids"] == ids
+    assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    assert tokenizer.pad_token_id == 0
+    assert tokenizer.unk_token_id not in ids
+    decoded = tokenizer.decode(ids, skip_special_tokens=True)
+    assert decoded.replace(" ", "") == TEXT.replace(" ", "")
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_tokenizer_and_encoder_agree_on_the_vocabulary(assets, model):
+    encoder = assets[model].encoder
+    assert encoder.config["vocab_size"] == len(encoder.tokenizer()) <= DEMO_VOCABULARY
+
+
+def test_bpe_knows_every_character(assets):
+    tokenizer = assets["modernbert-tiny"].encoder.tokenizer()
+    text = "Ünïcode – 映画 🎬!"
+    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_parameters_are_counted_as_built_up_to_the_vocabulary(assets, model):
+    encoder = assets[model].encoder
+    built = encoder.build(classes=2, dropout=0.1, seed=0)
+    real = sum(p.numel() for p in built.encoder.parameters())
+    missing_words = DEMO_VOCABULARY - encoder.config["vocab_size"]
+    assert count_parameters(model) == real + missing_words * encoder.config["hidden_size"]
+
+
+def test_read_only_weights_are_copied_not_shared(assets):
+    encoder = assets["bert-tiny"].encoder
+    before = encoder.weights["embeddings.word_embeddings.weight"].copy()
+    model = encoder.build(classes=2, dropout=0.1, seed=0)
+    with torch.no_grad():
+        model.encoder.embeddings.word_embeddings.weight.zero_()
+    np.testing.assert_array_equal(encoder.weights["embeddings.word_embeddings.weight"], before)
+
+
+# -- folders and architectures ---------------------------------------------------------------------
+
+
+def test_a_local_folder_gives_its_own_weights_without_the_pooler(bert_folder):
+    encoder = load_encoder(str(bert_folder), [])
+    stored = AutoModel.from_pretrained(bert_folder).state_dict()
+    expected = {name: tensor for name, tensor in stored.items() if not name.startswith("pooler.")}
+    assert encoder.weights.keys() == expected.keys()
+    model = encoder.build(classes=3, dropout=0.0, seed=0)
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+    assert model.classifier.out_features == 3
+    assert sum(p.numel() for p in model.encoder.parameters()) == count_parameters(str(bert_folder))
+
+
+def test_every_parameter_of_the_classifier_is_trained(assets):
+    model = assets["bert-tiny"].encoder.build(classes=2, dropout=0.0, seed=0)
+    model(torch.tensor([[2, 5, 3]]), torch.ones(1, 3, dtype=torch.int64)).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "hidden", "vocabulary"),
+    [("bert-base", 12, 768, 30_522), ("modernbert-base", 22, 768, 50_368)],
+)
+def test_the_architecture_of_a_base_model_needs_no_hub(model, layers, hidden, vocabulary):
+    config = load_architecture(model)
+    assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (layers, hidden, vocabulary)
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(config)
+    parameters = sum(p.numel() for n, p in encoder.named_parameters() if not n.startswith("pooler."))
+    published = {"bert-base": 108_891_648, "modernbert-base": 149_014_272}
+    assert parameters == published[model]
+
+
+def test_the_head_is_a_function_of_its_seed_alone():
+    config = load_architecture("bert-tiny")
+    heads = []
+    for noise, seed in ((0, 1), (1, 1), (0, 2)):
+        torch.manual_seed(noise)
+        heads.append(EncoderForClassification(config, 2, 0.1, seed).classifier.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert 0.01 < heads[0].std() < 0.03
+
+
+def test_every_encoder_of_the_table_has_weights_or_a_way_to_make_them():
+    for spec in ENCODERS.values():
+        assert (spec.hub_id is None) != (spec.train_tokenizer is None)
