@@ -29,6 +29,7 @@ from tracking.trial_run import DatasetFacts, TrialRun, run_name
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 _PLAN = "plan.json"
+_MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which pages the UI shows
 _SERVER_TIMEOUT = 10  # seconds
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -114,7 +115,7 @@ class StudyStore:
 
     def _create_run(self, name: str, tags: dict[str, str]) -> Run:
         if self._experiment is None:
-            experiment_id = self.client.create_experiment(self.study)
+            experiment_id = self.client.create_experiment(self.study, tags=_MODEL_TRAINING)
             self._experiment = self.client.get_experiment(experiment_id)
         # models are filed under the process's current experiment, not under that of their run
         mlflow.set_experiment(experiment_id=self._experiment.experiment_id)
