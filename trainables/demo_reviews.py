@@ -53,7 +53,7 @@ def generate(size: int = SIZE, seed: int = 0) -> tuple[list[str], list[int]]:
 def _review(rng: random.Random) -> tuple[str, float]:
     mood = rng.choice((-1, 1))
     sentences, score = [], 0.0
-    aspects = rng.sample(_ASPECTS, 5)
+    aspects = rng.sample(_ASPECTS, 4)
     while aspects:
         clause, value = _clause(rng, aspects.pop(), mood)
         score += value
