@@ -103,7 +103,7 @@ def check_origin(folder: Path, trial_hash: str, assets_digest: str) -> None:
     found = read_progress(folder)
     if found["trial_hash"] != trial_hash:
         raise CorruptCheckpointError(f"{folder} belongs to trial {found['trial_hash']}, not {trial_hash}")
-    if found["assets_digest"] != assets_digest:
+    if found.get("assets_digest") != assets_digest:
         raise CorruptCheckpointError(f"{folder} was trained from other pretrained weights or tokens")
 
 
