@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -85,6 +86,14 @@ def study_storage(storage_path: str, study: str) -> Path:
     if "://" in storage_path:
         raise UserError(f"--storage-path {storage_path} is not a folder: give one all nodes can see")
     return writable_folder(Path(storage_path).expanduser().resolve() / study, "--storage-path")
+
+
+def remove_checkpoints(storage: Path) -> None:
+    """Remove what invocations left in the study's folder, and nothing else that may lie there."""
+    for marker in list(storage.glob("*/tuner.pkl")):
+        shutil.rmtree(marker.parent, ignore_errors=True)
+    with contextlib.suppress(OSError):  # somebody else's files keep the folder
+        storage.rmdir()
 
 
 def writable_folder(folder: Path, flag: str) -> Path:

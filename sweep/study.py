@@ -1,6 +1,5 @@
 """A study from the command line to tested models."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +11,7 @@ from sweep.cluster import Resources, ray_session, resources_per_trial
 from sweep.console import console
 from sweep.final_test import UntestedTrial, run_tests
 from sweep.hardware import bf16_available
-from sweep.launch import study_storage, train, writable_folder
+from sweep.launch import remove_checkpoints, study_storage, train, writable_folder
 from sweep.options import SweepOptions
 from sweep.plan import Plan, make_plan, plan_tables
 from sweep.progress import Progress
@@ -63,7 +62,7 @@ def run_study(options: SweepOptions) -> StudyOutcome:
         finally:
             invocation.finish(status)
     if not failures:
-        shutil.rmtree(storage, ignore_errors=True)  # nothing is left to resume
+        remove_checkpoints(storage)  # nothing is left to resume
     seeds = len(plan.space.seeds)
     named = {run_name(plan.trials[h], seeds): reason for h, reason in failures.items()}
     return StudyOutcome(plan.study, named)

@@ -1,9 +1,11 @@
 """The whole command, for real: Ray, MLflow, models, tables; small enough for two cores."""
 
+import contextlib
 import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from transformers import AutoConfig, AutoModel
 
+from sweep.launch import remove_checkpoints
 from trainables.encoders import load_encoder
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +155,16 @@ def test_nothing_but_the_table_reaches_the_user(study):
 
 
 def test_checkpoints_are_gone_when_the_study_is_finished(study):
-    assert not list((study / "ray_results").rglob("*weights.safetensors"))
+    assert not (study / "ray_results" / STUDY).exists()
+
+
+def test_cleaning_up_leaves_what_others_put_into_the_folder(tmp_path):
+    (tmp_path / "20261122-004658" / "0123456789ab").mkdir(parents=True)
+    (tmp_path / "20261122-004658" / "tuner.pkl").touch()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("mine")
+    remove_checkpoints(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter.txt"]
 
 
 def test_the_model_answers_in_a_process_that_never_saw_the_project(study, tmp_path):
@@ -262,3 +274,53 @@ def test_interrupting_says_how_to_go_on(tmp_path):
     assert time.monotonic() - started < 60
     assert "run the same command again to continue" in output(tmp_path)
     assert runs(tmp_path)[1][0].info.status == "KILLED"
+
+
+@contextlib.contextmanager
+def background(folder, *command):
+    """A server that runs while the block does."""
+    log = (folder / "server.log").open("w")
+    with subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def accepts_connections(port):
+    with socket.socket() as client_socket:
+        return client_socket.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_an_existing_cluster_and_a_tracking_server(tmp_path):
+    tools, cluster, server = Path(sys.executable).parent, free_port(), free_port()
+    ray = f"{tools}/ray start --head --block --num-cpus 1 --node-ip-address 127.0.0.1"
+    ray += " --include-dashboard false"
+    mlflow = f"{tools}/mlflow server --workers 1 --backend-store-uri sqlite:///server.db"
+    mlflow += " --artifacts-destination served"
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "server").mkdir()
+    with (
+        background(tmp_path / "ray", *ray.split(), "--port", str(cluster)) as head,
+        background(tmp_path / "server", *mlflow.split(), "--port", str(server)) as tracking,
+    ):
+        wait_until(lambda: accepts_connections(cluster), head)
+        wait_until(lambda: accepts_connections(server), tracking)
+        where = ["--ray-address", f"127.0.0.1:{cluster}", "--tracking-uri", f"http://127.0.0.1:{server}"]
+        what = "--space fixed_lr --name served --epochs 1 --models bert-tiny --target-batch-sizes 64"
+        code, text = run(tmp_path, *what.split(), *SMALL, *where)
+        assert code == 0, text
+        store = MlflowClient(f"http://127.0.0.1:{server}")
+        experiment = store.get_experiment_by_name("served")
+        trial = store.search_runs([experiment.experiment_id], "tags.trial_hash LIKE '%'")[0]
+        assert trial.info.status == "FINISHED"
+        assert "test_acc" in trial.data.metrics
+        assert list((tmp_path / "server" / "served").rglob("model.safetensors"))
+        assert not (tmp_path / "mlflow.db").exists()
