@@ -86,7 +86,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """Rebuild the tables of a study."""
-    print_report(arguments.tracking_uri, arguments.name, arguments.results_path)
+    from sweep.options import default_tracking_uri
+
+    tracking_uri = arguments.tracking_uri or default_tracking_uri()
+    print_report(tracking_uri, arguments.name, arguments.results_path)
     return 0
 
 
@@ -179,7 +182,7 @@ def report_parser() -> Parser:
     parser = Parser("report", "Rebuild a study's tables from MLflow alone.")
     parser.add_argument("--name", required=True, help="the study")
     _tracking_arguments(parser)
-    parser.set_defaults(tracking_uri="sqlite:///mlflow.db", results_path="results")
+    parser.set_defaults(results_path="results")
     return parser
 
 
@@ -191,7 +194,9 @@ def verify_parser() -> Parser:
 
 
 def _tracking_arguments(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--tracking-uri", help="MLflow (default sqlite:///mlflow.db)")
+    parser.add_argument(
+        "--tracking-uri", help="MLflow (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
+    )
     parser.add_argument("--results-path", help="folder for reports (default results)")
 
 

@@ -1,4 +1,4 @@
-"""From tracked runs to tables, plots, verdicts; needs no GPU and no Ray."""
+"""From tracked runs to tables; needs no GPU and no Ray."""
 
 from reports.study_report import write_report
 

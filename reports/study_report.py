@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from reports.tables import Row, csv_text, markdown, terminal_tables
-from tracking import StudyStore, TrialRun
+from tracking import StudyStore, TrialRun, check_store_exists
 
 
 def write_report(tracking_uri: str, study: str, results_path: str) -> tuple[list[Any], Path]:
@@ -13,6 +13,7 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> tuple[list
 
     Returns the tables for the terminal and the folder. Raises UserError for an unknown study.
     """
+    check_store_exists(tracking_uri)
     store = StudyStore(tracking_uri, study)
     invocation = store.latest_invocation()
     plan = invocation.plan()

@@ -70,6 +70,8 @@ class TrialConfig:
             raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
         if not 0 <= self.warmup_ratio < 1:
             raise UserError(f"warmup_ratio must be in [0, 1), not {self.warmup_ratio}")
+        if self.warmup_ratio and self.scheduler == "constant":
+            raise UserError("warmup_ratio does nothing under scheduler constant: set constant_with_warmup")
         if self.weight_decay < 0:
             raise UserError(f"weight_decay must not be negative, not {self.weight_decay}")
         if not math.isfinite(self.learning_rate):

@@ -92,6 +92,7 @@ def resources_per_trial(options: SweepOptions) -> Resources:
         cpus_per_trial = max(1.0, min(4.0, cpus * per_trial // gpus)) if per_trial else 1.0
     if cpus_per_trial > cpus:
         raise UserError(f"--cpus-per-trial {cpus_per_trial:g} is more than the {cpus:g} cores there are")
-    fits = int(gpus // per_trial if per_trial else cpus // cpus_per_trial)
+    # 1.0 // 0.1 is 9
+    fits = int((gpus / per_trial if per_trial else cpus / cpus_per_trial) + 1e-9)
     concurrent = max(1, min(fits, options.max_concurrent or fits))
     return Resources(per_trial, cpus_per_trial, concurrent)

@@ -1,5 +1,6 @@
 """The test phase: download each trial's models from MLflow, reload them, test them once."""
 
+import contextlib
 import tempfile
 from collections import deque
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ import ray
 
 from search_spaces import TrialConfig
 from sweep.cluster import Resources
+from sweep.recorder import reason
 from tracking import TrialRun
 from trainables.encoder_trainable import quiet_worker, worker_device
 from trainables.evaluation import Evaluation, evaluate
@@ -41,6 +43,11 @@ def run_tests(
     failures: dict[str, str] = {}
     running: deque = deque()
 
+    def fail(trial: UntestedTrial, why: str) -> None:
+        failures[trial.config.trial_hash] = why
+        with contextlib.suppress(Exception):  # the store may be what is broken
+            trial.run.fail(why)
+
     def finish_oldest() -> None:
         trial, reference = running.popleft()
         arrays = test_splits[trial.config.model]
@@ -49,7 +56,7 @@ def run_tests(
             best, last = results["best"], results.get("last", results["best"])
             trial.run.log_test(best, last, arrays.labels, arrays.row_ids)
         except Exception as error:  # one trial's test must not take the others with it
-            failures[trial.config.trial_hash] = f"test failed: {str(error).strip().splitlines()[-1]}"
+            fail(trial, f"test failed: {reason(error)}")
 
     for trial in trials:
         if len(running) >= resources.concurrent:
@@ -57,7 +64,7 @@ def run_tests(
         try:
             models = _download(trial.run)
         except Exception as error:
-            failures[trial.config.trial_hash] = f"model cannot be downloaded: {error}"
+            fail(trial, f"model cannot be downloaded: {reason(error)}")
             continue
         reference = evaluate_remotely.remote(models, references[trial.config.model], trial.config.precision)
         running.append((trial, reference))

@@ -2,10 +2,12 @@
 
 import torch
 
+from sweep.options import SweepOptions
 
-def bf16_available() -> bool:
-    """Whether this machine's GPU, or else its CPU, computes in bfloat16 rather than emulating it."""
-    if torch.cuda.is_available():
+
+def bf16_available(options: SweepOptions) -> bool:
+    """Whether what trials will run on here, GPU or CPU, computes in bfloat16 and does not emulate it."""
+    if torch.cuda.is_available() and options.gpus_per_trial != 0:
         return torch.cuda.get_device_capability()[0] >= 8
     # read through get_capabilities: the functions for single features are private
     capabilities = torch.cpu.get_capabilities()

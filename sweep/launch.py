@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -88,10 +88,14 @@ def study_storage(storage_path: str, study: str) -> Path:
     return writable_folder(Path(storage_path).expanduser().resolve() / study, "--storage-path")
 
 
-def remove_checkpoints(storage: Path) -> None:
-    """Remove what invocations left in the study's folder, and nothing else that may lie there."""
+def remove_checkpoints(storage: Path, trial_hashes: Iterable[str]) -> None:
+    """Remove what is left of finished trials, and nothing else that may lie in the study's folder."""
+    for trial_hash in trial_hashes:
+        for folder in storage.glob(f"*/{trial_hash}"):
+            shutil.rmtree(folder, ignore_errors=True)
     for marker in list(storage.glob("*/tuner.pkl")):
-        shutil.rmtree(marker.parent, ignore_errors=True)
+        if not any(path.is_dir() for path in marker.parent.iterdir()):
+            shutil.rmtree(marker.parent, ignore_errors=True)
     with contextlib.suppress(OSError):  # somebody else's files keep the folder
         storage.rmdir()
 

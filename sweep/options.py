@@ -1,5 +1,7 @@
 """What the user asked for, before it is resolved into a plan."""
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +14,11 @@ from trainables import demo_reviews
 AUTO_PHYSICAL_BATCH_SIZE = 64
 _DEMO_MODELS = ("bert-tiny", "modernbert-tiny")
 _DEMO_BASE_LR = 5e-4
+
+
+def default_tracking_uri() -> str:
+    """``MLFLOW_TRACKING_URI`` where it is set, else the store that a bare ``mlflow ui`` reads."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +37,7 @@ class SweepOptions:
     assignments: Sequence[str] = ()  # of --set
 
     name: str | None = None
-    tracking_uri: str = "sqlite:///mlflow.db"
+    tracking_uri: str = field(default_factory=default_tracking_uri)
     storage_path: str = "ray_results"
     results_path: str = "results"
     ray_address: str | None = None
@@ -50,6 +57,7 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space:
     Cheap: a misspelled flag value is found before PyTorch, Ray and MLflow have been imported.
     Raises UserError for names that do not exist and for ``--set`` on what has a flag of its own.
     """
+    _check_resources(options)
     space = find_space(options.space)
     settings = dict(space.settings)
     if options.demo:
@@ -57,7 +65,7 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space:
         settings |= {"dataset": demo_reviews.NAME, "base_lr": _DEMO_BASE_LR}
     settings |= options.settings | _assigned(options.assignments)
     settings["physical_batch_size"] = _physical_batch_size(options.physical_batch_size)
-    settings["precision"] = _precision(options.precision, bf16_available)
+    settings["precision"] = _precision(options, bf16_available)
     space = replace(
         space,
         models=tuple(options.models or space.models),
@@ -101,10 +109,25 @@ def _physical_batch_size(text: str) -> int:
         raise UserError(f"--physical-batch-size must be a number or auto, not '{text}'") from None
 
 
-def _precision(precision: str, bf16_available: bool) -> str:
-    if precision == "auto":
-        return "bf16" if bf16_available else "fp32"
-    return precision
+def _precision(options: SweepOptions, bf16_available: bool) -> str:
+    if options.precision != "auto":
+        return options.precision
+    if options.ray_address:
+        raise UserError(
+            "with --ray-address say --precision bf16 or fp32: what this machine computes in says "
+            "nothing about the cluster's"
+        )
+    return "bf16" if bf16_available else "fp32"
+
+
+def _check_resources(options: SweepOptions) -> None:
+    gpus, cpus = options.gpus_per_trial, options.cpus_per_trial
+    if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer())):
+        raise UserError(f"--gpus-per-trial must be a fraction up to 1 or a whole number, not {gpus:g}")
+    if cpus is not None and not 0 < cpus < math.inf:
+        raise UserError(f"--cpus-per-trial must be positive, not {cpus:g}")
+    if options.max_concurrent is not None and options.max_concurrent < 1:
+        raise UserError(f"--max-concurrent must be at least 1, not {options.max_concurrent}")
 
 
 def check_distinct(space: Space) -> None:

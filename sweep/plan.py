@@ -11,7 +11,7 @@ from rich.table import Table
 from search_spaces import Space, TrialConfig, unique_trials
 from sweep.options import SweepOptions, check_distinct, resolve_space
 from tracking import DatasetFacts
-from trainables.encoders import canonical_model, count_parameters
+from trainables.encoders import canonical_model, check_max_length, count_parameters
 from trainables.reviews import ReviewSplits, load_splits
 
 _BYTES_PER_PARAMETER = 4
@@ -87,8 +87,11 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
     space = resolve_space(options, bf16_available)
     space = replace(space, models=tuple(map(canonical_model, space.models)))
     check_distinct(space)
+    first = space.cells()[0]
+    for model in space.models:
+        check_max_length(model, first.max_length)
     parameters = {model: count_parameters(model) for model in space.models}
-    splits = load_splits(space.cells()[0])
+    splits = load_splits(first)
     digest = splits.digest()
     cells = [replace(cell, dataset_digest=digest) for cell in space.cells()]
     return Plan(options.study, space, cells, splits, parameters)
@@ -103,10 +106,17 @@ def plan_tables(plan: Plan) -> list[Table | str]:
         f"data {dataset.source}: {sizes['train']:,} train, {sizes['val']:,} val, "
         f"{sizes['test']:,} test; {dataset.duplicates_dropped:,} exact duplicates dropped; "
         f"classes {', '.join(dataset.label_names)}",
-        f"{len(plan.cells)} cells, {len(plan.trials)} unique trials",
+        f"{len(plan.cells)} cells, {len(plan.trials)} unique trials, {plan.cells[0].engine} engine, "
+        f"{plan.cells[0].precision}",
         f"disk: checkpoints {_gigabytes(plan.checkpoint_bytes())}, "
         f"models in MLflow {_gigabytes(plan.model_bytes())}",
     ]
+    largest = max(cell.target_batch_size for cell in plan.cells)
+    if largest > sizes["train"]:
+        summary.append(
+            f"note: target batch size {largest} is more than the {sizes['train']:,} training examples: "
+            "its windows are whole epochs"
+        )
     table = Table(title="trials", title_justify="left", title_style="bold")
     for column in ("trial", "model", "rules served"):
         table.add_column(column)

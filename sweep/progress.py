@@ -17,7 +17,7 @@ from tracking import run_name
 _COLUMNS = ("epoch", "train loss", "train acc", "val loss", "val acc", "best", "examples/s", "ETA")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Row:
     name: str
     epochs: int
@@ -29,8 +29,10 @@ class Progress:
     """A context manager that shows the trials of one sweep; its methods may be called at any time."""
 
     def __init__(self, trials: Mapping[str, Sequence[TrialConfig]], concurrent: int) -> None:
+        seeds = len({cells[0].seed for cells in trials.values()})
         self._rows = {
-            trial_hash: _Row(run_name(cells), cells[0].epochs) for trial_hash, cells in trials.items()
+            trial_hash: _Row(run_name(cells, seeds), cells[0].epochs)
+            for trial_hash, cells in trials.items()
         }
         self._concurrent = concurrent
         self._lock = Lock()

@@ -102,23 +102,23 @@ class Recorder(Callback):
             try:
                 write(trial_hash)
             except Exception as error:  # whatever the store raises, the trial must not look finished
-                self._fail_now(trial_hash, f"could not be tracked: {_reason(error)}")
+                self._fail_now(trial_hash, f"could not be tracked: {reason(error)}")
 
         self._pending.append(self._writer.submit(guarded))
 
-    def _fail(self, trial_hash: str, reason: str) -> None:
-        self._pending.append(self._writer.submit(self._fail_now, trial_hash, reason))
+    def _fail(self, trial_hash: str, why: str) -> None:
+        self._pending.append(self._writer.submit(self._fail_now, trial_hash, why))
 
-    def _fail_now(self, trial_hash: str, reason: str) -> None:
-        self.failures[trial_hash] = reason
-        self._progress.failed(trial_hash, reason)
+    def _fail_now(self, trial_hash: str, why: str) -> None:
+        self.failures[trial_hash] = why
+        self._progress.failed(trial_hash, why)
         run = self._runs.get(trial_hash)
         if run is None:
             return
         try:
-            run.fail(reason)
+            run.fail(why)
         except Exception as error:  # the store itself is gone; the command still ends with exit code 1
-            self.failures[trial_hash] = f"{reason} (nor could that be tracked: {_reason(error)})"
+            self.failures[trial_hash] = f"{why} (nor could that be tracked: {reason(error)})"
 
     def _open(self, trial_hash: str) -> None:
         if trial_hash not in self._runs:
@@ -164,10 +164,11 @@ def _trial_hash(trial: TuneTrial) -> str:
 def _worker_error(trial: TuneTrial) -> str:
     """The message at the end of the traceback that Tune keeps, without the exception's module."""
     text = Path(trial.error_file).read_text() if trial.error_file else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return re.sub(r"^(\w+\.)+\w+: ", "", lines[-1]) if lines else "the worker ended without saying why"
+    raised = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\w*: (.+)", text, re.MULTILINE)
+    return raised[-1].strip() if raised else "the worker ended without saying why"
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """The last line of an error's message, or its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__

@@ -16,7 +16,7 @@ from sweep.options import SweepOptions
 from sweep.plan import Plan, make_plan, plan_tables
 from sweep.progress import Progress
 from sweep.recorder import Recorder
-from tracking import InvocationRun, StudyStore, run_name
+from tracking import InvocationRun, StudyStore, check_study_name, run_name
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class StudyOutcome:
 
 def show_plan(options: SweepOptions) -> None:
     """Print what ``run_study`` would do."""
-    for part in plan_tables(make_plan(options, bf16_available())):
+    check_study_name(options.study)
+    for part in plan_tables(make_plan(options, bf16_available(options))):
         console.print(part, markup=False) if isinstance(part, str) else console.print(part)
 
 
@@ -38,7 +39,8 @@ def run_study(options: SweepOptions) -> StudyOutcome:
 
     Everything that can be wrong with the input raises UserError before the first run is created.
     """
-    plan = make_plan(options, bf16_available())
+    check_study_name(options.study)
+    plan = make_plan(options, bf16_available(options))
     storage = study_storage(options.storage_path, plan.study)
     writable_folder(Path(options.results_path) / plan.study, "--results-path")
     store = StudyStore(options.tracking_uri, plan.study)
@@ -62,7 +64,7 @@ def run_study(options: SweepOptions) -> StudyOutcome:
         finally:
             invocation.finish(status)
     if not failures:
-        remove_checkpoints(storage)  # nothing is left to resume
+        remove_checkpoints(storage, plan.trials)  # nothing is left to resume
     seeds = len(plan.space.seeds)
     named = {run_name(plan.trials[h], seeds): reason for h, reason in failures.items()}
     return StudyOutcome(plan.study, named)

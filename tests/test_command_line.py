@@ -48,6 +48,12 @@ BAD_INPUT = {
     "tracking": ([*DEMO, "--tracking-uri", "file:mlruns"], "sqlite:///"),
     "server": ([*DEMO, "--tracking-uri", f"http://127.0.0.1:{closed_port()}"], "does not answer"),
     "train size": ([*DEMO, "--train-size", "4000000"], "--train-size 4000000"),
+    "max length": ([*DEMO, "--max-length", "2000"], "more than the 512 positions of bert-tiny"),
+    "warmup": ([*DEMO, "--set", "warmup_ratio=0.1"], "does nothing under scheduler constant"),
+    "gpus": ([*DEMO, "--gpus-per-trial", "1.5"], "--gpus-per-trial must be"),
+    "cpus": ([*DEMO, "--cpus-per-trial", "0"], "--cpus-per-trial must be positive"),
+    "concurrency": ([*DEMO, "--max-concurrent", "0"], "--max-concurrent must be at least 1"),
+    "cluster": ([*DEMO, "--ray-address", "127.0.0.1:1"], "say --precision"),
     "hub data": (["--space", "fixed_lr", "--models", "bert-tiny"], "'stanfordnlp/imdb' cannot be read"),
     "hub model": (["--space", "fixed_lr", "--dataset", "demo-reviews"], "cannot be loaded"),
 }
@@ -100,10 +106,11 @@ def test_a_file_as_storage_path_is_refused(capsys, tmp_path):
     assert "choose another --storage-path" in err
 
 
-def test_report_on_an_unknown_study_suggests_nothing_half_made(capsys, tmp_path):
+def test_report_without_a_store_says_so_and_makes_none(capsys, tmp_path):
     code, _, err = run(["report", "--name", "nothing"], capsys)
     assert code == 2
-    assert "unknown study" in err
+    assert "there is no mlflow.db here" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_list_spaces_names_every_question(capsys):

@@ -159,12 +159,14 @@ def test_checkpoints_are_gone_when_the_study_is_finished(study):
 
 
 def test_cleaning_up_leaves_what_others_put_into_the_folder(tmp_path):
-    (tmp_path / "20261122-004658" / "0123456789ab").mkdir(parents=True)
-    (tmp_path / "20261122-004658" / "tuner.pkl").touch()
+    for name, trial_hash in (("first", "0123456789ab"), ("second", "ba9876543210")):
+        (tmp_path / name / trial_hash).mkdir(parents=True)
+        (tmp_path / name / "tuner.pkl").touch()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("mine")
-    remove_checkpoints(tmp_path)
-    assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter.txt"]
+    remove_checkpoints(tmp_path, ["0123456789ab"])
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"second", "second/ba9876543210", "second/tuner.pkl", "thesis", "thesis/chapter.txt"}
 
 
 def test_the_model_answers_in_a_process_that_never_saw_the_project(study, tmp_path):
@@ -313,7 +315,14 @@ def test_an_existing_cluster_and_a_tracking_server(tmp_path):
     ):
         wait_until(lambda: accepts_connections(cluster), head)
         wait_until(lambda: accepts_connections(server), tracking)
-        where = ["--ray-address", f"127.0.0.1:{cluster}", "--tracking-uri", f"http://127.0.0.1:{server}"]
+        where = [
+            "--precision",
+            "fp32",
+            "--ray-address",
+            f"127.0.0.1:{cluster}",
+            "--tracking-uri",
+            f"http://127.0.0.1:{server}",
+        ]
         what = "--space fixed_lr --name served --epochs 1 --models bert-tiny --target-batch-sizes 64"
         code, text = run(tmp_path, *what.split(), *SMALL, *where)
         assert code == 0, text

@@ -1,6 +1,6 @@
 """The only importer of mlflow: one experiment per study, a run per invocation, a child per trial."""
 
-from tracking.study_store import InvocationRun, StudyStore, quiet_mlflow
+from tracking.study_store import InvocationRun, StudyStore, check_store_exists, check_study_name
 from tracking.trial_run import DatasetFacts, ModelFiles, TrialRun, run_name
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "ModelFiles",
     "StudyStore",
     "TrialRun",
-    "quiet_mlflow",
+    "check_store_exists",
+    "check_study_name",
     "run_name",
 ]

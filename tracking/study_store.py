@@ -27,7 +27,6 @@ from mlflow.utils.mlflow_tags import (
 from search_spaces import TrialConfig, UserError, unknown
 from tracking.trial_run import DatasetFacts, TrialRun, run_name
 
-DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 _PLAN = "plan.json"
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which pages the UI shows
 _SERVER_TIMEOUT = 10  # seconds
@@ -73,8 +72,8 @@ class StudyStore:
 
     def trial_runs(self) -> dict[str, TrialRun]:
         """Every trial of the study that has a run: trial hash -> run."""
-        runs = self._search("tags.trial_hash LIKE '%'")
-        return {run.data.tags["trial_hash"]: TrialRun(self.client, run) for run in runs}
+        runs = self._search("tags.trial_hash LIKE '%'")  # the newest first, and it must win
+        return {run.data.tags["trial_hash"]: TrialRun(self.client, run) for run in reversed(runs)}
 
     def latest_invocation(self) -> InvocationRun:
         """The newest parent run; a UserError where the study does not exist."""
@@ -156,6 +155,13 @@ def check_study_name(study: str) -> None:
         )
 
 
+def check_store_exists(tracking_uri: str) -> None:
+    """Raise UserError for an SQLite file that is not there; opening it would create an empty one."""
+    path = tracking_uri.removeprefix("sqlite:///")
+    if path != tracking_uri and not Path(path).is_file():
+        raise UserError(f"there is no {path} here: run this where the study ran, or give --tracking-uri")
+
+
 def quiet_mlflow() -> None:
     """Keep MLflow's notices away from the user's table; errors still raise."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -165,10 +171,10 @@ def quiet_mlflow() -> None:
 
 
 def _check_answers(tracking_uri: str) -> None:
-    scheme = urlparse(tracking_uri).scheme
+    scheme = urlparse(tracking_uri).scheme.split("+")[0]
     try:
         if scheme in {"http", "https"}:
-            requests.get(f"{tracking_uri}/health", timeout=_SERVER_TIMEOUT).raise_for_status()
+            requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=_SERVER_TIMEOUT).raise_for_status()
         elif scheme not in {"sqlite", "postgresql", "mysql", "mssql"}:
             raise UserError(
                 f"'{tracking_uri}' is not a tracking URI that works here: "

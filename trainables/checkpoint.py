@@ -73,7 +73,7 @@ class Checkpoint:
     def load(cls, folder: Path) -> "Checkpoint":
         """Read and verify; raises CorruptCheckpointError for anything but what ``save`` wrote."""
         files = verified_files(folder)
-        optimizer, scheduler = torch.load(files[_OPTIMIZER], weights_only=True)
+        optimizer, scheduler = torch.load(files[_OPTIMIZER], weights_only=True, map_location="cpu")
         return cls(
             **read_progress(folder),
             weights=load_file(files[_LAST]),

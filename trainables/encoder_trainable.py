@@ -1,5 +1,6 @@
 """The Ray Tune class around Trial: one actor, one trial at a time, one ``step()`` per epoch."""
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class EncoderTrainable(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Let Tune hand this actor its next trial, which saves a process start and the imports."""
         del self._trial
+        gc.collect()  # Accelerate ties a model to itself; its GPU memory must not wait for a later turn
         self._build(new_config)
         return True
 
@@ -69,7 +71,12 @@ class EncoderTrainable(tune.Trainable):
 
 def worker_device() -> torch.device:
     """The GPU that Ray assigned to this worker, else the CPU with the cores it was given."""
-    if torch.cuda.is_available() and ray.get_gpu_ids():
+    if ray.get_gpu_ids():
+        if not torch.cuda.is_available():
+            raise RuntimeError(
+                "Ray assigned a GPU that PyTorch cannot use: install a CUDA build of torch that fits "
+                "the driver, or give --gpus-per-trial 0"
+            )
         return torch.device("cuda", 0)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     return torch.device("cpu")

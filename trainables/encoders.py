@@ -264,6 +264,16 @@ def _from_hub(model: str, load: Callable[..., Any], **kwargs: Any) -> Any:
         ) from error
 
 
+def check_max_length(model: str, max_length: int) -> None:
+    """Raise UserError where the encoder has no positions for that many tokens."""
+    config = load_config(model)
+    limit = getattr(config, "max_position_embeddings", None) or max_length
+    if config.model_type in {"roberta", "xlm-roberta", "camembert"}:
+        limit -= config.pad_token_id + 1  # their first positions are taken by padding
+    if max_length > limit:
+        raise UserError(f"--max-length {max_length} is more than the {limit} positions of {model}")
+
+
 def count_parameters(model: str) -> int:
     """Trainable parameters of the encoder, without the head and without allocating them."""
     with torch.device("meta"):
