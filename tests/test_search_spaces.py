@@ -267,7 +267,7 @@ def test_trial_hash_knows_the_learning_rate_however_it_came_about():
         {"optimizer": "adamw"},
         {"weight_decay": 0.01},
         {"scheduler": "linear"},
-        {"warmup_ratio": 0.1},
+        {"scheduler": "linear", "warmup_ratio": 0.1},
         {"dropout": 0.2},
         {"engine": "accelerate"},
         {"precision": "bf16"},
