@@ -12,7 +12,6 @@ from typing import Any
 # Ray reads these when it is imported or started.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # its C++ part writes straight to the terminal
 if os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").exists():
     # given an explicit address, Ray does not send the token it has unless it is told to
     os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -75,7 +75,7 @@ class Recorder(Callback):
         """Write an epoch."""
         trial_hash, report = _trial_hash(trial), dict(result)
         self._progress.epoch(trial_hash, report)
-        self._submit(trial_hash, lambda h: self._runs[h].log_epochs([report]))
+        self._submit(trial_hash, lambda h: self._runs[h].log_epochs([*report["earlier"], report]))
 
     def on_trial_complete(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Upload the models; the checkpoint of the last epoch holds both."""
@@ -130,7 +130,6 @@ class Recorder(Callback):
     def _upload(self, trial_hash: str, checkpoint: Path) -> None:
         run = self._runs[trial_hash]
         history = read_progress(checkpoint)["history"]
-        run.log_epochs(history)  # fills in what an earlier, cut-off invocation trained but did not log
         best, files = best_epoch(history), weight_files(checkpoint)
         config = self._plan.trials[trial_hash][0]
         with tempfile.TemporaryDirectory() as temporary:

@@ -40,8 +40,13 @@ class EncoderTrainable(tune.Trainable):
         return True
 
     def step(self) -> EpochReport:
-        """One epoch; the report carries ``done`` with the last one."""
+        """One epoch; the report carries ``done`` with the last one.
+
+        The first one after a restore also carries the ``earlier`` epochs: whoever trained them may have
+        been killed before they were written down.
+        """
         trial = self._trial
+        earlier, self._earlier = self._earlier, []
         # a trial that was cut off after its last epoch has nothing left to train
         report = trial.history[-1] if trial.is_finished else trial.run_epoch()
         best = best_epoch(trial.history)
@@ -49,6 +54,7 @@ class EncoderTrainable(tune.Trainable):
             "best_epoch": best,
             "best_val_acc": trial.history[best - 1]["val_acc"],
             "done": trial.is_finished,
+            "earlier": earlier,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -58,15 +64,19 @@ class EncoderTrainable(tune.Trainable):
     def load_checkpoint(self, checkpoint: str | None) -> None:  # type: ignore[override]
         """Go on from a checkpoint that Tune kept."""
         if checkpoint:
-            self._trial.restore(Path(checkpoint))
+            self._restore(checkpoint)
 
     def _build(self, config: dict[str, Any]) -> None:
         trial_config = TrialConfig.from_dict(config["trial"])
         assets = ray.get(self._assets[trial_config.model])
         self._trial = Trial(trial_config, assets, worker_device())
-        earlier = self._checkpoints.get(trial_config.trial_hash)
-        if earlier:
-            self._trial.restore(Path(earlier))
+        self._earlier: list[EpochReport] = []
+        if checkpoint := self._checkpoints.get(trial_config.trial_hash):
+            self._restore(checkpoint)
+
+    def _restore(self, checkpoint: str) -> None:
+        self._trial.restore(Path(checkpoint))
+        self._earlier = list(self._trial.history)
 
 
 def worker_device() -> torch.device:
