@@ -20,6 +20,8 @@ class EncoderTrainable(tune.Trainable):
     hash to the folder of a checkpoint that an earlier invocation left.
     """
 
+    _earlier: list[EpochReport]
+
     def setup(  # type: ignore[override]
         self,
         config: dict[str, Any],
@@ -70,7 +72,7 @@ class EncoderTrainable(tune.Trainable):
         trial_config = TrialConfig.from_dict(config["trial"])
         assets = ray.get(self._assets[trial_config.model])
         self._trial = Trial(trial_config, assets, worker_device())
-        self._earlier: list[EpochReport] = []
+        self._earlier = []
         if checkpoint := self._checkpoints.get(trial_config.trial_hash):
             self._restore(checkpoint)
 
