@@ -8,4 +8,5 @@ SPACE = Space(
     models=("bert-base", "modernbert-base"),
     target_batch_sizes=(64, 256, 1024),
     scaling_rules=("fixed", "sqrt", "linear"),
+    baselines={"target_batch_size": 64, "scaling_rule": "fixed"},
 )

@@ -6,4 +6,5 @@ SPACE = Space(
     models=("bert-base", "modernbert-base"),
     target_batch_sizes=(256,),
     scaling_rules=("fixed", "linear"),
+    baselines={"scaling_rule": "fixed"},
 )

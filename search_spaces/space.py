@@ -15,6 +15,8 @@ class Space:
     """A question, and the cells, budget and seeds that answer it. Plain data.
 
     ``settings`` are the TrialConfig fields that every cell shares where they differ from the defaults.
+    ``baselines`` says which differences the question is about: an axis, and the value on it that every
+    other value is compared with, all else equal.
     """
 
     name: str
@@ -24,6 +26,12 @@ class Space:
     scaling_rules: tuple[str, ...]
     seeds: tuple[int, ...] = (42,)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    baselines: Mapping[str, Any] = field(default_factory=dict)
+
+    def axis_values(self, axis: str) -> tuple[Any, ...]:
+        """The values of ``model``, ``target_batch_size``, ``scaling_rule`` or ``seed``, as listed."""
+        values: tuple[Any, ...] = getattr(self, f"{axis}s")
+        return values
 
     def cells(self) -> list[TrialConfig]:
         """Every point of the grid under every seed, in reading order: rule, model, batch, seed."""

@@ -6,4 +6,5 @@ SPACE = Space(
     models=("bert-base", "modernbert-base"),
     target_batch_sizes=(64, 256, 1024),
     scaling_rules=("sqrt",),
+    baselines={"target_batch_size": 64},
 )

@@ -132,7 +132,7 @@ def _check_resources(options: SweepOptions) -> None:
 
 def check_distinct(space: Space) -> None:
     """Raise UserError where an axis names a value twice."""
-    for axis in ("models", "target_batch_sizes", "scaling_rules", "seeds"):
-        values = getattr(space, axis)
+    for axis in AXES:
+        values = space.axis_values(axis)
         if len(set(values)) < len(values):
-            raise UserError(f"{axis.replace('_', ' ')} are named twice: {', '.join(map(str, values))}")
+            raise UserError(f"{axis.replace('_', ' ')}s are named twice: {', '.join(map(str, values))}")

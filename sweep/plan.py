@@ -77,8 +77,17 @@ class Plan:
             "study": self.study,
             "space": self.space.name,
             "question": self.space.question,
+            "baselines": self._baselines(),
             "dataset": vars(self.dataset),
             "cells": cells,
+        }
+
+    def _baselines(self) -> dict[str, Any]:
+        """The space's baselines; where flags left one out of the grid, the axis's first value."""
+        values = {axis: self.space.axis_values(axis) for axis in self.space.baselines}
+        return {
+            axis: baseline if baseline in values[axis] else values[axis][0]
+            for axis, baseline in self.space.baselines.items()
         }
 
 

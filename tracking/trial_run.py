@@ -21,9 +21,18 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from search_spaces import TrialConfig
 
-EPOCH_METRICS = ("train_loss", "train_acc", "val_loss", "val_acc", "examples_per_second")
+EPOCH_METRICS = (
+    "train_loss",
+    "train_acc",
+    "examples_per_second",
+    "epoch_seconds",
+    "val_loss",
+    "val_acc",
+)
 STEP_METRICS = ("train_loss_per_step", "train_acc_per_step")
+NOISE_METRICS = ("noise_scale", "gradient_variance", "gradient_norm_squared")  # where measured
 TEST_METRICS = ("test_loss", "test_acc", "last_test_loss", "last_test_acc")
+_PREDICTIONS = {"best": "test_predictions.parquet", "last": "last_test_predictions.parquet"}
 _BATCH = 1000  # what the tracking API takes in one call
 _SERVING_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 
@@ -70,6 +79,11 @@ class TrialRun:
     def run_id(self) -> str:
         """MLflow's id of the run."""
         return self.run.info.run_id
+
+    @property
+    def name(self) -> str:
+        """``modernbert-base · 256 · sqrt``."""
+        return self.run.info.run_name
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -130,7 +144,11 @@ class TrialRun:
             for name, value in zip(STEP_METRICS, values, strict=True)
         ]
         # val_acc goes last: it is what says that the epoch is complete
-        metrics += [Metric(name, report[name], now, epoch) for name in EPOCH_METRICS]
+        metrics += [
+            Metric(name, report[name], now, epoch)
+            for name in (*EPOCH_METRICS, *NOISE_METRICS)
+            if name in report or name in EPOCH_METRICS
+        ]
         metrics.sort(key=lambda metric: metric.key == "val_acc")
         for start in range(0, len(metrics), _BATCH):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + _BATCH])
@@ -177,8 +195,8 @@ class TrialRun:
     def log_test(self, best: TestResult, last: TestResult, labels: np.ndarray, rows: np.ndarray) -> None:
         """Write the test metrics and the per-example predictions, and finish the run."""
         with tempfile.TemporaryDirectory() as folder:
-            for prefix, result in (("", best), ("last_", last)):
-                path = Path(folder) / f"{prefix}test_predictions.parquet"
+            for which, result in (("best", best), ("last", last)):
+                path = Path(folder) / _PREDICTIONS[which]
                 _predictions(result, labels, rows).to_parquet(path, index=False)
                 self.client.log_artifact(self.run_id, str(path))
         values = (best.loss, best.accuracy, last.loss, last.accuracy)
@@ -186,6 +204,32 @@ class TrialRun:
         metrics = [Metric(k, v, now, 0) for k, v in zip(TEST_METRICS, values, strict=True)]
         self.client.log_batch(self.run_id, metrics=metrics)
         self.client.set_terminated(self.run_id, "FINISHED")
+
+    def epochs(self) -> pd.DataFrame:
+        """The per-epoch metrics: a row per finished epoch, indexed by it, a column per metric logged."""
+        table = self._history((*EPOCH_METRICS, *NOISE_METRICS))
+        return table.dropna(subset=["val_acc"]) if "val_acc" in table else table.iloc[:0]
+
+    def steps(self) -> pd.DataFrame:
+        """Loss and accuracy of training steps, indexed by optimizer step, a column per metric."""
+        return self._history(STEP_METRICS)
+
+    def _history(self, names: Iterable[str]) -> pd.DataFrame:
+        columns = {
+            name: {m.step: m.value for m in self.client.get_metric_history(self.run_id, name)}
+            for name in names
+            if name in self.metrics
+        }
+        return pd.DataFrame(columns).sort_index()
+
+    def predictions(self, which: str) -> pd.DataFrame:
+        """What the ``best`` or ``last`` model said of each test example.
+
+        Columns ``row_id``, ``label``, ``prediction``, ``probability`` (of the predicted class).
+        """
+        name = _PREDICTIONS[which]
+        with tempfile.TemporaryDirectory() as folder:
+            return pd.read_parquet(self.client.download_artifacts(self.run_id, name, folder))
 
     def fail(self, reason: str) -> None:
         """Mark the run as failed, with its reason."""

@@ -1,0 +1,115 @@
+"""A study as it lies in MLflow, read once: everything the report is made from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from tracking import StudyStore, TrialRun
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid, and the trial that serves it."""
+
+    model: str
+    target_batch_size: int
+    scaling_rule: str
+    seed: int
+    learning_rate: float
+    trial_hash: str
+
+
+@dataclass(frozen=True)
+class TrialData:
+    """One trial's results. Metrics that it has not come to are absent from ``metrics``."""
+
+    trial_hash: str
+    run_id: str
+    name: str  # modernbert-base · 256 · sqrt
+    config: Mapping[str, Any]  # the TrialConfig's fields
+    model: str
+    target_batch_size: int
+    learning_rate: float
+    seed: int
+    scaling_rules: tuple[str, ...]  # of the cells it serves
+    metrics: Mapping[str, float]
+    epochs: pd.DataFrame  # index: epoch, from 1; columns: tracking's EPOCH_METRICS, and NOISE_METRICS
+    steps: pd.DataFrame  # index: optimizer step; columns train_loss_per_step, train_acc_per_step
+    predictions: Mapping[str, pd.DataFrame]  # "best", "last" -> row_id, label, prediction, probability
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether it has come to its end."""
+        return len(self.predictions) == 2
+
+    def correct(self, which: str = "best") -> pd.Series:
+        """Whether each test example was classified correctly: bool, indexed by row_id."""
+        frame = self.predictions[which]
+        return (frame["label"] == frame["prediction"]).set_axis(frame["row_id"])
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """A study: its plan, its cells in reading order, and what its trials have come to."""
+
+    plan: Mapping[str, Any]
+    cells: Sequence[Cell]
+    trials: Mapping[str, TrialData]  # trial hash -> trial; without those that have not started
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return str(self.plan["study"])
+
+    @property
+    def train_examples(self) -> int:
+        """Examples in the training split."""
+        return int(self.plan["dataset"]["sizes"]["train"])
+
+    @cached_property
+    def baselines(self) -> dict[str, Any]:
+        """The question: axis -> the value on it that the others are compared with."""
+        return dict(self.plan.get("baselines", {}))
+
+    def axis_values(self, axis: str) -> list[Any]:
+        """The values on ``model``, ``target_batch_size``, ``scaling_rule`` or ``seed``, as planned."""
+        return list(dict.fromkeys(getattr(cell, axis) for cell in self.cells))
+
+    def trial(self, cell: Cell) -> TrialData | None:
+        """The trial of a cell, where it has started."""
+        return self.trials.get(cell.trial_hash)
+
+
+def read_study(store: StudyStore, plan: Mapping[str, Any]) -> StudyData:
+    """Read the trials that ``plan`` names."""
+    cells = [Cell(**{key: cell[key] for key in Cell.__dataclass_fields__}) for cell in plan["cells"]]
+    configs = {cell["trial_hash"]: cell["config"] for cell in plan["cells"]}
+    runs = store.trial_runs()
+    trials = {
+        trial_hash: _trial([cell for cell in cells if cell.trial_hash == trial_hash], config, run)
+        for trial_hash, config in configs.items()
+        if (run := runs.get(trial_hash))
+    }
+    return StudyData(plan, cells, trials)
+
+
+def _trial(cells: Sequence[Cell], config: Mapping[str, Any], run: TrialRun) -> TrialData:
+    first = cells[0]
+    return TrialData(
+        trial_hash=first.trial_hash,
+        run_id=run.run_id,
+        name=run.name,
+        config=config,
+        model=first.model,
+        target_batch_size=first.target_batch_size,
+        learning_rate=first.learning_rate,
+        seed=first.seed,
+        scaling_rules=tuple(cell.scaling_rule for cell in cells),
+        metrics=run.metrics,
+        epochs=run.epochs(),
+        steps=run.steps(),
+        predictions={which: run.predictions(which) for which in ("best", "last")} if run.is_tested else {},
+    )
