@@ -37,7 +37,7 @@ class TrialData:
     scaling_rules: tuple[str, ...]  # of the cells it serves
     metrics: Mapping[str, float]
     epochs: pd.DataFrame  # index: epoch, from 1; columns: tracking's EPOCH_METRICS, and NOISE_METRICS
-    steps: pd.DataFrame  # index: optimizer step; columns train_loss_per_step, train_acc_per_step
+    steps: pd.DataFrame  # index: optimizer step; columns: tracking's STEP_METRICS
     predictions: Mapping[str, pd.DataFrame]  # "best", "last" -> row_id, label, prediction, probability
 
     @property

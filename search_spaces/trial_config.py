@@ -21,7 +21,7 @@ SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine")
 # Fields that change how a trial is computed or spelled, but not what is learned. The learning rate
 # stands in for the three fields it derives from, the digest of the data for the place it came from.
 _NOT_IN_HASH = frozenset(
-    "physical_batch_size scaling_rule base_lr reference_batch_size "
+    "physical_batch_size noise_every scaling_rule base_lr reference_batch_size "
     "dataset text_column label_column keep_duplicates train_size eval_size".split()
 )
 
@@ -46,6 +46,7 @@ class TrialConfig:
     dropout: float = 0.1
     engine: str = "torch"
     precision: str = "fp32"
+    noise_every: int = 8  # measure the gradient noise in every nth window of an epoch; 0: never
 
     dataset: str = "stanfordnlp/imdb"
     text_column: str = "text"
@@ -76,6 +77,8 @@ class TrialConfig:
             raise UserError(f"weight_decay must not be negative, not {self.weight_decay}")
         if not math.isfinite(self.learning_rate):
             raise UserError(f"base_lr {self.base_lr} is scaled to {self.learning_rate}: make it smaller")
+        if self.noise_every < 0:
+            raise UserError(f"noise_every must not be negative, not {self.noise_every}: 0 turns it off")
         if self.max_length < 3:
             raise UserError("max_length must be at least 3: two special tokens and one of text")
         if not 0 <= self.seed < 2**63 or not 0 <= self.split_seed < 2**32:
@@ -109,6 +112,10 @@ class TrialConfig:
     def steps_per_epoch(self, train_examples: int) -> int:
         """Optimizer steps in one pass over ``train_examples`` examples, the short last one included."""
         return math.ceil(train_examples / self.target_batch_size)
+
+    def measures_noise(self, window: int) -> bool:
+        """Whether the gradient noise is measured in this window of an epoch, counted from 0."""
+        return self.noise_every > 0 and window % self.noise_every == 0
 
     @property
     def model_name(self) -> str:

@@ -34,12 +34,13 @@ class ScaledEngine:
         self.optimizer = optimizer
         self.accumulation_steps = accumulation_steps
 
-    def step(self, micro_batches):
+    def step(self, micro_batches, after_backward=lambda: None):
         self.optimizer.zero_grad()
         losses, hits = [], []
         for batch in micro_batches:
             loss_sum, correct = summed_loss(self.model(batch.input_ids, batch.attention_mask), batch)
             (loss_sum * self.scale(batch, micro_batches, self.accumulation_steps)).backward()
+            after_backward()
             losses.append(loss_sum.detach())
             hits.append(correct)
         self.optimizer.step()
@@ -67,7 +68,7 @@ def summed_over_steps(batch, micro_batches, accumulation_steps):
 class TailDroppingEngine(ScaledEngine):
     """Steps only when it has seen as many micro-batches as a full window has."""
 
-    def step(self, micro_batches):
+    def step(self, micro_batches, after_backward=lambda: None):
         if len(micro_batches) == self.accumulation_steps:
             super().step(micro_batches)
 

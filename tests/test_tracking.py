@@ -30,7 +30,8 @@ def report(epoch, val_acc=0.5):
         "val_loss": 0.6,
         "val_acc": val_acc,
         "examples_per_second": 10.0,
-        "step_curve": [(2 * epoch - 1, 0.8, 0.4), (2 * epoch, 0.6, 0.6)],
+        "epoch_seconds": 20.0,
+        "step_curve": [(2 * epoch - 1, 0.8, 0.4, 1e-3), (2 * epoch, 0.6, 0.6, 1e-3)],
     }
 
 
@@ -48,6 +49,25 @@ def store(uri):
 def open_trial(store, cells):
     invocation = store.start_invocation("title", {"cells": []}, {})
     return store.open_trial(cells, 1, DATASET, invocation)
+
+
+def test_curves_are_read_back_as_they_were_reported(store):
+    run = open_trial(store, [config()])
+    noise = {"noise_scale": 300.0, "gradient_variance": 6.0, "gradient_norm_squared": 0.02}
+    run.log_epochs([report(1, 0.5), report(2, 0.75) | noise])
+    again = store.trial_runs()[config().trial_hash]
+    epochs, steps = again.epochs(), again.steps()
+    assert epochs["val_acc"].to_dict() == {1: 0.5, 2: 0.75}
+    assert epochs["epoch_seconds"].to_list() == [20.0, 20.0]
+    assert epochs["noise_scale"].dropna().to_dict() == {2: 300.0}  # absent where it was not measured
+    assert steps["train_loss_per_step"].to_dict() == {1: 0.8, 2: 0.6, 3: 0.8, 4: 0.6}
+    assert set(steps["learning_rate_per_step"]) == {1e-3}
+
+
+def test_a_run_without_epochs_reads_as_empty(store):
+    open_trial(store, [config()])
+    run = store.trial_runs()[config().trial_hash]
+    assert len(run.epochs()) == len(run.steps()) == 0
 
 
 def test_nothing_is_created_before_an_invocation_starts(store, uri):

@@ -213,7 +213,7 @@ def test_step_curve_is_thinned_and_averages_to_the_report(assets, target, width,
     assert [row[0] for row in second] == [end + steps for end in ends]  # steps are counted across epochs
     examples = np.diff(np.minimum(ends * target, 200), prepend=0)
     for report in trial.history:
-        _, losses, accuracies = np.array(report["step_curve"]).T
+        _, losses, accuracies, _ = np.array(report["step_curve"]).T
         assert np.average(losses, weights=examples) == pytest.approx(report["train_loss"], rel=1e-12)
         assert np.average(accuracies, weights=examples) == pytest.approx(report["train_acc"], rel=1e-12)
 
@@ -225,6 +225,8 @@ def test_learning_rate_follows_its_scheduler(assets):
         trial.run_epoch()
         rates.append(trial.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0, 1e-3, 0])  # 4 of 8 steps up, 4 down
+    curve = [row[3] for report in trial.history for row in report["step_curve"]]
+    assert curve == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
 
 
 @pytest.mark.parametrize("engine", ["torch", "accelerate"])

@@ -29,7 +29,7 @@ EPOCH_METRICS = (
     "val_loss",
     "val_acc",
 )
-STEP_METRICS = ("train_loss_per_step", "train_acc_per_step")
+STEP_METRICS = ("train_loss_per_step", "train_acc_per_step", "learning_rate_per_step")
 NOISE_METRICS = ("noise_scale", "gradient_variance", "gradient_norm_squared")  # where measured
 TEST_METRICS = ("test_loss", "test_acc", "last_test_loss", "last_test_acc")
 _PREDICTIONS = {"best": "test_predictions.parquet", "last": "last_test_predictions.parquet"}
@@ -211,7 +211,7 @@ class TrialRun:
         return table.dropna(subset=["val_acc"]) if "val_acc" in table else table.iloc[:0]
 
     def steps(self) -> pd.DataFrame:
-        """Loss and accuracy of training steps, indexed by optimizer step, a column per metric."""
+        """Loss, accuracy and learning rate in training, indexed by optimizer step, a column each."""
         return self._history(STEP_METRICS)
 
     def _history(self, names: Iterable[str]) -> pd.DataFrame:

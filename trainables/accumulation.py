@@ -7,7 +7,7 @@ rounding. Averaging the micro-batches' means instead, or dividing a short window
 micro-batches of a full one, does not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,11 +30,19 @@ class StepResult(NamedTuple):
     examples: int
 
 
+def _nothing() -> None: ...
+
+
 class Engine(Protocol):
     """Who does the accumulation."""
 
-    def step(self, micro_batches: Sequence[Batch]) -> StepResult:
-        """One optimizer step on the mean loss over all examples of ``micro_batches``."""
+    def step(
+        self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = _nothing
+    ) -> StepResult:
+        """One optimizer step on the mean loss over all examples of ``micro_batches``.
+
+        ``after_backward`` is called after each of them, when ``.grad`` holds its share.
+        """
         ...
 
 
@@ -46,7 +54,9 @@ class TorchEngine:
         self.optimizer = optimizer
         self.precision = precision
 
-    def step(self, micro_batches: Sequence[Batch]) -> StepResult:
+    def step(
+        self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = _nothing
+    ) -> StepResult:
         """See ``Engine``."""
         examples = sum(map(len, micro_batches))
         losses, hits = [], []
@@ -56,6 +66,7 @@ class TorchEngine:
                 logits = self.model(batch.input_ids, batch.attention_mask)
             loss_sum, correct = summed_loss(logits, batch)
             (loss_sum / examples).backward()
+            after_backward()
             losses.append(loss_sum.detach())
             hits.append(correct)
         self.optimizer.step()
@@ -77,7 +88,9 @@ class AccelerateEngine:
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
-    def step(self, micro_batches: Sequence[Batch]) -> StepResult:
+    def step(
+        self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = _nothing
+    ) -> StepResult:
         """See ``Engine``.
 
         ``backward`` divides by the number of accumulation steps that the accelerator was told, and
@@ -94,6 +107,7 @@ class AccelerateEngine:
                 logits = self.model(batch.input_ids, batch.attention_mask)
                 loss_sum, correct = summed_loss(logits, batch)
                 self.accelerator.backward(loss_sum * steps / examples)
+                after_backward()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             losses.append(loss_sum.detach())

@@ -17,9 +17,10 @@ from trainables.accumulation import StepResult, build_engine
 from trainables.checkpoint import Checkpoint, Weights, check_origin
 from trainables.encoders import EncoderAssets
 from trainables.evaluation import evaluate
+from trainables.noise_scale import GradientGroups, NoiseSample, group_count, noise_metrics
 from trainables.seeding import derive_seed
 from trainables.tokens import TokenArrays
-from trainables.windows import TokenTensors, epoch_windows
+from trainables.windows import Batch, TokenTensors, epoch_windows
 
 CURVE_POINTS_PER_EPOCH = 50
 _OPTIMIZERS: dict[str, type[Adam]] = {"adam": Adam, "adamw": AdamW}
@@ -50,8 +51,9 @@ class Trial:
     """One configuration, trained once.
 
     ``history`` holds a report per finished epoch: ``epoch``, ``train_loss``, ``train_acc``,
-    ``val_loss``, ``val_acc``, ``examples_per_second``, ``epoch_seconds``, and ``step_curve``, rows of
-    (optimizer step, loss, accuracy).
+    ``val_loss``, ``val_acc``, ``examples_per_second``, ``epoch_seconds``, ``step_curve``, rows of
+    (optimizer step, loss, accuracy, learning rate), and, where it could be measured, ``noise_scale``
+    with its two terms.
     """
 
     def __init__(self, config: TrialConfig, assets: TrialAssets, device: torch.device) -> None:
@@ -100,7 +102,7 @@ class Trial:
         """
         epoch, started = self.epoch + 1, time.perf_counter()
         try:
-            steps = self._train(epoch)
+            steps, rates, noise = self._train(epoch)
             training_seconds = time.perf_counter() - started
             validation = evaluate(self.model, self.val, self.config.precision)
         except torch.OutOfMemoryError as error:
@@ -111,11 +113,12 @@ class Trial:
         report = {
             "epoch": epoch,
             **_totals(steps),
+            **noise_metrics(noise),
             "val_loss": validation.loss,
             "val_acc": validation.accuracy,
             "examples_per_second": len(self.train) / training_seconds,
             "epoch_seconds": time.perf_counter() - started,
-            "step_curve": _curve(steps, first_step=self.epoch * self.steps_per_epoch + 1),
+            "step_curve": _curve(steps, rates, first_step=self.epoch * self.steps_per_epoch + 1),
         }
         if not math.isfinite(validation.loss):
             raise NonFiniteLossError(f"val_loss is {validation.loss} after epoch {epoch}")
@@ -147,19 +150,35 @@ class Trial:
         self.scheduler.load_state_dict(checkpoint.scheduler)
         self._best_weights = checkpoint.best_weights or checkpoint.weights
 
-    def _train(self, epoch: int) -> list[StepResult]:
+    def _train(self, epoch: int) -> tuple[list[StepResult], list[float], list[NoiseSample]]:
         config = self.config
         windows = epoch_windows(len(self.train), config.target_batch_size, config.seed, epoch)
         self.model.train()
-        results = []
+        results, rates, noise = [], [], []
         with torch.random.fork_rng(devices=_cuda_devices(self.device)):
             for number, window in enumerate(windows):
                 torch.manual_seed(derive_seed(config.seed, "dropout", epoch, number))
-                micro_batches = list(self.train.batches(window, config.physical_batch_size))
-                results.append(self.engine.step(micro_batches))
+                groups = group_count(len(window), config.physical_batch_size)
+                if groups > 1 and config.measures_noise(number):
+                    result, sample = self._measured_step(window, groups)
+                    noise.append(sample)
+                else:
+                    result = self.engine.step(self._micro_batches(window))
+                results.append(result)
+                rates.append(self.scheduler.get_last_lr()[0])
                 self.scheduler.step()
         _check_finite(results, first_step=self.epoch * self.steps_per_epoch + 1, epoch=epoch)
-        return results
+        return results, rates, noise
+
+    def _micro_batches(self, examples: Tensor) -> list[Batch]:
+        return list(self.train.batches(examples, self.config.physical_batch_size))
+
+    def _measured_step(self, window: Tensor, groups: int) -> tuple[StepResult, NoiseSample]:
+        parts = window.split(len(window) // groups)
+        micro_batches = [batch for part in parts for batch in self._micro_batches(part)]
+        gradients = GradientGroups(self.model.parameters(), groups, len(micro_batches), len(window))
+        result = self.engine.step(micro_batches, gradients.after_backward)
+        return result, gradients.sample
 
     def _weights(self) -> Weights:
         state = self.model.state_dict()
@@ -196,15 +215,19 @@ def _totals(steps: Sequence[StepResult]) -> dict[str, float]:
     }
 
 
-def _curve(steps: Sequence[StepResult], first_step: int) -> list[tuple[int, float, float]]:
-    """Thin to at most CURVE_POINTS_PER_EPOCH rows, each the mean over its steps' examples."""
+def _curve(
+    steps: Sequence[StepResult], rates: Sequence[float], first_step: int
+) -> list[tuple[int, float, float, float]]:
+    """Thin to at most CURVE_POINTS_PER_EPOCH rows: means over the examples of some steps, which the
+    last of them stands for, and its learning rate."""
     width = math.ceil(len(steps) / CURVE_POINTS_PER_EPOCH)
     rows = []
     for start in range(0, len(steps), width):
         loss, correct, examples = _columns(steps[start : start + width])
-        last_step = first_step + min(start + width, len(steps)) - 1
+        last = min(start + width, len(steps)) - 1
         total = float(examples.sum())
-        rows.append((last_step, float(loss.sum()) / total, float(correct.sum()) / total))
+        means = float(loss.sum()) / total, float(correct.sum()) / total
+        rows.append((first_step + last, *means, rates[last]))
     return rows
 
 

@@ -1,0 +1,201 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from search_spaces import UserError
+from tests.helpers import (
+    CPU,
+    TINY_MODELS,
+    assert_identical,
+    largest_difference,
+    learnt,
+    make_config,
+    tiny_config,
+    trained,
+    weights,
+    without_dropout,
+)
+from trainables.accumulation import summed_loss
+from trainables.noise_scale import GradientGroups, group_count, noise_metrics
+from trainables.trial import Trial
+from trainables.windows import epoch_windows
+
+NOISE = ("noise_scale", "gradient_variance", "gradient_norm_squared")
+
+
+# -- the estimate, where the truth is known --------------------------------------------------------
+
+
+MEAN = torch.tensor([0.3, -0.2, 0.1, 0.0, 0.25], dtype=torch.float64)
+SCALES = torch.tensor([1.0, 0.5, 2.0, 1.5, 0.1], dtype=torch.float64)  # standard deviations
+TRUE_SCALE = float((SCALES**2).sum() / (MEAN**2).sum())
+
+
+def linear_problem(examples):
+    """Losses x·w have the gradients x: mean MEAN, covariance diag(SCALES²), whatever w is."""
+    return MEAN + SCALES * torch.randn(examples, len(MEAN), dtype=torch.float64)
+
+
+def sample(parameter, window, groups, physical):
+    """One measured window of the linear problem."""
+    micro_batches = window.split(physical)
+    gradients = GradientGroups([parameter], groups, len(micro_batches), len(window))
+    parameter.grad = None
+    for batch in micro_batches:
+        ((batch @ parameter).sum() / len(window)).backward()
+        gradients.after_backward()
+    return gradients.sample
+
+
+@pytest.fixture(scope="module")
+def samples():
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.zeros(len(MEAN), dtype=torch.float64))
+    return [sample(w, linear_problem(48), 2, 24) for _ in range(6000)]
+
+
+def test_a_known_noise_scale_is_recovered_within_5_percent(samples):
+    metrics = noise_metrics(samples)
+    assert metrics["gradient_variance"] == pytest.approx(float((SCALES**2).sum()), rel=0.05)
+    assert metrics["gradient_norm_squared"] == pytest.approx(float((MEAN**2).sum()), rel=0.05)
+    assert metrics["noise_scale"] == pytest.approx(TRUE_SCALE, rel=0.05)
+
+
+def test_dividing_before_averaging_would_miss_it(samples):
+    ratios = torch.stack([s.variance / s.norm_squared for s in samples])
+    assert abs(float(ratios.mean()) / TRUE_SCALE - 1) > 0.05
+
+
+def test_groups_of_similar_examples_would_miss_it():
+    """Sorting the whole window, as unmeasured windows are, is what the measured ones must not do."""
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.zeros(len(MEAN), dtype=torch.float64))
+    windows = [linear_problem(48) for _ in range(1000)]
+    ordered = [window[window[:, 2].argsort()] for window in windows]
+    metrics = noise_metrics([sample(w, window, 2, 24) for window in ordered])
+    assert metrics["gradient_variance"] > 2 * float((SCALES**2).sum())
+
+
+@pytest.mark.parametrize(("groups", "physical"), [(2, 8), (3, 8), (6, 8), (2, 24)])
+def test_the_windows_gradient_comes_out_whole(groups, physical):
+    window = linear_problem(48)
+    w = nn.Parameter(torch.zeros(len(MEAN), dtype=torch.float64))
+    sample(w, window, groups, physical)
+    torch.testing.assert_close(w.grad, window.mean(dim=0), rtol=1e-12, atol=1e-14)
+
+
+def test_two_groups_by_hand():
+    """Gradients 1 and 3: mean 2; variance ((1-2)² + (3-2)²) / 1 = 2; ‖G‖² = 1 · 3."""
+    w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    found = sample(w, torch.tensor([[1.0], [3.0]], dtype=torch.float64), 2, 1)
+    assert (float(found.variance), float(found.norm_squared)) == (2.0, 3.0)
+    assert noise_metrics([found])["noise_scale"] == pytest.approx(2 / 3)
+
+
+def test_a_mean_gradient_that_drowns_in_noise_has_no_noise_scale():
+    w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    metrics = noise_metrics([sample(w, torch.tensor([[-1.0], [2.0]], dtype=torch.float64), 2, 1)])
+    assert metrics["gradient_norm_squared"] == -2.0
+    assert "noise_scale" not in metrics
+
+
+@pytest.mark.parametrize(
+    ("examples", "physical", "groups"),
+    [
+        (1024, 64, 2),
+        (64, 16, 2),
+        (48, 16, 3),
+        (80, 16, 5),
+        (64, 64, 1),
+        (64, 48, 1),
+        (8, 16, 1),
+        (17, 1, 17),
+    ],
+)
+def test_groups_are_few_and_equal_or_there_are_none(examples, physical, groups):
+    assert group_count(examples, physical) == groups
+
+
+# -- in a trial ------------------------------------------------------------------------------------
+
+
+def measured(assets, **overrides):
+    config = tiny_config(**{"noise_every": 1} | overrides)
+    return trained(config, assets[config.model])
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_measuring_changes_what_is_learned_by_rounding_alone(assets, model):
+    plain = {model: without_dropout(assets[model])}  # dropout would mask other examples
+    config = {"model": model, "dropout": 0.0}
+    with_noise, without = (measured(plain, noise_every=n, **config) for n in (1, 0))
+    assert largest_difference(weights(with_noise), weights(without)) < 1e-4
+    assert all(name in report for report in with_noise.history for name in NOISE[1:])
+    assert not any(name in report for report in without.history for name in NOISE)
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_engines_measure_the_same(assets, model):
+    one, other = (measured(assets, model=model, engine=engine) for engine in ("torch", "accelerate"))
+    for a, b in zip(one.history, other.history, strict=True):
+        assert a["gradient_variance"] == pytest.approx(b["gradient_variance"], rel=1e-4)
+
+
+def test_a_trial_reports_what_its_examples_gradients_give(assets):
+    """Two micro-batches a window: the formulas, written out on separately computed gradients."""
+    assets = {"bert-tiny": without_dropout(assets["bert-tiny"])}
+    config = tiny_config(
+        target_batch_size=192, physical_batch_size=96, dropout=0.0, noise_every=1, epochs=1
+    )
+    trial = Trial(config, assets["bert-tiny"], CPU)
+    fresh = Trial(config, assets["bert-tiny"], CPU)
+    report = trial.run_epoch()
+    window = next(epoch_windows(len(fresh.train), 192, config.seed, 1))
+    halves = []
+    for half in window.split(96):
+        batch = fresh.train.batch(half)
+        fresh.model.zero_grad()
+        loss, _ = summed_loss(fresh.model(batch.input_ids, batch.attention_mask), batch)
+        (loss / 96).backward()
+        gradients = [p.grad for p in fresh.model.parameters() if p.grad is not None]
+        halves.append(torch.cat([g.flatten() for g in gradients]).double())
+    a, b = halves
+    # the sample variance of two means of 96 examples, and the product of two independent ones
+    assert report["gradient_variance"] == pytest.approx(float((a - b).square().sum()) / 2 * 96, rel=1e-3)
+    assert report["gradient_norm_squared"] == pytest.approx(float(a @ b), rel=1e-3)
+
+
+def test_a_resumed_trial_measures_the_same(assets, tmp_path):
+    whole = measured(assets)
+    first = Trial(whole.config, assets["bert-tiny"], CPU)
+    first.run_epoch()
+    tmp_path.joinpath("checkpoint").mkdir()
+    first.save(tmp_path / "checkpoint")
+    second = Trial(whole.config, assets["bert-tiny"], CPU)
+    second.restore(tmp_path / "checkpoint")
+    second.run_epoch()
+    assert learnt(second) == learnt(whole)
+    assert_identical(weights(second), weights(whole))
+
+
+def test_one_micro_batch_a_window_has_no_noise_scale(assets):
+    history = measured(assets, physical_batch_size=64).history
+    assert not any(name in report for report in history for name in NOISE)
+
+
+def test_ragged_micro_batches_have_no_noise_scale(assets):
+    history = measured(assets, physical_batch_size=24).history
+    assert not any(name in report for report in history for name in NOISE)
+
+
+def test_measuring_is_not_part_of_what_is_learned():
+    config = make_config()
+    assert replace(config, noise_every=0).trial_hash == config.trial_hash
+    assert [n for n in range(20) if config.measures_noise(n)] == [0, 8, 16]
+
+
+def test_noise_every_must_not_be_negative():
+    with pytest.raises(UserError, match="0 turns it off"):
+        make_config(noise_every=-1)
