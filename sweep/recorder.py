@@ -3,7 +3,7 @@
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from search_spaces import TrialConfig
 from sweep.plan import Plan
 from sweep.progress import Progress
-from tracking import InvocationRun, ModelFiles, StudyStore, TrialRun
+from tracking import ModelFiles, TrialRun
 from trainables.checkpoint import read_progress, weight_files
 from trainables.encoders import EncoderAssets
 from trainables.exported_model import ClassifierCard, export_model
@@ -30,22 +30,21 @@ class Recorder(Callback):
 
     Writing happens in one thread, in order, so that a slow store does not hold up training. A write
     that fails fails its trial: ``failures`` maps the hash of every failed trial to its reason;
-    ``ended`` holds the hashes of those that reached their last epoch or failed.
+    ``ended`` holds the hashes of those that reached their last epoch or failed. ``open_run`` gives the
+    run of the trial that serves some cells.
     """
 
     def __init__(
         self,
         plan: Plan,
-        store: StudyStore,
-        invocation: InvocationRun,
+        open_run: Callable[[Sequence[TrialConfig]], TrialRun],
         encoders: dict[str, EncoderAssets],
         progress: Progress,
     ) -> None:
         self.failures: dict[str, str] = {}
         self.ended: set[str] = set()
         self._plan = plan
-        self._store = store
-        self._invocation = invocation
+        self._open_run = open_run
         self._encoders = encoders
         self._progress = progress
         self._runs: dict[str, TrialRun] = {}
@@ -122,10 +121,7 @@ class Recorder(Callback):
 
     def _open(self, trial_hash: str) -> None:
         if trial_hash not in self._runs:
-            cells = self._plan.trials[trial_hash]
-            self._runs[trial_hash] = self._store.open_trial(
-                cells, len(self._plan.space.seeds), self._plan.dataset, self._invocation
-            )
+            self._runs[trial_hash] = self._open_run(self._plan.trials[trial_hash])
 
     def _upload(self, trial_hash: str, checkpoint: Path) -> None:
         run = self._runs[trial_hash]

@@ -9,6 +9,7 @@ from search_spaces import TrialConfig
 from sweep.assets import ModelAssets, prepare_assets
 from sweep.cluster import Resources, ray_session, resources_per_trial
 from sweep.console import console
+from sweep.environment import environment_tags
 from sweep.final_test import UntestedTrial, run_tests
 from sweep.hardware import bf16_available
 from sweep.launch import remove_checkpoints, study_storage, train, writable_folder
@@ -16,7 +17,7 @@ from sweep.options import SweepOptions
 from sweep.plan import Plan, make_plan, plan_tables
 from sweep.progress import Progress
 from sweep.recorder import Recorder
-from tracking import InvocationRun, StudyStore, check_study_name, run_name
+from tracking import InvocationRun, StudyStore, TrialRun, check_study_name, register_best, run_name
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def run_study(options: SweepOptions) -> StudyOutcome:
     if not to_train and not to_test:
         console.print(f"all {len(plan.trials)} trials are already trained and tested")
         _start_invocation(plan, store).finish("FINISHED")
+        _register_best(plan, store)
         return StudyOutcome(plan.study, {})
     assets = _prepare(plan, {config.model for config in [*to_train, *to_test]})
     with ray_session(options.ray_address) as dashboard:
@@ -63,6 +65,7 @@ def run_study(options: SweepOptions) -> StudyOutcome:
             status = "FAILED" if failures else "FINISHED"
         finally:
             invocation.finish(status)
+    _register_best(plan, store)
     if not failures:
         remove_checkpoints(storage, plan.trials)  # nothing is left to resume
     seeds = len(plan.space.seeds)
@@ -87,12 +90,16 @@ class _Sweep:
         encoders = {model: value.encoder for model, value in self.assets.items()}
         shared = {model: value.trial for model, value in self.assets.items()}
         with Progress(trials, self.resources.concurrent) as progress:
-            recorder = Recorder(self.plan, self.store, self.invocation, encoders, progress)
+            recorder = Recorder(self.plan, self._open_run, encoders, progress)
             try:
                 train(configs, shared, self.resources, storage, recorder)
             finally:
                 recorder.drain()
         return recorder.failures
+
+    def _open_run(self, cells: Sequence[TrialConfig]) -> TrialRun:
+        seeds, tags = len(self.plan.space.seeds), environment_tags(self.resources)
+        return self.store.open_trial(cells, seeds, self.plan.dataset, self.invocation, tags)
 
     def test(self, already_failed: dict[str, str]) -> dict[str, str]:
         runs = self.store.trial_runs()
@@ -136,6 +143,16 @@ def _start_invocation(plan: Plan, store: StudyStore) -> InvocationRun:
     title = f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
     tags = {"space": plan.space.name, "question": plan.space.question}
     return store.start_invocation(title, plan.to_dict(), tags)
+
+
+def _register_best(plan: Plan, store: StudyStore) -> None:
+    """Register the model of the trial with the highest val_acc, the earliest in the plan on ties."""
+    runs = store.trial_runs()
+    tested = [runs[h] for h in plan.trials if h in runs and runs[h].is_tested]
+    if tested:
+        best = max(tested, key=lambda run: run.metrics["best_val_acc"])
+        uri = register_best(store.client, plan.study, best)
+        console.print(f"best model     {uri}  ({best.name}, val_acc {best.metrics['best_val_acc']:.4f})")
 
 
 def _announce(dashboard: str, options: SweepOptions, resources: Resources) -> None:

@@ -1,14 +1,16 @@
 """A real MLflow store on SQLite: what is written, once, and what is found again."""
 
 import json
+from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 
 from search_spaces import TrialConfig, UserError
-from tracking import DatasetFacts, StudyStore, run_name
+from tracking import DatasetFacts, ModelFiles, StudyStore, register_best, run_name
 from tracking.study_store import check_study_name
 from trainables.evaluation import Evaluation
 
@@ -178,3 +180,27 @@ def test_run_names_tell_seeds_apart_only_where_there_are_several():
     cells = [config(scaling_rule="sqrt", target_batch_size=256)]
     assert run_name(cells) == "bert-tiny · 256 · sqrt"
     assert run_name(cells, seeds=2) == "bert-tiny · 256 · sqrt · seed 42"
+
+
+def trained_run(store, folder, seed, val_acc):
+    """A run with a model in MLflow, whose files are one line."""
+    run = open_trial(store, [config(seed=seed)])
+    run.log_epochs([report(1, val_acc)])
+    files = ModelFiles(folder / f"seed{seed}", "trainables.exported_model", ())
+    files.folder.mkdir()
+    (files.folder / "classifier.json").write_text(f'{{"seed": {seed}}}')
+    run.log_models(files, None, best_epoch=1, best_val_acc=val_acc)
+    return run
+
+
+def test_the_registered_model_is_the_best_one_and_keeps_its_version(store, tmp_path):
+    first, better = (trained_run(store, tmp_path, seed, val_acc) for seed, val_acc in ((1, 0.5), (2, 0.75)))
+    for run in (first, first, better, better):
+        assert register_best(store.client, store.study, run) == "models:/films-study@best"
+    best = store.client.get_model_version_by_alias("films-study", "best")
+    assert (best.run_id, best.version) == (better.run_id, 2)
+    assert "val_acc 0.7500" in best.description
+    files = Path(
+        mlflow.artifacts.download_artifacts("models:/films-study@best", dst_path=str(tmp_path / "m"))
+    )
+    assert [path.read_text() for path in files.rglob("classifier.json")] == ['{"seed": 2}']

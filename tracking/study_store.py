@@ -5,9 +5,10 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlparse
 
@@ -92,15 +93,20 @@ class StudyStore:
         return InvocationRun(self.client, run.info.run_id)
 
     def open_trial(
-        self, cells: Sequence[TrialConfig], seeds: int, dataset: DatasetFacts, parent: InvocationRun
+        self,
+        cells: Sequence[TrialConfig],
+        seeds: int,
+        dataset: DatasetFacts,
+        parent: InvocationRun,
+        tags: Mapping[str, str] = MappingProxyType({}),
     ) -> TrialRun:
         """The run of the trial that serves ``cells``: the one it already has, or a new one."""
         trial_hash = cells[0].trial_hash
         found = self._search(f"tags.trial_hash = '{trial_hash}'")
         name = run_name(cells, seeds)
-        tags = {"trial_hash": trial_hash, MLFLOW_PARENT_RUN_ID: parent.run_id}
-        trial_run = TrialRun(self.client, found[0] if found else self._create_run(name, tags))
-        trial_run.describe(cells, dataset, parent.run_id)
+        identity = {"trial_hash": trial_hash, MLFLOW_PARENT_RUN_ID: parent.run_id}
+        trial_run = TrialRun(self.client, found[0] if found else self._create_run(name, identity))
+        trial_run.describe(cells, dataset, parent.run_id, tags)
         return trial_run
 
     def _find_experiment(self) -> Experiment | None:

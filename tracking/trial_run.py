@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -105,7 +105,13 @@ class TrialRun:
         """Whether nothing is left to do."""
         return self.is_trained and all(name in self.metrics for name in TEST_METRICS)
 
-    def describe(self, cells: Sequence[TrialConfig], dataset: DatasetFacts, parent: str) -> None:
+    def describe(
+        self,
+        cells: Sequence[TrialConfig],
+        dataset: DatasetFacts,
+        parent: str,
+        extra_tags: Mapping[str, str],
+    ) -> None:
         """Write params, tags and the data set; safe to repeat."""
         config = cells[0]
         derived = {
@@ -118,7 +124,7 @@ class TrialRun:
             for key, value in (config.to_dict() | derived).items()
             if key not in known
         ]
-        tags = {"cells": json.dumps([_cell(c) for c in cells]), "failure": ""}
+        tags = {"cells": json.dumps([_cell(c) for c in cells]), "failure": "", **extra_tags}
         if MLFLOW_PARENT_RUN_ID not in self.tags:
             tags[MLFLOW_PARENT_RUN_ID] = parent
         self.client.log_batch(self.run_id, params=params, tags=[RunTag(k, v) for k, v in tags.items()])
