@@ -101,14 +101,15 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def print_report(tracking_uri: str, study: str, results_path: str) -> None:
-    """Write the report and show its tables."""
-    from reports import write_report
+    """Write the report and show its tables and its verdict."""
+    from reports import terminal_table, write_report
     from sweep.console import console
 
-    tables, folder = write_report(tracking_uri, study, results_path)
-    for table in tables:
-        console.print(table)
-    console.print(f"written to {folder}/report.md and results.csv")
+    report = write_report(tracking_uri, study, results_path)
+    for table in report.results:
+        console.print(terminal_table(table))
+    console.print(report.headline, markup=False)
+    console.print(f"report         {report.page}", markup=False)
 
 
 # flags that are TrialConfig fields of the same name, and flags that are SweepOptions

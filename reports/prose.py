@@ -1,6 +1,7 @@
 """Numbers as a reader says them."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from reports.statistics import Interval
@@ -51,3 +52,8 @@ def counted(count: int, noun: str) -> str:
 def accuracy_text(value: float) -> str:
     """Four decimals; a dash where there is none."""
     return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+def slug(name: str) -> str:
+    """A model's name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.") or "model"

@@ -1,7 +1,7 @@
 """A study as it lies in MLflow, read once: everything the report is made from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,7 @@ class TrialData:
     epochs: pd.DataFrame  # index: epoch, from 1; columns: tracking's EPOCH_METRICS, and NOISE_METRICS
     steps: pd.DataFrame  # index: optimizer step; columns: tracking's STEP_METRICS
     predictions: Mapping[str, pd.DataFrame]  # "best", "last" -> row_id, label, prediction, probability
+    tags: Mapping[str, str] = field(default_factory=dict)  # hardware, versions, gpus_per_trial
 
     @property
     def is_tested(self) -> bool:
@@ -112,4 +113,5 @@ def _trial(cells: Sequence[Cell], config: Mapping[str, Any], run: TrialRun) -> T
         epochs=run.epochs(),
         steps=run.steps(),
         predictions={which: run.predictions(which) for which in ("best", "last")} if run.is_tested else {},
+        tags=run.tags,
     )

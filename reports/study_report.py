@@ -1,65 +1,81 @@
 """The report of a study, rebuilt from MLflow alone."""
 
-import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from reports.tables import Row, csv_text, markdown, terminal_tables
-from tracking import StudyStore, TrialRun, check_store_exists
+from reports.charts import accuracy_pictures, curve_pictures, noise_pictures
+from reports.content import Picture, TableContent
+from reports.findings import Findings, find
+from reports.page import Page, html, markdown
+from reports.provenance import facts, run_table
+from reports.study_data import StudyData, read_study
+from reports.tables import result_tables, results_csv
+from reports.verdict_rows import verdicts_csv
+from tracking import StudyStore, check_store_exists
+
+_PICTURES = "pictures"
 
 
-def write_report(tracking_uri: str, study: str, results_path: str) -> tuple[list[Any], Path]:
+@dataclass(frozen=True)
+class Report:
+    """What the terminal shows of a report, and where the rest lies."""
+
+    headline: str
+    results: Sequence[TableContent]
+    page: Path
+
+
+def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
     """Write ``results/<study>/`` and log it to the newest parent run.
 
-    Returns the tables for the terminal and the folder. Raises UserError for an unknown study.
+    Raises UserError for an unknown study.
     """
     check_store_exists(tracking_uri)
     store = StudyStore(tracking_uri, study)
     invocation = store.latest_invocation()
-    plan = invocation.plan()
-    rows = _rows(plan, store.trial_runs())
+    data = read_study(store, invocation.plan())
+    page = Page(
+        study=data.name,
+        question=data.plan["question"],
+        findings=find(data),
+        pictures=_pictures(data),
+        inside=None,
+        facts=facts(data, store),
+        runs=run_table(data, store),
+    )
     folder = Path(results_path) / study
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(_markdown(plan, rows), encoding="utf-8")
-    (folder / "results.csv").write_text(csv_text(rows), encoding="utf-8")
+    _write(page, data, folder)
     invocation.log_folder(folder)
-    return terminal_tables(rows), folder
+    results = result_tables(page.findings.rows, data.plan["dataset"]["sizes"], compact=True)
+    return Report(page.findings.headline, results, folder / "report.html")
 
 
-def _rows(plan: dict[str, Any], runs: dict[str, TrialRun]) -> list[Row]:
-    return [_row(cell, runs.get(cell["trial_hash"])) for cell in plan["cells"]]
+def _pictures(study: StudyData) -> dict[str, Sequence[Picture]]:
+    pictures = {
+        "Accuracy by target batch size": list(accuracy_pictures(study)),
+        "Training curves": list(curve_pictures(study)),
+        "Why: the gradient noise scale": list(noise_pictures(study)),
+    }
+    return {heading: found for heading, found in pictures.items() if found}
 
 
-def _row(cell: dict[str, Any], run: TrialRun | None) -> Row:
-    metrics = run.metrics if run else {}
-    return Row(
-        scaling_rule=cell["scaling_rule"],
-        model=cell["model"],
-        target_batch_size=cell["target_batch_size"],
-        seed=cell["seed"],
-        learning_rate=cell["learning_rate"],
-        best_val_acc=metrics.get("best_val_acc", math.nan),
-        best_epoch=metrics.get("best_epoch", math.nan),
-        test_acc=metrics.get("test_acc", math.nan),
-        last_test_acc=metrics.get("last_test_acc", math.nan),
-        run_id=run.run_id if run else "",
-        trial_hash=cell["trial_hash"],
-    )
+def _write(page: Page, study: StudyData, folder: Path) -> None:
+    (folder / _PICTURES).mkdir(parents=True, exist_ok=True)
+    for pictures in page.pictures.values():
+        for picture in pictures:
+            (folder / _PICTURES / f"{picture.name}.png").write_bytes(picture.png)
+    texts = {"report.html": html(page), "report.md": markdown(page, _PICTURES)}
+    texts |= _csv_files(page.findings, study)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
-def _markdown(plan: dict[str, Any], rows: list[Row]) -> str:
-    dataset = plan["dataset"]
-    sizes = dataset["sizes"]
-    return "\n".join(
-        [
-            f"# {plan['study']}",
-            "",
-            plan["question"],
-            "",
-            markdown(rows),
-            f"Data: {dataset['name']}, {sizes['train']:,} train, {sizes['val']:,} val, "
-            f"{sizes['test']:,} test examples; {dataset['duplicates_dropped']:,} exact duplicates "
-            "dropped.",
-            "",
-        ]
-    )
+def _csv_files(findings: Findings, study: StudyData) -> dict[str, str]:
+    verdicts = {
+        "comparisons.csv": verdicts_csv(findings.cells.verdicts),
+        "last_against_best_epoch.csv": verdicts_csv(findings.epochs.verdicts),
+    }
+    others = {f"{name}.csv": table.csv_text() for name, table in findings.tables.items()}
+    results = {"results.csv": results_csv(findings.rows, study.plan["dataset"]["sizes"])}
+    return results | others | {name: text for name, text in verdicts.items() if text}

@@ -1,21 +1,16 @@
-"""The tables of a study: one per scaling rule, a row per model and target batch size."""
+"""The tables of results: one per scaling rule, a row per model and target batch size."""
 
-import csv
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
+from reports.content import TableContent
+from reports.csv_files import csv_text
+from reports.prose import accuracy_text, learning_rate_text
+from reports.statistics import Interval, wilson_interval
+from reports.study_data import Cell, StudyData
 
-COLUMNS = (
-    "model",
-    "target batch size",
-    "learning rate",
-    "val_acc@best epoch",
-    "test_acc",
-    "last-epoch test_acc",
-)
+_NOTE = "In brackets: Wilson 95 % intervals."
 
 
 @dataclass(frozen=True)
@@ -34,92 +29,93 @@ class Row:
     run_id: str
     trial_hash: str
 
-    def texts(self) -> tuple[str, ...]:
-        """The row as it is printed, in the order of COLUMNS."""
-        best = _accuracy(self.best_val_acc)
-        if not math.isnan(self.best_epoch):
-            best += f" (epoch {self.best_epoch:.0f})"
-        return (
-            self.model,
-            str(self.target_batch_size),
-            f"{self.learning_rate:.3g}",
-            best,
-            _accuracy(self.test_acc),
-            _accuracy(self.last_test_acc),
-        )
+
+def result_rows(study: StudyData) -> list[Row]:
+    """A row per cell, in the plan's order."""
+    return [_row(study, cell) for cell in study.cells]
 
 
-def by_rule(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows grouped by scaling rule, in order of appearance."""
+def _row(study: StudyData, cell: Cell) -> Row:
+    trial = study.trial(cell)
+    metrics = trial.metrics if trial else {}
+    return Row(
+        scaling_rule=cell.scaling_rule,
+        model=cell.model,
+        target_batch_size=cell.target_batch_size,
+        seed=cell.seed,
+        learning_rate=cell.learning_rate,
+        best_val_acc=metrics.get("best_val_acc", math.nan),
+        best_epoch=metrics.get("best_epoch", math.nan),
+        test_acc=metrics.get("test_acc", math.nan),
+        last_test_acc=metrics.get("last_test_acc", math.nan),
+        run_id=trial.run_id if trial else "",
+        trial_hash=cell.trial_hash,
+    )
+
+
+def result_tables(
+    rows: Sequence[Row], sizes: Mapping[str, int], compact: bool = False
+) -> list[TableContent]:
+    """A table per scaling rule; ``sizes`` are the examples in the ``val`` and ``test`` splits.
+
+    ``compact`` is for a terminal's width: only ``test_acc`` keeps its interval.
+    """
+    columns = _columns(sizes, compact)
+    if len({row.seed for row in rows}) < 2:
+        del columns["seed"]
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.scaling_rule, []).append(row)
-    return groups
+    return [
+        TableContent(
+            f"scaling rule: {rule}",
+            list(columns),
+            [[text(row) for text in columns.values()] for row in group],
+            _NOTE,
+        )
+        for rule, group in groups.items()
+    ]
 
 
-def terminal_tables(rows: Sequence[Row]) -> list[Table]:
-    """One rich table per scaling rule."""
-    tables = []
-    columns, cells = _columns_and_cells(rows)
-    for rule, group in by_rule(rows).items():
-        table = Table(title=f"scaling rule: {rule}", title_justify="left", title_style="bold")
-        for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right")
-        for row in group:
-            table.add_row(*cells(row))
-        tables.append(table)
-    return tables
+def _columns(sizes: Mapping[str, int], compact: bool) -> dict[str, Callable[[Row], str]]:
+    def plain(value: float, split: str) -> str:
+        return accuracy_text(value) if compact else with_interval(value, split)
+
+    def with_interval(value: float, split: str) -> str:
+        low, high = _interval(value, sizes[split])
+        return accuracy_text(value) + ("" if math.isnan(value) else f" [{low:.3f}, {high:.3f}]")
+
+    return {
+        "model": lambda row: row.model,
+        "target batch size": lambda row: str(row.target_batch_size),
+        "seed": lambda row: str(row.seed),
+        "learning rate": lambda row: learning_rate_text(row.learning_rate),
+        "val_acc@best epoch": lambda row: plain(row.best_val_acc, "val") + _epoch(row.best_epoch),
+        "test_acc": lambda row: with_interval(row.test_acc, "test"),
+        "last-epoch test_acc": lambda row: plain(row.last_test_acc, "test"),
+    }
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """One Markdown table per scaling rule."""
-    columns, cells = _columns_and_cells(rows)
-    lines = []
-    for rule, group in by_rule(rows).items():
-        lines += [f"### Scaling rule: {rule}", "", _line(columns), _line(["---"] * len(columns))]
-        lines += [_line([text.replace("|", "\\|") for text in cells(row)]) for row in group]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def csv_text(rows: Sequence[Row]) -> str:
-    """All rows as one CSV with unrounded numbers; missing values are empty."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+def results_csv(rows: Sequence[Row], sizes: Mapping[str, int]) -> str:
+    """All rows as one CSV, the ends of the test accuracies' Wilson intervals beside them."""
     names = list(Row.__dataclass_fields__)
-    writer.writerow(names)
-    for row in rows:
-        writer.writerow([csv_cell(getattr(row, name)) for name in names])
-    return out.getvalue()
+    ends = [f"{name}_{end}" for name in ("test_acc", "last_test_acc") for end in ("low", "high")]
+    lines = [
+        [
+            *(getattr(row, name) for name in names),
+            *_interval(row.test_acc, sizes["test"]),
+            *_interval(row.last_test_acc, sizes["test"]),
+        ]
+        for row in rows
+    ]
+    return csv_text([*names, *ends], lines)
 
 
-def _columns_and_cells(
-    rows: Sequence[Row],
-) -> tuple[tuple[str, ...], Callable[[Row], tuple[str, ...]]]:
-    """A seed column appears only where there is more than one seed."""
-    if len({row.seed for row in rows}) < 2:
-        return COLUMNS, Row.texts
-    return (*COLUMNS[:2], "seed", *COLUMNS[2:]), _texts_with_seed
+def _interval(accuracy: float, examples: int) -> Interval:
+    if math.isnan(accuracy):
+        return Interval(math.nan, math.nan)
+    return wilson_interval(round(accuracy * examples), examples)
 
 
-def _texts_with_seed(row: Row) -> tuple[str, ...]:
-    texts = row.texts()
-    return (*texts[:2], str(row.seed), *texts[2:])
-
-
-def _line(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(texts) + " |"
-
-
-def _accuracy(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.4f}"
-
-
-def csv_cell(value: str | float) -> str | float:
-    """A value as it may stand in a CSV: NaN is empty, and no text is a spreadsheet's formula."""
-    if isinstance(value, float) and math.isnan(value):
-        return ""
-    # a spreadsheet would run a text that starts like a formula
-    if isinstance(value, str) and value[:1] in set("=+-@\t\r"):
-        return "'" + value
-    return value
+def _epoch(epoch: float) -> str:
+    return "" if math.isnan(epoch) else f" (epoch {epoch:.0f})"

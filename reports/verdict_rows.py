@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reports.comparisons import COORDINATES
-from reports.tables import csv_cell
+from reports.csv_files import csv_cell
 from reports.verdicts import Verdict
 
 

@@ -86,6 +86,17 @@ class StudyStore:
             raise UserError(f"study '{self.study}' has no runs yet")
         return InvocationRun(self.client, runs[0].info.run_id)
 
+    def wall_seconds(self) -> float:
+        """How long the study's invocations took, one after the other; those that were killed count not."""
+        runs = self._search("tags.role = 'invocation'")
+        return sum((run.info.end_time - run.info.start_time) / 1000 for run in runs if run.info.end_time)
+
+    def run_url(self, run_id: str) -> str:
+        """Where a browser finds the run: on the tracking server, or on a local ``mlflow ui``."""
+        server = self.tracking_uri if self.tracking_uri.startswith("http") else "http://127.0.0.1:5000"
+        experiment = self._experiment.experiment_id if self._experiment else ""
+        return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+
     def start_invocation(self, title: str, plan: dict[str, Any], tags: dict[str, str]) -> InvocationRun:
         """Create the parent run (and the experiment, the first time) and store the plan."""
         run = self._create_run(title, {"role": "invocation", **tags})

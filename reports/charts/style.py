@@ -1,0 +1,112 @@
+"""One look for all pictures: a colour per target batch size, a line and a marker per scaling rule."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+from reports.study_data import StudyData, TrialData
+
+SIZE = (6.4, 4.4)  # inches: one picture fills a phone, two stand side by side on a desktop
+DPI = 150
+_MAP, _DARKEST, _LIGHTEST = "viridis", 0.0, 0.82  # ordered and safe for the colour-blind; no yellow
+_LINES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the trials of a study are told apart, in every picture."""
+
+    batches: tuple[int, ...]
+    rules: tuple[str, ...]
+
+    @classmethod
+    def of(cls, study: StudyData) -> "Look":
+        """The look of a study's grid."""
+        return cls(tuple(sorted(study.axis_values("target_batch_size"))), _rules(study))
+
+    def colour(self, target_batch_size: int) -> Any:
+        """Dark for small, light for large target batch sizes."""
+        step = (_LIGHTEST - _DARKEST) / max(1, len(self.batches) - 1)
+        return colormaps[_MAP](_DARKEST + step * self.batches.index(target_batch_size))
+
+    def line(self, rule: str) -> Any:
+        """The dashes of a scaling rule."""
+        return _LINES[self.rules.index(rule) % len(_LINES)]
+
+    def marker(self, rule: str) -> str:
+        """The marker of a scaling rule."""
+        return _MARKERS[self.rules.index(rule) % len(_MARKERS)]
+
+    def of_trial(self, trial: TrialData) -> dict[str, Any]:
+        """Keywords for ``plot``; a trial that serves several rules is drawn as the first of them."""
+        return {
+            "color": self.colour(trial.target_batch_size),
+            "linestyle": self.line(trial.scaling_rules[0]),
+        }
+
+
+def _rules(study: StudyData) -> tuple[str, ...]:
+    return tuple(str(rule) for rule in study.axis_values("scaling_rule"))
+
+
+def trial_label(trial: TrialData) -> str:
+    """``256 · sqrt``, without the model, which the picture's title names."""
+    return f"{trial.target_batch_size} · {'='.join(trial.scaling_rules)}"
+
+
+def new_figure() -> tuple[Figure, Axes]:
+    """One pair of axes with a light grid."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int, title: str) -> None:
+    """A legend under the axes, where it can cover nothing; each label once."""
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(reversed(labels), reversed(handles), strict=True))
+    names = list(dict.fromkeys(labels))
+    figure.legend(
+        [unique[name] for name in names],
+        names,
+        loc="outside lower center",
+        ncols=columns,
+        title=title,
+        frameon=False,
+        fontsize="small",
+        title_fontsize="small",
+        handlelength=3,
+    )
+
+
+def batch_axis(axes: Axes, batches: Sequence[int]) -> None:
+    """A logarithmic axis whose only ticks are the grid's target batch sizes."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(list(batches)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([f"{batch:,}" for batch in batches])
+    axes.set_xlabel("target batch size (examples per optimizer step)")
+
+
+def epoch_axis(axes: Axes) -> None:
+    """Epochs, counted from 1: whole numbers only."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+
+
+def png(figure: Figure) -> bytes:
+    """The picture's file; no date in it, so that the same study gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
