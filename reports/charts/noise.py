@@ -10,9 +10,9 @@ from reports.study_data import StudyData, TrialData
 
 CAPTION = (
     "A diagnostic, not a law: tr(Σ)/‖G‖² of the plain gradient (McCandlish et al. 2018). It takes examples "
-    "for independent draws, counts dropout as noise and knows nothing of Adam. Below the dashed line a "
-    "batch is smaller than the noise scale and a larger one still averages noise away; above it, "
-    "extra examples per step are mostly wasted."
+    "for independent draws, counts dropout as noise and knows nothing of Adam. Above the dashed line the "
+    "noise scale exceeds the batch, and a larger batch still averages noise away; far below it, extra "
+    "examples per step are mostly wasted."
 )
 
 
