@@ -89,7 +89,7 @@ def csv_text(rows: Sequence[Row]) -> str:
     names = list(Row.__dataclass_fields__)
     writer.writerow(names)
     for row in rows:
-        writer.writerow([_csv_cell(getattr(row, name)) for name in names])
+        writer.writerow([csv_cell(getattr(row, name)) for name in names])
     return out.getvalue()
 
 
@@ -115,7 +115,8 @@ def _accuracy(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.4f}"
 
 
-def _csv_cell(value: str | float) -> str | float:
+def csv_cell(value: str | float) -> str | float:
+    """A value as it may stand in a CSV: NaN is empty, and no text is a spreadsheet's formula."""
     if isinstance(value, float) and math.isnan(value):
         return ""
     # a spreadsheet would run a text that starts like a formula

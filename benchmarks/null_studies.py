@@ -1,0 +1,183 @@
+"""Does the pipeline keep its promises? Simulated studies whose truth is known go in, verdicts come out.
+
+A test example has a difficulty that every trial shares, so that trials are right and wrong together, as
+real ones are; given it, trials answer independently, so that any two of them are exchangeable and every
+claim of a difference is false. ``python -m benchmarks.null_studies --studies 1000`` prints how often a
+study makes any false claim, and how often the intervals cover the truth.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from scipy.special import expit
+
+from reports.statistics import bootstrap_interval, holm, score_differences, wilson_interval
+from reports.study_data import Cell, StudyData, TrialData
+from reports.verdicts import ALPHA, NOT_APART, Family, compare_cells
+
+BATCHES = (64, 256, 1024)
+_ABILITY = 1.5  # log-odds of a correct answer at mean difficulty: an accuracy of about 0.77
+_DIFFICULTY = 1.5  # standard deviation, log-odds
+_NO_STEPS = pd.DataFrame()
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a simulated study is drawn from.
+
+    ``training_deviation`` is how much trainings of one cell differ in ability, in log-odds;
+    ``effects`` adds to the ability of a target batch size, and makes the study non-null.
+    """
+
+    examples: int = 300
+    seeds: int = 1
+    scaling_rules: tuple[str, ...] = ("fixed", "linear")
+    training_deviation: float = 0.0
+    effects: Mapping[int, float] = field(default_factory=dict)
+
+
+def simulated_study(truth: Truth, generator: np.random.Generator) -> StudyData:
+    """One model, three target batch sizes; with two rules 5 trials a seed and 6 comparisons."""
+    difficulty = generator.normal(0, _DIFFICULTY, truth.examples)
+    cells, trials = [], {}
+    for rule in truth.scaling_rules:
+        for batch in BATCHES:
+            for seed in range(truth.seeds):
+                name = f"{batch}-{rule if batch > BATCHES[0] else 'any'}-{seed}"
+                cells.append(Cell("tiny", batch, rule, seed, 1e-3, name))
+                if name not in trials:
+                    ability = _ABILITY + truth.effects.get(batch, 0.0)
+                    ability += generator.normal(0, truth.training_deviation)
+                    correct = generator.random(truth.examples) < expit(ability - difficulty)
+                    trials[name] = simulated_trial(cells[-1], correct)
+    baselines = {"target_batch_size": BATCHES[0], "scaling_rule": truth.scaling_rules[0]}
+    plan = {"study": "simulated", "baselines": baselines, "dataset": {"sizes": {"train": 1000}}}
+    return StudyData(plan, cells, trials)
+
+
+def simulated_trial(cell: Cell, correct: np.ndarray, last_correct: np.ndarray | None = None) -> TrialData:
+    """A tested trial with these answers at its best epoch (3) and its last (5)."""
+    best = predictions(correct)
+    last = best if last_correct is None else predictions(last_correct)
+    return TrialData(
+        trial_hash=cell.trial_hash,
+        run_id=cell.trial_hash,
+        name=f"{cell.model} · {cell.target_batch_size} · {cell.scaling_rule}",
+        config={"epochs": 5, "optimizer": "adam"},
+        model=cell.model,
+        target_batch_size=cell.target_batch_size,
+        learning_rate=cell.learning_rate,
+        seed=cell.seed,
+        scaling_rules=(cell.scaling_rule,),
+        metrics={"best_epoch": 3.0, "best_val_acc": float(correct.mean())},
+        epochs=_NO_STEPS,
+        steps=_NO_STEPS,
+        predictions={"best": best, "last": last},
+    )
+
+
+def predictions(correct: np.ndarray) -> pd.DataFrame:
+    """Predictions, (examples,), of which these are correct; every label is 1."""
+    rows = np.arange(len(correct))
+    return pd.DataFrame({"row_id": rows, "label": 1, "prediction": correct.astype(int), "probability": 0.9})
+
+
+def claims(family: Family) -> bool:
+    """Whether any difference is claimed."""
+    return any(verdict.outcome != NOT_APART for verdict in family.verdicts)
+
+
+def claims_without_holm(family: Family) -> bool:
+    """Wrong on purpose: every comparison at the level of one."""
+    return any(verdict.p <= ALPHA for verdict in family.verdicts)
+
+
+def claims_with_holm_for_examples_only(family: Family) -> bool:
+    """Wrong on purpose: the seeds' p-value must be small, but is not adjusted."""
+    over_examples = holm(np.array([verdict.p_examples for verdict in family.verdicts]))
+    over_seeds = np.array([verdict.seeds.p for verdict in family.verdicts if verdict.seeds])
+    return bool(((over_examples <= ALPHA) & (over_seeds <= ALPHA)).any())
+
+
+def studies_that_claim(truth: Truth, studies: int, *rules: Callable[[Family], bool]) -> list[int]:
+    """Of ``studies`` simulated studies, how many claim something, under each rule of claiming."""
+    counts = np.zeros(len(rules), dtype=int)
+    for number in range(studies):
+        family = compare_cells(simulated_study(truth, np.random.default_rng(number)), resamples=50)
+        counts += [rule(family) for rule in rules]
+    return [int(count) for count in counts]
+
+
+def covered(truth: Truth, draws: int) -> tuple[int, int]:
+    """How many Wilson and bootstrap intervals cover the truth, of ``draws`` each.
+
+    One trial's accuracy, and the difference of a trial that is 0.5 log-odds abler, on fresh examples.
+    """
+    generator = np.random.default_rng(0)
+    accuracy, abler = (_accuracy(_ABILITY + effect) for effect in (0.0, 0.5))
+    wilson = bootstrap = 0
+    for _ in range(draws):
+        difficulty = generator.normal(0, _DIFFICULTY, truth.examples)
+        chances = generator.random((2, truth.seeds, truth.examples))
+        baseline = chances[0] < expit(_ABILITY - difficulty)
+        correct = chances[1] < expit(_ABILITY + 0.5 - difficulty)
+        low, high = wilson_interval(int(baseline[0].sum()), truth.examples)
+        wilson += low <= accuracy <= high
+        low, high = bootstrap_interval(score_differences(correct, baseline), truth.seeds, 1000)
+        bootstrap += low <= abler - accuracy <= high
+    return wilson, bootstrap
+
+
+def _accuracy(ability: float) -> float:
+    """The accuracy over all difficulties, by Gauss-Hermite quadrature."""
+    nodes, node_weights = np.polynomial.hermite_e.hermegauss(60)
+    return float(expit(ability - _DIFFICULTY * nodes) @ node_weights / node_weights.sum())
+
+
+def _table(studies: int) -> Table:
+    one, three = Truth(), Truth(seeds=3)
+    one_varies, three_vary = (Truth(seeds=n, training_deviation=0.4) for n in (1, 3))
+    effect = Truth(effects={1024: -1.0})
+    false, no_holm = studies_that_claim(one, studies, claims, claims_without_holm)
+    vary, half = studies_that_claim(three_vary, studies, claims, claims_with_holm_for_examples_only)
+    rows: list[tuple[str, str, int]] = [
+        ("any false claim", "1 seed", false),
+        ("… without Holm", "1 seed", no_holm),
+        (
+            "… if it were about trainings",
+            "1 seed, trainings vary",
+            _claiming(one_varies, studies),
+        ),
+        ("any false claim", "3 seeds", _claiming(three, studies)),
+        ("any false claim", "3 seeds, trainings vary", vary),
+        ("… Holm for examples only", "3 seeds, trainings vary", half),
+        ("any true claim", "1 seed, 1024 is worse", _claiming(effect, studies)),
+    ]
+    for name, truth in (("1 seed", one), ("3 seeds", three)):
+        wilson, bootstrap = covered(truth, studies)
+        rows += [("Wilson interval covers", name, wilson), ("bootstrap interval covers", name, bootstrap)]
+    table = Table("what", "truth", "rate", "95 % interval", title=f"{studies} studies a row")
+    for what, truth_name, count in rows:
+        low, high = wilson_interval(count, studies)
+        table.add_row(what, truth_name, f"{count / studies:.3f}", f"{low:.3f} to {high:.3f}")
+    return table
+
+
+def _claiming(truth: Truth, studies: int) -> int:
+    return studies_that_claim(truth, studies, claims)[0]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--studies", type=int, default=1000, help="simulated studies per row (1000)")
+    Console().print(_table(parser.parse_args().studies))
+
+
+if __name__ == "__main__":
+    main()
