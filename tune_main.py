@@ -108,7 +108,8 @@ def print_report(tracking_uri: str, study: str, results_path: str) -> None:
     report = write_report(tracking_uri, study, results_path)
     for table in report.results:
         console.print(terminal_table(table))
-    console.print(report.headline, markup=False)
+    for paragraph in report.headline:
+        console.print(paragraph, markup=False)
     console.print(f"report         {report.page}", markup=False)
 
 

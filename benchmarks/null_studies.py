@@ -21,7 +21,6 @@ from reports.study_data import Cell, StudyData, TrialData
 from reports.verdicts import ALPHA, NOT_APART, Family, compare_cells
 
 BATCHES = (64, 256, 1024)
-RULES = ("fixed", "linear")
 _ABILITY = 1.5  # log-odds of a correct answer at mean difficulty: an accuracy of about 0.77
 _DIFFICULTY = 1.5  # standard deviation, log-odds
 _NO_STEPS = pd.DataFrame()
@@ -37,15 +36,16 @@ class Truth:
 
     examples: int = 300
     seeds: int = 1
+    scaling_rules: tuple[str, ...] = ("fixed", "linear")
     training_deviation: float = 0.0
     effects: Mapping[int, float] = field(default_factory=dict)
 
 
 def simulated_study(truth: Truth, generator: np.random.Generator) -> StudyData:
-    """One model, three target batch sizes, two rules: 5 trials a seed, 6 comparisons."""
+    """One model, three target batch sizes; with two rules 5 trials a seed and 6 comparisons."""
     difficulty = generator.normal(0, _DIFFICULTY, truth.examples)
     cells, trials = [], {}
-    for rule in RULES:
+    for rule in truth.scaling_rules:
         for batch in BATCHES:
             for seed in range(truth.seeds):
                 name = f"{batch}-{rule if batch > BATCHES[0] else 'any'}-{seed}"
@@ -55,14 +55,15 @@ def simulated_study(truth: Truth, generator: np.random.Generator) -> StudyData:
                     ability += generator.normal(0, truth.training_deviation)
                     correct = generator.random(truth.examples) < expit(ability - difficulty)
                     trials[name] = simulated_trial(cells[-1], correct)
-    baselines = {"target_batch_size": BATCHES[0], "scaling_rule": RULES[0]}
+    baselines = {"target_batch_size": BATCHES[0], "scaling_rule": truth.scaling_rules[0]}
     plan = {"study": "simulated", "baselines": baselines, "dataset": {"sizes": {"train": 1000}}}
     return StudyData(plan, cells, trials)
 
 
 def simulated_trial(cell: Cell, correct: np.ndarray, last_correct: np.ndarray | None = None) -> TrialData:
     """A tested trial with these answers at its best epoch (3) and its last (5)."""
-    last = correct if last_correct is None else last_correct
+    best = predictions(correct)
+    last = best if last_correct is None else predictions(last_correct)
     return TrialData(
         trial_hash=cell.trial_hash,
         run_id=cell.trial_hash,
@@ -76,7 +77,7 @@ def simulated_trial(cell: Cell, correct: np.ndarray, last_correct: np.ndarray | 
         metrics={"best_epoch": 3.0, "best_val_acc": float(correct.mean())},
         epochs=_NO_STEPS,
         steps=_NO_STEPS,
-        predictions={"best": predictions(correct), "last": predictions(last)},
+        predictions={"best": best, "last": last},
     )
 
 

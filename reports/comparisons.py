@@ -80,9 +80,9 @@ class AnswerReader:
         if trial is None or not trial.is_tested:
             raise UnpairedError("not all of their trials are tested")
         frame = trial.predictions[which]
-        if frame.empty or frame[["row_id", "label", "prediction"]].isna().to_numpy().any():
+        if frame.empty or any(_has_gaps(frame[name]) for name in ("label", "prediction")):
             raise UnpairedError("predictions are missing")
-        if frame["row_id"].duplicated().any():
+        if not frame["row_id"].is_unique:
             raise UnpairedError("a test example was predicted twice")
         return trial.correct(which)
 
@@ -167,14 +167,19 @@ def _moved(point: tuple[Any, ...], axis: str, value: Any) -> tuple[Any, ...]:
 
 
 def _stack(side: Sequence[pd.Series], rows: pd.Index) -> np.ndarray:
-    if any(len(series) != len(rows) or not series.index.isin(rows).all() for series in side):
+    return np.stack([_in_order(series, rows).to_numpy(dtype=bool) for series in side])
+
+
+def _has_gaps(column: pd.Series) -> bool:
+    return bool(pd.isna(column.to_numpy()).any())
+
+
+def _in_order(answers: pd.Series, rows: pd.Index) -> pd.Series:
+    if answers.index.equals(rows):
+        return answers
+    if len(answers) != len(rows) or not rows.isin(answers.index).all():
         raise UnpairedError("their trials were tested on different examples")
-    return np.stack(
-        [
-            (series if series.index.equals(rows) else series.loc[rows]).to_numpy(dtype=bool)
-            for series in side
-        ]
-    )
+    return answers.loc[rows]
 
 
 def _coordinate(axis: str, value: Any) -> str:

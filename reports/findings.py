@@ -19,7 +19,7 @@ from reports.verdicts import Family, Verdict, compare_cells, compare_epochs
 class Findings:
     """The words and numbers of a report."""
 
-    headline: str
+    headline: Sequence[str]  # paragraphs
     flags: Sequence[Flag]
     rows: Sequence[Row]
     results: Sequence[TableContent]

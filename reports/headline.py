@@ -1,76 +1,54 @@
 """The answer of a study in a few sentences, for a reader in a hurry."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
-from reports.comparisons import Comparison, axis_words
 from reports.prose import counted, listed, number
-from reports.verdicts import BETTER, NOT_APART, WORSE, Family, Verdict
+from reports.verdicts import NOT_APART, Family, Verdict
 
-_MODELS_WITH_A_SENTENCE_EACH = 2
+_CLAIMS = 6  # more than these and the table below is easier to read
 
 
-def headline(family: Family) -> str:
-    """Two to five sentences: what is worse, what is better, what cannot be told, and what that is about."""
+def headline(family: Family) -> list[str]:
+    """A paragraph per model, the largest differences first, and one that says what it is about."""
     if not family.verdicts:
-        return " ".join(["No comparison can be made.", *family.notes, *family.left_out_sentences()])
-    missing = len(family.left_out)
-    waiting = [f"{counted(missing, 'comparison')} could not be made yet."] if missing else []
-    return " ".join([*_findings(family.verdicts), *waiting, *family.notes[:1], family.scope()])
+        return [" ".join(["No comparison can be made.", *family.notes, *family.left_out_sentences()])]
+    by_model: dict[str, list[Verdict]] = {}
+    for verdict in family.verdicts:
+        by_model.setdefault(verdict.comparison.model, []).append(verdict)
+    paragraphs = [f"{model}: {_findings(verdicts)}" for model, verdicts in by_model.items()]
+    return [*paragraphs, " ".join([family.scope(), *family.notes, *family.left_out_sentences()])]
 
 
-def _findings(verdicts: tuple[Verdict, ...]) -> list[str]:
-    by_model = _grouped(verdicts, lambda verdict: verdict.comparison.model)
-    if len(by_model) <= _MODELS_WITH_A_SENTENCE_EACH:
-        return [f"{model}: {_finding(group)}." for model, group in by_model.items()]
-    finding = _finding(verdicts, show_model=True)
-    return [f"{finding[:1].upper()}{finding[1:]}."]
+def _findings(verdicts: Sequence[Verdict]) -> str:
+    claims = [verdict for verdict in verdicts if verdict.outcome != NOT_APART]
+    claims.sort(key=lambda verdict: -abs(verdict.difference))
+    alike = [verdict for verdict in verdicts if verdict.outcome == NOT_APART]
+    texts = [_claim(verdict) for verdict in claims[:_CLAIMS]]
+    if len(claims) > _CLAIMS:
+        texts.append(f"{len(claims) - _CLAIMS} more differences are in the table")
+    return " ".join([*([f"{listed(texts)}."] if texts else []), *_rest(alike, len(verdicts))])
 
 
-def _finding(verdicts: Iterable[Verdict], show_model: bool = False) -> str:
-    by_question = _grouped(verdicts, lambda verdict: _question(verdict.comparison))
-    return "; ".join(f"{question}, {_counts(group, show_model)}" for question, group in by_question.items())
+def _claim(verdict: Verdict) -> str:
+    comparison = verdict.comparison
+    under = {axis: at for axis, at in comparison.fixed.items() if axis != "model"}
+    where = " · ".join(map(str, under.values()))
+    return (
+        f"{comparison.claimed} is {verdict.outcome} than {comparison.baseline} "
+        f"by {number(abs(verdict.difference))} points" + (f" ({where})" if where else "")
+    )
 
 
-def _question(comparison: Comparison) -> str:
-    if comparison.axis == "epoch":
-        return "the last epoch against the best"
-    return f"{axis_words(comparison.axis)} against {comparison.baseline}"
-
-
-def _counts(verdicts: Sequence[Verdict], show_model: bool) -> str:
-    """``of 6 comparisons 2 are worse (…) and 4 cannot be told apart (…)``."""
-    by_outcome = _grouped(verdicts, lambda verdict: verdict.outcome)
-    parts = []
-    for outcome in (WORSE, BETTER):
-        if group := by_outcome.get(outcome):
-            names = listed([_name(verdict.comparison, show_model) for verdict in group])
-            parts.append(f"{len(group)} {_be(group)} {outcome} ({names})")
-    if alike := by_outcome.get(NOT_APART):
-        count = f"{len(alike)} cannot be told apart" if parts else "none shows a difference"
-        parts.append(count + _overlooked(alike))
-    return f"of {counted(len(verdicts), 'comparison')} {listed(parts)}"
-
-
-def _overlooked(verdicts: Sequence[Verdict]) -> str:
-    detectable = max(verdict.smallest_detectable for verdict in verdicts)
+def _rest(alike: Sequence[Verdict], total: int) -> list[str]:
+    if not alike:
+        return []
+    subject = (
+        f"none of {counted(total, 'comparison')} shows a difference"
+        if len(alike) == total
+        else f"The other {len(alike)} of {counted(total, 'comparison')} cannot be told apart"
+    )
+    detectable = max(verdict.smallest_detectable for verdict in alike)
     if math.isnan(detectable):
-        return ""
-    return f" (a difference below about {number(detectable)} points would probably go unnoticed)"
-
-
-def _be(group: Sequence[Verdict]) -> str:
-    return "is" if len(group) == 1 else "are"
-
-
-def _name(comparison: Comparison, show_model: bool) -> str:
-    others = {axis: at for axis, at in comparison.fixed.items() if show_model or axis != "model"}
-    value = [] if comparison.axis == "epoch" else [str(comparison.value)]
-    return " · ".join([*value, *map(str, others.values())])
-
-
-def _grouped(verdicts: Iterable[Verdict], key: Callable[[Verdict], str]) -> dict[str, list[Verdict]]:
-    groups: dict[str, list[Verdict]] = {}
-    for verdict in verdicts:
-        groups.setdefault(key(verdict), []).append(verdict)
-    return groups
+        return [f"{subject}."]
+    return [f"{subject}; one below about {number(detectable)} points would probably have gone unnoticed."]

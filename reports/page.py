@@ -47,7 +47,7 @@ def _data_uri(picture: Picture) -> Markup:
 def markdown(page: Page, picture_folder: str) -> str:
     """The same in Markdown, its pictures as links into ``picture_folder``."""
     findings = page.findings
-    lines = [f"# {page.study}", "", page.question, "", findings.headline, ""]
+    lines = [f"# {page.study}", "", page.question, "", "\n\n".join(findings.headline), ""]
     lines += [f"- {flag.sentence}" for flag in findings.flags] + [""] * bool(findings.flags)
     lines += ["## Results", "", *map(markdown_table, findings.results)]
     for table in findings.tables.values():

@@ -21,7 +21,7 @@ _PICTURES = "pictures"
 class Report:
     """What the terminal shows of a report, and where the rest lies."""
 
-    headline: str
+    headline: Sequence[str]  # paragraphs
     results: Sequence[TableContent]
     page: Path
 

@@ -1,13 +1,11 @@
 """Verdicts as rows of a table."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from reports.comparisons import COORDINATES
-from reports.csv_files import csv_cell
+from reports.csv_files import csv_text
 from reports.verdicts import Verdict
 
 
@@ -21,11 +19,7 @@ def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
     rows = verdict_rows(verdicts)
     if not rows:
         return ""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: csv_cell(value) for key, value in row.items()} for row in rows)
-    return out.getvalue()
+    return csv_text(list(rows[0]), (row.values() for row in rows))
 
 
 def _row(verdict: Verdict) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class Verdict:
         return (
             f"{self.comparison.claimed} against {self.comparison.baseline} {NOT_APART} "
             f"(difference {signed(self.difference)} points, {self._intervals(1, signed)}; "
-            f"{self._detectable()})."
+            f"Holm-adjusted p {p_text(self.p_holm)}; {self._detectable()})."
         )
 
     def _detectable(self) -> str:
@@ -151,7 +151,9 @@ def compare_cells(study: StudyData, resamples: int = RESAMPLES) -> Family:
 def compare_epochs(study: StudyData, resamples: int = RESAMPLES) -> Family:
     """The last epoch against the best epoch of each trial; always about the one training."""
     comparisons, same = epoch_comparisons(study)
-    note = f"{same} of {len(study.trials)} trials were best at their last epoch: nothing to compare."
+    tested = counted(same + len(comparisons), "tested trial")
+    verb = "is best at its" if same == 1 else "are best at their"
+    note = f"{same} of {tested} {verb} last epoch: nothing to compare there."
     family = _judge(study, comparisons, ("last", "best"), resamples)
     return Family(*family, seeds=1, notes=(note,) if same else ())
 

@@ -1,0 +1,48 @@
+"""The pipeline on studies whose truth is known. Seeded: the counts are the same every time."""
+
+import pytest
+
+from benchmarks.null_studies import (
+    Truth,
+    claims,
+    claims_with_holm_for_examples_only,
+    claims_without_holm,
+    covered,
+    studies_that_claim,
+)
+
+
+def test_false_claims_with_one_seed_and_without_holm_too_many():
+    right, wrong = studies_that_claim(Truth(), 1000, claims, claims_without_holm)
+    assert right <= 50
+    assert wrong > 80
+
+
+def test_false_claims_where_trainings_vary():
+    truth = Truth(examples=200, seeds=2, training_deviation=0.5, scaling_rules=("fixed",))
+    (right,) = studies_that_claim(truth, 1000, claims)
+    assert right <= 50
+
+
+def test_false_claims_where_holm_leaves_the_seeds_out():
+    truth = Truth(examples=200, seeds=3, training_deviation=1.5)
+    right, wrong = studies_that_claim(truth, 60, claims, claims_with_holm_for_examples_only)
+    assert right <= 6
+    assert wrong >= 8
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_a_real_difference_is_found(seeds):
+    truth = Truth(seeds=seeds, effects={1024: -1.0})
+    assert studies_that_claim(truth, 10, claims)[0] >= 8
+
+
+def test_wilson_covers_and_so_does_the_bootstrap():
+    wilson, bootstrap = covered(Truth(), 600)
+    # four standard errors of 600 draws at 95 % are 21 draws
+    assert 549 <= wilson <= 591
+    assert 549 <= bootstrap <= 591
+
+
+def test_the_bootstrap_covers_over_several_seeds():
+    assert 549 <= covered(Truth(seeds=3), 600)[1] <= 591

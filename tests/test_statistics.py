@@ -1,0 +1,197 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+from reports.statistics import (
+    bootstrap_interval,
+    holm,
+    paired_test,
+    score_differences,
+    seed_spread,
+    smallest_detectable_difference,
+    smallest_detectable_over_seeds,
+    wilson_interval,
+)
+
+
+def signs(gained, lost, ties=0):
+    return np.repeat([1, -1, 0], [gained, lost, ties])
+
+
+def test_wilson_by_hand():
+    # 8 of 10, z = 1.96: centre (0.8 + 3.8416/20) / (1 + 3.8416/10) = 0.99208/1.38416 = 0.7167,
+    # half width 1.96 √(0.8·0.2/10 + 3.8416/400) / 1.38416 = 1.96 · 0.1600 / 1.38416 = 0.2266
+    assert wilson_interval(8, 10) == pytest.approx((0.7167 - 0.2266, 0.7167 + 0.2266), abs=2e-4)
+
+
+def test_wilson_agrees_with_scipy():
+    expected = stats.binomtest(431, 500).proportion_ci(method="wilson")
+    assert wilson_interval(431, 500) == pytest.approx((expected.low, expected.high))
+
+
+def test_wilson_at_the_ends():
+    # 0 of 10: high end z² / (10 + z²) = 3.8415/13.8415
+    assert wilson_interval(0, 10) == pytest.approx((0, 3.8415 / 13.8415), abs=1e-4)
+    assert wilson_interval(1, 1) == pytest.approx((1 / (1 + 3.8415), 1), abs=1e-4)
+
+
+@pytest.mark.parametrize(("correct", "examples"), [(0, 0), (11, 10), (-1, 10), (math.nan, 10)])
+def test_what_is_no_accuracy_has_no_interval(correct, examples):
+    with pytest.raises(ValueError, match="no accuracy"):
+        wilson_interval(correct, examples)
+
+
+def test_score_differences_by_hand():
+    correct = np.array([[1, 1, 0, 0], [1, 0, 0, 1]], dtype=bool)  # seeds right: 2 1 0 1
+    baseline = np.array([[0, 1, 0, 1], [0, 0, 1, 0]], dtype=bool)  # seeds right: 0 1 1 1
+    assert score_differences(correct, baseline).tolist() == [2, 0, -1, 0]
+
+
+def test_score_differences_refuse_what_is_not_paired():
+    right = np.ones((1, 3), dtype=bool)
+    with pytest.raises(ValueError, match="not paired"):
+        score_differences(right, np.ones((1, 4), dtype=bool))
+    with pytest.raises(ValueError, match="not paired"):
+        score_differences(right[:, :0], right[:, :0])
+    with pytest.raises(ValueError, match="neither right nor wrong"):
+        score_differences(np.array([[1.0, math.nan, 0.0]]), right)
+
+
+def test_paired_test_with_one_seed_by_hand():
+    # 7 discordant pairs, 1 against 6: 2 (C(7,0) + C(7,1)) / 2^7 = 16/128
+    assert paired_test(signs(gained=6, lost=1, ties=50)) == pytest.approx(16 / 128)
+
+
+def test_paired_test_with_several_seeds_by_hand():
+    # 2 + 1 - 1 = 2. The eight sums ±2 ±1 ±1 are 4, 2, 2, 0, 0, -2, -2, -4: six are as far from zero.
+    assert paired_test(np.array([2, 1, -1, 0, 0])) == pytest.approx(6 / 8)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (0, 6), (5, 5), (3, 14), (40, 70), (900, 1000)])
+def test_paired_test_with_one_seed_is_mcnemars(gained, lost):
+    expected = mcnemar([[7, lost], [gained, 9]], exact=True).pvalue
+    assert paired_test(signs(gained, lost, ties=16)) == pytest.approx(min(1, expected), rel=1e-9)
+
+
+def test_paired_test_agrees_with_flipping_signs():
+    differences = np.array([3, 3, -2, 2, 1, 1, -1, 3, 0, 0])
+    flips = np.array(np.meshgrid(*[[-1, 1]] * 8)).reshape(8, -1)
+    sums = np.abs(differences[:8] @ flips)
+    assert paired_test(differences) == pytest.approx((sums >= differences.sum()).mean())
+
+
+def test_without_a_discordant_pair_nothing_is_shown():
+    same = np.zeros(10, dtype=int)
+    assert paired_test(same) == 1
+    assert bootstrap_interval(same, seeds=1) == (0, 0)
+
+
+def test_five_discordant_pairs_cannot_reject_and_six_can():
+    assert paired_test(signs(5, 0, ties=95)) > 0.05
+    assert paired_test(signs(6, 0, ties=94)) <= 0.05
+
+
+def test_the_bootstrap_agrees_with_scipys():
+    differences = np.random.default_rng(0).choice([-2, -1, 0, 1, 2], 400, p=[0.02, 0.1, 0.6, 0.2, 0.08])
+    expected = stats.bootstrap(
+        (differences / 2,), np.mean, n_resamples=10_000, method="percentile", rng=1
+    ).confidence_interval
+    assert bootstrap_interval(differences, seeds=2) == pytest.approx(tuple(expected), abs=0.003)
+
+
+def test_the_bootstrap_by_hand():
+    # 100 gained and 100 lost of 1,000: mean 0, standard error √(0.2/1000) = 0.01414, times 1.96
+    assert bootstrap_interval(signs(100, 100, 800), seeds=1) == pytest.approx((-0.0277, 0.0277), abs=0.0015)
+
+
+def test_holm_by_hand():
+    # ascending: 0.01·3, 0.03·2, 0.04·1 = 0.03, 0.06, 0.04; the last may not fall below the one before
+    assert holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm(np.array([])).tolist() == []
+
+
+def test_holm_agrees_with_statsmodels():
+    p = np.random.default_rng(0).random(20) ** 3
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+
+
+def test_holm_refuses_nan():
+    with pytest.raises(ValueError, match="without a p-value"):
+        holm(np.array([0.1, math.nan]))
+
+
+def test_smallest_detectable_difference_solves_connors_formula():
+    found = smallest_detectable_difference(signs(50, 50, 400), seeds=1, alpha=0.05)
+    # discordance 0.2: n = (1.95996 √0.2 + 0.84162 √(0.2 − δ²))² / δ² must give the 500 back
+    assert (
+        1.95996 * math.sqrt(0.2) + 0.84162 * math.sqrt(0.2 - found**2)
+    ) ** 2 / found**2 == pytest.approx(500, rel=1e-4)
+
+
+def test_the_smallest_detectable_difference_is_detected_four_times_of_five():
+    found = smallest_detectable_difference(signs(50, 50, 400), seeds=1, alpha=0.05)
+    generator = np.random.default_rng(0)
+    chances = [(0.2 + found) / 2, (0.2 - found) / 2, 0.8]
+    draws = generator.multinomial(500, chances, size=1000)
+    power = np.mean([paired_test(signs(gained, lost)) <= 0.05 for gained, lost, _ in draws])
+    assert 0.74 <= power <= 0.84  # the exact test is a little conservative, the formula is not exact
+
+
+def test_several_seeds_count_by_the_spread_of_their_scores():
+    one = smallest_detectable_difference(signs(50, 50, 400), seeds=1, alpha=0.05)
+    # the same answers under each of three seeds say no more than under one
+    three = smallest_detectable_difference(3 * signs(50, 50, 400), seeds=3, alpha=0.05)
+    assert three == pytest.approx(one)
+
+
+def test_without_discordance_the_exact_test_is_the_limit():
+    found = smallest_detectable_difference(np.zeros(500, dtype=int), seeds=1, alpha=0.05)
+    # at least six of 500 must be discordant, all one way, with probability 80 %
+    assert stats.binom.sf(5, 500, found) == pytest.approx(0.8)
+
+
+def test_nothing_can_be_detected_with_five_examples():
+    assert math.isnan(smallest_detectable_difference(np.ones(5, dtype=int), seeds=1, alpha=0.05))
+    assert smallest_detectable_difference(np.ones(6, dtype=int), seeds=1, alpha=0.05) <= 1
+
+
+def test_seed_spread_by_hand():
+    # differences 0.01, 0.02, 0.03: mean 0.02, deviation 0.01, t = 0.02 / (0.01/√3) = √12 = 3.4641;
+    # with two degrees of freedom p = 1 − t/√(t² + 2) = 1 − 3.4641/√14 = 0.0742
+    spread = seed_spread(np.array([0.80, 0.82, 0.84]), np.array([0.79, 0.80, 0.81]), examples=100)
+    assert spread.deviation == pytest.approx(0.01)
+    assert spread.p == pytest.approx(1 - math.sqrt(12 / 14))
+    assert spread.interval == pytest.approx(
+        (0.02 - 4.3027 * 0.0057735, 0.02 + 4.3027 * 0.0057735), abs=1e-6
+    )
+    assert (spread.accuracy_deviation, spread.baseline_deviation) == pytest.approx((0.02, 0.01))
+
+
+def test_seed_spread_agrees_with_scipys_paired_t():
+    generator = np.random.default_rng(0)
+    value, baseline = generator.normal(0.8, 0.02, (2, 5))
+    expected = stats.ttest_rel(value, baseline)
+    spread = seed_spread(value, baseline, examples=5000)
+    assert spread.p == pytest.approx(expected.pvalue)
+    assert spread.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+
+
+def test_seeds_that_agree_to_the_last_example_are_not_certain():
+    same = seed_spread(np.array([0.8, 0.8]), np.array([0.7, 0.7]), examples=100)
+    assert 0 < same.p < 0.05
+    assert seed_spread(np.array([0.8, 0.8]), np.array([0.8, 0.8]), examples=100).p == 1
+
+
+def test_one_seed_has_no_spread():
+    with pytest.raises(ValueError, match="two or more"):
+        seed_spread(np.array([0.8]), np.array([0.7]), examples=100)
+
+
+def test_smallest_detectable_over_seeds_has_the_power_that_statsmodels_gives_it():
+    found = smallest_detectable_over_seeds(deviation=0.01, seeds=5, alpha=0.05)
+    assert TTestPower().power(found / 0.01, nobs=5, alpha=0.05) == pytest.approx(0.8, abs=1e-4)
