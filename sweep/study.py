@@ -135,7 +135,10 @@ def _prepare(plan: Plan, models: set[str]) -> dict[str, ModelAssets]:
 def _start_invocation(plan: Plan, store: StudyStore) -> InvocationRun:
     title = f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
     tags = {"space": plan.space.name, "question": plan.space.question}
-    return store.start_invocation(title, plan.to_dict(), tags)
+    invocation = store.start_invocation(title, plan.to_dict(), tags)
+    test = plan.splits.test
+    invocation.log_test_split(test.row_ids, test.labels, test.texts)
+    return invocation
 
 
 def _announce(dashboard: str, options: SweepOptions, resources: Resources) -> None:

@@ -1,5 +1,6 @@
 """The only importer of mlflow: one experiment per study, a run per invocation, a child per trial."""
 
+from search_spaces import UserError, unknown
 from tracking.study_store import InvocationRun, StudyStore, check_store_exists, check_study_name
 from tracking.trial_run import DatasetFacts, ModelFiles, TrialRun, run_name
 
@@ -9,7 +10,9 @@ __all__ = [
     "ModelFiles",
     "StudyStore",
     "TrialRun",
+    "UserError",
     "check_store_exists",
     "check_study_name",
     "run_name",
+    "unknown",
 ]

@@ -78,11 +78,15 @@ def export_model(folder: Path, weights_file: Path, encoder: EncoderAssets, card:
     (folder / _CLASSIFIER).write_text(json.dumps(asdict(card), indent=2))
 
 
-def load_exported_model(folder: Path) -> ExportedModel:
-    """Load what ``export_model`` wrote."""
+def load_exported_model(folder: Path, attention: str | None = None) -> ExportedModel:
+    """Load what ``export_model`` wrote.
+
+    ``attention`` is Transformers' ``attn_implementation``: ``eager`` is the one that can return its
+    weights; None is the fastest there is.
+    """
     values = json.loads((folder / _CLASSIFIER).read_text())
     card = ClassifierCard(**values | {"label_names": tuple(values["label_names"])})
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, attn_implementation=attention)
     model = EncoderForClassification(config, len(card.label_names), card.dropout, seed=0)
     model.load_state_dict(load_file(folder / _WEIGHTS))
     return ExportedModel(card, model.eval(), AutoTokenizer.from_pretrained(folder))
