@@ -89,8 +89,18 @@ def csv_text(rows: Sequence[Row]) -> str:
     names = list(Row.__dataclass_fields__)
     writer.writerow(names)
     for row in rows:
-        writer.writerow([_csv_cell(getattr(row, name)) for name in names])
+        writer.writerow([csv_cell(getattr(row, name)) for name in names])
     return out.getvalue()
+
+
+def csv_cell(value: str | float) -> str | float:
+    """A value as it is safe in a CSV file; NaN is empty."""
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    # a spreadsheet would run a text that starts like a formula
+    if isinstance(value, str) and value[:1] in set("=+-@\t\r"):
+        return "'" + value
+    return value
 
 
 def _columns_and_cells(
@@ -113,12 +123,3 @@ def _line(texts: Sequence[str]) -> str:
 
 def _accuracy(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.4f}"
-
-
-def _csv_cell(value: str | float) -> str | float:
-    if isinstance(value, float) and math.isnan(value):
-        return ""
-    # a spreadsheet would run a text that starts like a formula
-    if isinstance(value, str) and value[:1] in set("=+-@\t\r"):
-        return "'" + value
-    return value

@@ -7,6 +7,7 @@ project, and nothing is unpickled on the way. This module does not import mlflow
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,18 @@ class ExportedModel:
         """The id that pads a batch."""
         return pad_token(self.tokenizer)
 
+    def token_tensors(self, texts: Sequence[str]) -> TokenTensors:
+        """The texts as the model reads them, cut at its ``max_length``; the labels mean nothing."""
+        unknown = np.zeros(len(texts), np.int64)
+        arrays = tokenize(texts, unknown, unknown, self.tokenizer, self.card.max_length)
+        return TokenTensors(arrays, self.pad_token, torch.device("cpu"))
+
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """``label`` and ``score`` (the label's probability) for a text, or a list or column of them."""
         texts = _texts(model_input)
         if not texts:
             return pd.DataFrame({"label": pd.Series(dtype=str), "score": pd.Series(dtype=float)})
-        unknown = np.zeros(len(texts), np.int64)  # there are no labels; loss and accuracy go unread
-        arrays = tokenize(texts, unknown, unknown, self.tokenizer, self.card.max_length)
-        data = TokenTensors(arrays, self.pad_token, torch.device("cpu"))
-        result = evaluate(self.model, data, precision="fp32")
+        result = evaluate(self.model, self.token_tensors(texts), precision="fp32")
         return pd.DataFrame(
             {
                 "label": [self.card.label_names[i] for i in result.predictions],
