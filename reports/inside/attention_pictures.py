@@ -10,13 +10,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 
 from reports.content import Picture
-from reports.inside.canvas import figure, plain, png
+from reports.inside.canvas import figure, plain, png, set_title
 from reports.inside.errors import shorten
 from reports.inside.reloaded import Reading
 from reports.inside.sentences import Sentence
 
 MOST_TOKENS = 24
-_TOKEN_LENGTH = 12  # characters
+_TOKEN_LENGTH, _LABEL_LENGTH = 12, 20  # characters
 _COLOUR_MAP = "viridis"
 _INCHES_PER_TOKEN = 0.15
 
@@ -42,11 +42,12 @@ def attention_map(reading: Reading, label_names: Sequence[str]) -> AttentionMap:
     shown = list(range(length))
     if length > MOST_TOKENS:
         shown = [*shown[: MOST_TOKENS - 1], length - 1]
-    tokens = [plain(_short(reading.tokens[i])) for i in shown]
+    tokens = [plain(shorten(reading.tokens[i], _TOKEN_LENGTH)) for i in shown]
     if length > MOST_TOKENS:
         tokens[-1] = f"… {tokens[-1]}"
     weights = reading.weights.mean(axis=0)[np.ix_(shown, shown)]
-    heading = f"predicts {label_names[reading.prediction]} ({reading.probability:.2f})"
+    label = shorten(label_names[reading.prediction], _LABEL_LENGTH)
+    heading = f"predicts {label} ({reading.probability:.2f})"
     return AttentionMap(tokens, weights, length, heading)
 
 
@@ -61,11 +62,11 @@ def attention_picture(
     models = list(dict.fromkeys(model for model, _ in maps))
     sizes = sorted({size for _, size in maps})
     side = max(2.4, _INCHES_PER_TOKEN * max(len(each.tokens) for each in maps.values()))
-    drawn = figure((side + 0.35) * len(sizes) + 1.8, (side + 1.25) * len(models) + 0.6)
+    drawn = figure((side + 0.35) * len(sizes) + 1.8, (side + 1.4) * len(models) + 0.6)
     grid = drawn.subplots(len(models), len(sizes), squeeze=False)
     norm = PowerNorm(0.5, 0, max(float(each.weights.max()) for each in maps.values()))
     for axes, (model, size) in zip(grid.flat, itertools.product(models, sizes), strict=True):
-        _panel(axes, maps.get((model, size)), f"{model} · target batch size {size}", norm)
+        _panel(axes, maps.get((model, size)), f"{model}\ntarget batch size {size}", norm)
     for axes in grid[:, 1:].flat:
         axes.set_yticklabels([])
     for axes in grid[:, 0]:
@@ -75,7 +76,7 @@ def attention_picture(
     bar = drawn.colorbar(ScalarMappable(norm, _COLOUR_MAP), ax=grid, shrink=0.8, pad=0.01)
     bar.set_label("attention weight (colour follows its square root)")
     title = f"Attention, {where}, rule {rule}: {sentence.why}"
-    drawn.suptitle(plain(title))
+    set_title(drawn, title)
     return Picture(
         name=name,
         title=title,
@@ -105,7 +106,3 @@ def _caption(sentence: Sentence, maps: Mapping[tuple[str, int], AttentionMap], w
         f"“{shorten(sentence.text)}” Each row is one token's attention in {where}; all panels share one "
         "colour scale." + (f" Shown are the first {MOST_TOKENS - 1} tokens and the last." if cut else "")
     )
-
-
-def _short(token: str) -> str:
-    return token if len(token) <= _TOKEN_LENGTH else token[: _TOKEN_LENGTH - 1] + "…"

@@ -11,11 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from reports.content import Picture
-from reports.inside.canvas import COLOURS, MARKERS, figure, plain, png
+from reports.inside.canvas import COLOURS, MARKERS, figure, plain, png, set_title
 from reports.inside.embedding import FEWEST_FOR_TSNE, decision_regions, project
 from reports.inside.error_rates import ErrorRate
 
-_PANEL = 3.4  # inches
+_PANEL, _LEGEND_COLUMN = 3.4, 2.4  # inches
 _TINT = 0.22  # opacity of the background
 
 
@@ -34,15 +34,18 @@ def landscape_picture(
     """A row per model, a column per target batch size."""
     models = list(dict.fromkeys(model for model, _ in landscapes))
     sizes = sorted({size for _, size in landscapes})
-    drawn = figure(_PANEL * len(sizes) + 0.4, (_PANEL + 0.4) * len(models) + 1.0)
+    width = max(_LEGEND_COLUMN * 2, _PANEL * len(sizes) + 0.4)
+    drawn = figure(width, (_PANEL + 0.4) * len(models) + 1.2)
     grid = drawn.subplots(len(models), len(sizes), squeeze=False)
     for axes, (model, size) in zip(grid.flat, itertools.product(models, sizes), strict=True):
-        _panel(axes, landscapes.get((model, size)), f"{model} · target batch size {size}")
-    drawn.legend(handles=_legend(label_names), loc="outside lower center", ncols=4, frameon=False)
+        _panel(axes, landscapes.get((model, size)), f"{model}\ntarget batch size {size}")
+    columns = min(len(label_names), int(width / _LEGEND_COLUMN))
+    handles = _legend(label_names)
+    drawn.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     count = len(next(iter(landscapes.values())).labels)
     method = "PCA" if count < FEWEST_FOR_TSNE else "t-SNE"
     title = f"What the classifiers see of {count} test texts, rule {rule} ({method})"
-    drawn.suptitle(title)
+    set_title(drawn, title)
     return Picture(
         name="landscape",
         title=title,
@@ -64,7 +67,7 @@ def _panel(axes: Axes, landscape: Landscape | None, title: str) -> None:
         axes.set_axis_off()
         return
     wrong = landscape.labels != landscape.predictions
-    axes.set_title(f"{title}\n{wrong.sum()} of {len(wrong)} wrong", fontsize=9)
+    axes.set_title(plain(f"{title}: {wrong.sum()} of {len(wrong)} wrong"), fontsize=9)
     points = project(landscape.features)
     regions = decision_regions(points, landscape.predictions)
     colours = np.array([_colour(i) for i in range(1 + max(landscape.labels.max(), regions.classes.max()))])
@@ -119,9 +122,9 @@ def rates_picture(rows: Sequence[ErrorRate], rule: str) -> Picture:
     for axes in grid[:, 0]:
         axes.set_ylabel("error rate (%)")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=len(sizes), frameon=False)
+    drawn.legend(handles, labels, loc="outside lower center", ncols=min(4, len(sizes)), frameon=False)
     title = f"Error rate by review length and negation, rule {rule}"
-    drawn.suptitle(title)
+    set_title(drawn, title)
     return Picture(
         name="error_rates",
         title=title,

@@ -40,7 +40,8 @@ class ReloadedModel:
         limits = {"layer": (layer, config.num_hidden_layers), "head": (head, config.num_attention_heads)}
         for name, (given, limit) in limits.items():
             if given is not None and not 1 <= given <= limit:
-                raise UserError(f"--{name} {given} is not one of {self.exported.card.model}'s 1 to {limit}")
+                model = self.exported.card.model
+                raise UserError(f"--{name} {given} is not possible: {model} has {name}s 1 to {limit}")
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
