@@ -40,11 +40,10 @@ STUDY = "films"
 UNTRAINED = ("modernbert-tiny", 32)  # so that the study has a gap
 
 
-def add_trial(store, plan, invocation, cells, assets, folder):
+def add_trial(plan, run, cells, assets, folder):
     """Train, upload and test one trial as a sweep does, without Ray."""
     config = cells[0]
     trial = trained(config, assets.trial)
-    run = store.open_trial(cells, 1, plan.dataset, invocation)
     run.log_epochs(trial.history)
     trial.save(folder)
     best = best_epoch(trial.history)
@@ -92,7 +91,8 @@ def uri(tmp_path_factory):
             if config.model not in assets:
                 assets[config.model] = prepare_assets(config, plan.splits)
             (folder / trial_hash).mkdir()
-            add_trial(store, plan, invocation, cells, assets[config.model], folder / trial_hash)
+            run = store.open_trial(cells, 1, plan.dataset, invocation)
+            add_trial(plan, run, cells, assets[config.model], folder / trial_hash)
         yield store.tracking_uri
 
 
@@ -150,21 +150,17 @@ def test_padding_is_cut_off_exactly():
     assert torch.equal(unpadded(spoilt, mask)[1], second)
 
 
-def test_eager_attention_gives_the_same_logits_and_weights_that_sum_to_one(uri):
+def test_eager_attention_gives_the_same_logits_and_weights_that_sum_to_one(uri, tmp_path):
     for run in StudyStore(uri, STUDY).trial_runs().values():
         eager = reload_model(run)
         texts = ["the plot was not dull .", "a film"]
         batch = eager.exported.token_tensors(texts).batch(torch.arange(2))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                "reports.inside.reloaded.load_exported_model",
-                lambda path, attention: load_exported_model(path),
-            )
-            plain = reload_model(run)
-        assert plain.exported.model.encoder.config._attn_implementation == "sdpa"
+        (tmp_path / run.run_id).mkdir()
+        plain = load_exported_model(run.download_model("best", tmp_path / run.run_id))
+        assert plain.model.encoder.config._attn_implementation == "sdpa"
         assert eager.exported.model.encoder.config._attn_implementation == "eager"
         with torch.no_grad():
-            expected = plain.exported.model(batch.input_ids, batch.attention_mask)
+            expected = plain.model(batch.input_ids, batch.attention_mask)
             actual = eager.exported.model(batch.input_ids, batch.attention_mask)
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
         for reading in eager.readings(texts, None, None):
@@ -373,8 +369,20 @@ def test_analysing_again_gives_the_same_bytes(analysed, uri, tmp_path):
 def test_the_command_takes_sentences_rule_layer_and_head(uri, tmp_path, capsys):
     (tmp_path / STUDY / "inside").mkdir(parents=True)
     (tmp_path / STUDY / "inside" / "mine.csv").write_text("left alone")
-    argv = f"analyze --name {STUDY} --tracking-uri {uri} --results-path {tmp_path} --rule sqrt --layer 1 --head 2"
-    argv = [*argv.split(), "--text", "not $5 but $6 well spent 🎬", "--text", "dull"]
+    where = ["--name", STUDY, "--tracking-uri", uri, "--results-path", str(tmp_path)]
+    what = [
+        "--rule",
+        "sqrt",
+        "--layer",
+        "1",
+        "--head",
+        "2",
+        "--text",
+        "not $5 but $6 spent 🎬",
+        "--text",
+        "dull",
+    ]
+    argv = ["analyze", *where, *what]
     assert tune_main.main(argv) == 0
     assert "written to" in capsys.readouterr().out
     folder = tmp_path / STUDY / "inside"
