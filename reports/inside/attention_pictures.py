@@ -67,12 +67,7 @@ def attention_picture(
     norm = PowerNorm(0.5, 0, max(float(each.weights.max()) for each in maps.values()))
     for axes, (model, size) in zip(grid.flat, itertools.product(models, sizes), strict=True):
         _panel(axes, maps.get((model, size)), f"{model}\ntarget batch size {size}", norm)
-    for axes in grid[:, 1:].flat:
-        axes.set_yticklabels([])
-    for axes in grid[:, 0]:
-        axes.set_ylabel("token that looks")
-    for axes in grid[-1]:
-        axes.set_xlabel("token looked at")
+    _label_axes(grid)
     bar = drawn.colorbar(ScalarMappable(norm, _COLOUR_MAP), ax=grid, shrink=0.8, pad=0.01)
     bar.set_label("attention weight (colour follows its square root)")
     title = f"Attention, {where}, rule {rule}: {sentence.why}"
@@ -85,6 +80,17 @@ def attention_picture(
         f"for the sentence: {shorten(sentence.text)}",
         png=png(drawn),
     )
+
+
+def _label_axes(grid: np.ndarray) -> None:
+    """The tokens of a row are the same in every panel: they are written beside the first one shown."""
+    for row in grid:
+        first, *others = [axes for axes in row if axes.axison]
+        first.set_ylabel("token that looks")
+        for axes in others:
+            axes.set_yticklabels([])
+    for axes in grid[-1]:
+        axes.set_xlabel("token looked at")
 
 
 def _panel(axes: Axes, shown: AttentionMap | None, title: str, norm: PowerNorm) -> None:

@@ -89,7 +89,7 @@ class ReloadedModel:
             tokenizer.eos_token_id,
         }
         return Reading(
-            tokens=[str(tokenizer.decode([token])).strip() for token in ids],
+            tokens=[str(tokenizer.decode([token])).strip() or "␣" for token in ids],
             special=np.array([token in marks for token in ids]),
             weights=weights.double().numpy(),
             prediction=int(probabilities.argmax()),
