@@ -1,4 +1,4 @@
-"""The command line: ``tune_main.py --space NAME`` runs a study, ``report`` and ``verify`` do the rest."""
+"""The command line: ``tune_main.py --space NAME`` runs a study, see --help for the rest."""
 
 import argparse
 import difflib
@@ -12,6 +12,7 @@ USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
 EPILOG = """\
 other commands:
   tune_main.py report --name STUDY    rebuild a study's tables from MLflow alone
+  tune_main.py analyze --name STUDY   look inside its models: attention, errors
   tune_main.py verify [--models …]    prove on this machine that accumulation is exact
 """
 
@@ -90,6 +91,25 @@ def run_report(arguments: argparse.Namespace) -> int:
 
     tracking_uri = arguments.tracking_uri or default_tracking_uri()
     print_report(tracking_uri, arguments.name, arguments.results_path)
+    return 0
+
+
+def run_analyze(arguments: argparse.Namespace) -> int:
+    """Look inside the best-epoch models of a study."""
+    from sweep.console import console
+    from sweep.options import default_tracking_uri
+
+    tracking_uri = arguments.tracking_uri or default_tracking_uri()
+    from reports.inside import View, write_inside
+
+    view = View(arguments.texts, arguments.rule, arguments.layer, arguments.head)
+    with console.status("looking inside the models") as status:
+        section, folder = write_inside(
+            tracking_uri, arguments.name, arguments.results_path, view, status.update
+        )
+    for sentence in section.prose:
+        console.print(sentence, markup=False)
+    console.print(f"written to {folder}: {len(section.pictures)} pictures and {len(section.tables)} tables")
     return 0
 
 
@@ -188,6 +208,26 @@ def report_parser() -> Parser:
     return parser
 
 
+def analyze_parser() -> Parser:
+    """The flags of ``analyze``."""
+    parser = Parser("analyze", "Attention maps and errors of a study's best-epoch models, on the CPU.")
+    parser.add_argument("--name", required=True, help="the study")
+    parser.add_argument(
+        "--text",
+        dest="texts",
+        action="append",
+        default=[],
+        metavar="SENTENCE",
+        help="show the attention in this sentence, not in chosen test sentences; may be repeated",
+    )
+    parser.add_argument("--rule", help="the scaling rule that pictures show (default fixed)")
+    parser.add_argument("--layer", type=int, metavar="N", help="from 1 (default: the last)")
+    parser.add_argument("--head", type=int, metavar="N", help="from 1 (default: the mean over heads)")
+    _tracking_arguments(parser)
+    parser.set_defaults(results_path="results")
+    return parser
+
+
 def verify_parser() -> Parser:
     """The flags of ``verify``."""
     parser = Parser("verify", "Compare accumulated gradients with whole-window gradients in float64.")
@@ -216,11 +256,13 @@ def _quiet_libraries() -> None:
 PARSERS: dict[str, Callable[[], Parser]] = {
     "sweep": sweep_parser,
     "report": report_parser,
+    "analyze": analyze_parser,
     "verify": verify_parser,
 }
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sweep": run_sweep,
     "report": run_report,
+    "analyze": run_analyze,
     "verify": run_verify,
 }
 

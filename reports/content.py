@@ -1,14 +1,12 @@
 """What a section of a report is made of: prose, pictures and tables, and how it is kept in a folder."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from reports.csv_files import csv_cell
+from reports.csv_files import csv_text
 
 Value = str | int | float
 
@@ -35,11 +33,7 @@ class TableContent:
 
     def csv_text(self) -> str:
         """The table as CSV, its columns in snake_case; texts that look like formulas are quoted."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([column.replace(" ", "_") for column in self.columns])
-        writer.writerows([csv_cell(value) for value in row] for row in self.rows)
-        return out.getvalue()
+        return csv_text([column.replace(" ", "_") for column in self.columns], self.rows)
 
 
 @dataclass(frozen=True)

@@ -49,14 +49,14 @@ def run_study(options: SweepOptions) -> StudyOutcome:
     to_train, to_test = _unfinished(plan, store)
     if not to_train and not to_test:
         console.print(f"all {len(plan.trials)} trials are already trained and tested")
-        _start_invocation(plan, store).finish("FINISHED")
+        start_invocation(plan, store).finish("FINISHED")
         _register_best(plan, store)
         return StudyOutcome(plan.study, {})
     assets = _prepare(plan, {config.model for config in [*to_train, *to_test]})
     with ray_session(options.ray_address) as dashboard:
         resources = resources_per_trial(options)
         _announce(dashboard, options, resources)
-        invocation = _start_invocation(plan, store)
+        invocation = start_invocation(plan, store)
         status = "KILLED"
         try:
             sweep = _Sweep(plan, store, invocation, assets, resources)
@@ -71,6 +71,16 @@ def run_study(options: SweepOptions) -> StudyOutcome:
     seeds = len(plan.space.seeds)
     named = {run_name(plan.trials[h], seeds): reason for h, reason in failures.items()}
     return StudyOutcome(plan.study, named)
+
+
+def start_invocation(plan: Plan, store: StudyStore) -> InvocationRun:
+    """Open the parent run, with the plan and the test split in it."""
+    title = f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
+    tags = {"space": plan.space.name, "question": plan.space.question}
+    invocation = store.start_invocation(title, plan.to_dict(), tags)
+    test = plan.splits.test
+    invocation.log_test_split(test.row_ids, test.labels, test.texts)
+    return invocation
 
 
 @dataclass(frozen=True)
@@ -137,12 +147,6 @@ def _prepare(plan: Plan, models: set[str]) -> dict[str, ModelAssets]:
     first = {cells[0].model: cells[0] for cells in plan.trials.values()}
     with console.status("tokenising and loading weights"):
         return {model: prepare_assets(first[model], plan.splits) for model in sorted(models)}
-
-
-def _start_invocation(plan: Plan, store: StudyStore) -> InvocationRun:
-    title = f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
-    tags = {"space": plan.space.name, "question": plan.space.question}
-    return store.start_invocation(title, plan.to_dict(), tags)
 
 
 def _register_best(plan: Plan, store: StudyStore) -> None:

@@ -41,3 +41,12 @@ def splits():
 @pytest.fixture(scope="session")
 def assets(splits):
     return {model: prepare_assets(tiny_config(model=model), splits).trial for model in TINY_MODELS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_tracking_uri():
+    """MLflow puts the URI of an opened store into the environment, where the next module would find it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")  # what stood there before comes back afterwards
+        patch.delenv("MLFLOW_TRACKING_URI")
+        yield

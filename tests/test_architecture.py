@@ -11,7 +11,7 @@ ARROWS = {
     "trainables": {"search_spaces"},
     "tracking": {"search_spaces"},
     "sweep": {"search_spaces", "trainables", "tracking"},
-    "reports": {"tracking"},
+    "reports": {"tracking", "trainables"},
     "tune_main.py": {"sweep", "reports"},
 }
 ONLY_IMPORTER = {"mlflow": "tracking", "ray": "sweep", "optuna": "sweep", "datasets": "trainables"}

@@ -142,6 +142,7 @@ def test_test_results_finish_the_run_and_predictions_are_stored_by_row(store, tm
     }
     path = store.client.download_artifacts(run.run_id, "test_predictions.parquet", str(tmp_path))
     frame = pd.read_parquet(path)
+    assert frame.pop("margin").tolist() == pytest.approx([0.6, 0.2])
     assert frame.to_dict("list") == {
         "row_id": [17, 4],
         "label": [1, 0],
@@ -154,6 +155,27 @@ def test_the_newest_invocation_is_the_studys_plan(store):
     store.start_invocation("first", {"cells": ["old"]}, {})
     store.start_invocation("second", {"cells": ["new"]}, {})
     assert store.latest_invocation().plan() == {"cells": ["new"]}
+
+
+def test_the_test_split_comes_back_as_it_was_stored(store):
+    invocation = store.start_invocation("title", {"cells": []}, {})
+    with pytest.raises(UserError, match="run the study's command again"):
+        invocation.test_split()
+    invocation.log_test_split(np.array([17, 4]), np.array([1, 0]), ["a fine film", "two hours — “lost”"])
+    assert store.latest_invocation().test_split().to_dict("list") == {
+        "row_id": [17, 4],
+        "label": [1, 0],
+        "text": ["a fine film", "two hours — “lost”"],
+    }
+
+
+def test_a_folder_of_files_comes_back(store, tmp_path):
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent" / "note.txt").write_text("hello")
+    invocation = store.start_invocation("title", {"cells": []}, {})
+    assert invocation.download_folder("inside", tmp_path) is None
+    invocation.log_folder(tmp_path / "sent", "inside")
+    assert (invocation.download_folder("inside", tmp_path) / "note.txt").read_text() == "hello"
 
 
 def test_a_deleted_study_is_explained(store, uri):

@@ -4,6 +4,7 @@ import getpass
 import logging
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 from urllib.parse import urlparse
 
 import mlflow
+import numpy as np
+import pandas as pd
 import requests
 from mlflow.entities import Experiment, Run, ViewType
 from mlflow.exceptions import MlflowException
@@ -29,6 +32,7 @@ from search_spaces import TrialConfig, UserError, unknown
 from tracking.trial_run import DatasetFacts, TrialRun, run_name
 
 _PLAN = "plan.json"
+_TEST_SPLIT = "test_split.parquet"
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which pages the UI shows
 _SERVER_TIMEOUT = 10  # seconds
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -41,9 +45,35 @@ class InvocationRun:
     client: MlflowClient
     run_id: str
 
-    def log_folder(self, folder: Path) -> None:
-        """Upload the files of ``folder``."""
-        self.client.log_artifacts(self.run_id, str(folder))
+    def log_folder(self, folder: Path, under: str | None = None) -> None:
+        """Upload the files of ``folder``, to the run's top or into its folder ``under``."""
+        self.client.log_artifacts(self.run_id, str(folder), under)
+
+    def download_folder(self, name: str, destination: Path) -> Path | None:
+        """Download the run's folder ``name`` into ``destination``; None where there is none."""
+        if not self._has(name):
+            return None
+        return Path(self.client.download_artifacts(self.run_id, name, str(destination)))
+
+    def log_test_split(self, row_ids: np.ndarray, labels: np.ndarray, texts: Sequence[str]) -> None:
+        """Store the test split: what trials were tested on, (n,) each, in the split's own order."""
+        frame = pd.DataFrame({"row_id": row_ids, "label": labels, "text": list(texts)})
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / _TEST_SPLIT
+            frame.to_parquet(path, index=False)
+            self.client.log_artifact(self.run_id, str(path))
+
+    def test_split(self) -> pd.DataFrame:
+        """The test split: columns ``row_id``, ``label``, ``text``; a UserError where it is not stored."""
+        if not self._has(_TEST_SPLIT):
+            raise UserError(
+                f"run {self.run_id} holds no test split: run the study's command again, which stores it"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            return pd.read_parquet(self.client.download_artifacts(self.run_id, _TEST_SPLIT, folder))
+
+    def _has(self, name: str) -> bool:
+        return any(file.path == name for file in self.client.list_artifacts(self.run_id))
 
     def plan(self) -> dict[str, Any]:
         """The plan that the invocation carried out."""

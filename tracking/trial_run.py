@@ -231,7 +231,8 @@ class TrialRun:
     def predictions(self, which: str) -> pd.DataFrame:
         """What the ``best`` or ``last`` model said of each test example.
 
-        Columns ``row_id``, ``label``, ``prediction``, ``probability`` (of the predicted class).
+        Columns ``row_id``, ``label``, ``prediction``, ``probability`` (of the predicted class) and
+        ``margin`` (its lead over the second; absent from studies tested before it was stored).
         """
         name = _PREDICTIONS[which]
         with tempfile.TemporaryDirectory() as folder:
@@ -280,11 +281,13 @@ def _dataset_input(facts: DatasetFacts) -> DatasetInput:
 
 
 def _predictions(result: TestResult, labels: np.ndarray, rows: np.ndarray) -> pd.DataFrame:
+    top_two = np.sort(result.probabilities, axis=1)[:, -2:]
     return pd.DataFrame(
         {
             "row_id": rows,
             "label": labels,
             "prediction": result.predictions,
             "probability": result.probabilities.max(axis=1),
+            "margin": top_two[:, 1] - top_two[:, 0],
         }
     )

@@ -7,6 +7,7 @@ project, and nothing is unpickled on the way. This module does not import mlflow
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,18 @@ class ExportedModel:
         """The id that pads a batch."""
         return pad_token(self.tokenizer)
 
+    def token_tensors(self, texts: Sequence[str]) -> TokenTensors:
+        """The texts as the model reads them, cut at its ``max_length``; the labels mean nothing."""
+        unknown = np.zeros(len(texts), np.int64)
+        arrays = tokenize(texts, unknown, unknown, self.tokenizer, self.card.max_length)
+        return TokenTensors(arrays, self.pad_token, torch.device("cpu"))
+
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """``label`` and ``score`` (the label's probability) for a text, or a list or column of them."""
         texts = _texts(model_input)
         if not texts:
             return pd.DataFrame({"label": pd.Series(dtype=str), "score": pd.Series(dtype=float)})
-        unknown = np.zeros(len(texts), np.int64)  # there are no labels; loss and accuracy go unread
-        arrays = tokenize(texts, unknown, unknown, self.tokenizer, self.card.max_length)
-        data = TokenTensors(arrays, self.pad_token, torch.device("cpu"))
-        result = evaluate(self.model, data, precision="fp32")
+        result = evaluate(self.model, self.token_tensors(texts), precision="fp32")
         return pd.DataFrame(
             {
                 "label": [self.card.label_names[i] for i in result.predictions],
@@ -78,11 +82,15 @@ def export_model(folder: Path, weights_file: Path, encoder: EncoderAssets, card:
     (folder / _CLASSIFIER).write_text(json.dumps(asdict(card), indent=2))
 
 
-def load_exported_model(folder: Path) -> ExportedModel:
-    """Load what ``export_model`` wrote."""
+def load_exported_model(folder: Path, attention: str | None = None) -> ExportedModel:
+    """Load what ``export_model`` wrote.
+
+    ``attention`` is Transformers' ``attn_implementation``: ``eager`` is the one that can return its
+    weights; None is the fastest there is.
+    """
     values = json.loads((folder / _CLASSIFIER).read_text())
     card = ClassifierCard(**values | {"label_names": tuple(values["label_names"])})
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, attn_implementation=attention)
     model = EncoderForClassification(config, len(card.label_names), card.dropout, seed=0)
     model.load_state_dict(load_file(folder / _WEIGHTS))
     return ExportedModel(card, model.eval(), AutoTokenizer.from_pretrained(folder))
