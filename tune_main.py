@@ -100,6 +100,7 @@ def run_analyze(arguments: argparse.Namespace) -> int:
     from sweep.options import default_tracking_uri
 
     tracking_uri = arguments.tracking_uri or default_tracking_uri()
+    from reports import write_report
     from reports.inside import View, write_inside
 
     view = View(arguments.texts, arguments.rule, arguments.layer, arguments.head)
@@ -109,7 +110,9 @@ def run_analyze(arguments: argparse.Namespace) -> int:
         )
     for sentence in section.prose:
         console.print(sentence, markup=False)
-    console.print(f"written to {folder}: {len(section.pictures)} pictures and {len(section.tables)} tables")
+    console.print(f"pictures       {folder}", markup=False)
+    page = write_report(tracking_uri, arguments.name, arguments.results_path).page
+    console.print(f"report         {page}", markup=False)
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from reports.csv_files import csv_text
 
+INSIDE = "inside"  # the section that looks inside the models: its folder, and its file's name
 Value = str | int | float
 
 

@@ -1,11 +1,12 @@
 """The report of a study, rebuilt from MLflow alone."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from reports.charts import accuracy_pictures, curve_pictures, noise_pictures
-from reports.content import Picture, TableContent
+from reports.content import INSIDE, Picture, Section, TableContent, read_section, write_section
 from reports.findings import Findings, find
 from reports.page import Page, html, markdown
 from reports.provenance import facts, run_table
@@ -40,7 +41,7 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
         question=data.plan["question"],
         findings=find(data),
         pictures=_pictures(data),
-        inside=None,
+        inside=_inside(store),
         facts=facts(data, store),
         runs=run_table(data, store),
     )
@@ -49,6 +50,15 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
     invocation.log_folder(folder)
     results = result_tables(page.findings.rows, data.plan["dataset"]["sizes"], compact=True)
     return Report(page.findings.headline, results, folder / "report.html")
+
+
+def _inside(store: StudyStore) -> Section | None:
+    """What the newest analysis found, of whichever invocation it was."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for invocation in store.invocations():
+            if folder := invocation.download_folder(INSIDE, Path(temporary)):
+                return read_section(folder, INSIDE)
+    return None
 
 
 def _pictures(study: StudyData) -> dict[str, Sequence[Picture]]:
@@ -65,6 +75,8 @@ def _write(page: Page, study: StudyData, folder: Path) -> None:
     for pictures in page.pictures.values():
         for picture in pictures:
             (folder / _PICTURES / f"{picture.name}.png").write_bytes(picture.png)
+    if page.inside:
+        write_section(page.inside, folder / INSIDE, INSIDE)
     texts = {"report.html": html(page), "report.md": markdown(page, _PICTURES)}
     texts |= _csv_files(page.findings, study)
     for name, text in texts.items():

@@ -10,6 +10,7 @@ import torch
 
 from sweep.assets import prepare_assets
 from tests.helpers import TINY_MODELS, tiny_config
+from tests.small_study import write_small_study
 from trainables.reviews import load_splits
 
 
@@ -50,3 +51,9 @@ def own_tracking_uri():
         patch.setenv("MLFLOW_TRACKING_URI", "")  # what stood there before comes back afterwards
         patch.delenv("MLFLOW_TRACKING_URI")
         yield
+
+
+@pytest.fixture(scope="session")
+def small_study(tmp_path_factory):
+    """The tracking URI of a small study that was really trained; no test may add a run to it."""
+    return write_small_study(tmp_path_factory.mktemp("small_study"))

@@ -13,87 +13,26 @@ import torch
 from PIL import Image
 
 import tune_main
-from reports.content import TableContent
-from reports.inside import View, read_inside, write_inside
+from reports.content import INSIDE, TableContent, read_section
+from reports.inside import View, write_inside
 from reports.inside.attention import text_statistics
 from reports.inside.attention_pictures import MOST_TOKENS, attention_map
 from reports.inside.embedding import decision_regions, project
-from reports.inside.error_rates import has_negation, length_bins, wilson
+from reports.inside.error_rates import has_negation, length_bins
 from reports.inside.errors import EVERY, shorten, with_margin, wrong_sets
 from reports.inside.reloaded import Reading, reload_model, unpadded
 from reports.inside.sentences import choose_sentences
 from reports.study_data import read_study
 from search_spaces import UserError
-from sweep.assets import prepare_assets
-from sweep.options import SweepOptions
-from sweep.plan import make_plan
-from sweep.study import start_invocation
-from tests.helpers import CPU, message, trained
-from tracking import ModelFiles, StudyStore
-from trainables.checkpoint import weight_files
-from trainables.evaluation import evaluate
-from trainables.exported_model import ClassifierCard, export_model, load_exported_model
-from trainables.trial import best_epoch
-from trainables.windows import TokenTensors
-
-STUDY = "films"
-UNTRAINED = ("modernbert-tiny", 32)  # so that the study has a gap
-
-
-def add_trial(plan, run, cells, assets, folder):
-    """Train, upload and test one trial as a sweep does, without Ray."""
-    config = cells[0]
-    trial = trained(config, assets.trial)
-    run.log_epochs(trial.history)
-    trial.save(folder)
-    best = best_epoch(trial.history)
-    val_acc = trial.history[best - 1]["val_acc"]
-    card = ClassifierCard(
-        config.model_name,
-        plan.splits.label_names,
-        config.max_length,
-        config.dropout,
-        config.trial_hash,
-        best,
-        val_acc,
-    )
-    export_model(folder / "classifier", weight_files(folder)["best"], assets.encoder, card)
-    files = ModelFiles(folder / "classifier", "trainables.exported_model", ())
-    run.log_models(files, None, best, val_acc)
-    model = load_exported_model(folder / "classifier")
-    result = evaluate(model.model, TokenTensors(assets.test, model.pad_token, CPU), "fp32")
-    run.log_test(result, result, assets.test.labels, assets.test.row_ids)
+from tests.helpers import message
+from tests.small_study import STUDY, UNTRAINED
+from tracking import StudyStore
+from trainables.exported_model import load_exported_model
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    """Four trials on SQLite: six of the eight cells, both encoders."""
-    folder = tmp_path_factory.mktemp("analyze")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        options = SweepOptions(
-            space="batch_lr_grid",
-            demo=True,
-            name=STUDY,
-            target_batch_sizes=[32, 64],
-            scaling_rules=["fixed", "sqrt"],
-            precision="fp32",
-            settings={"epochs": 1, "train_size": 200, "eval_size": 60, "max_length": 40},
-        )
-        plan = make_plan(options, bf16_available=False)
-        store = StudyStore(f"sqlite:///{folder}/mlflow.db", STUDY)
-        invocation = start_invocation(plan, store)
-        assets = {}
-        for trial_hash, cells in plan.trials.items():
-            config = cells[0]
-            if (config.model_name, config.target_batch_size) == UNTRAINED:
-                continue
-            if config.model not in assets:
-                assets[config.model] = prepare_assets(config, plan.splits)
-            (folder / trial_hash).mkdir()
-            run = store.open_trial(cells, 1, plan.dataset, invocation)
-            add_trial(plan, run, cells, assets[config.model], folder / trial_hash)
-        yield store.tracking_uri
+def uri(small_study):
+    return small_study
 
 
 @pytest.fixture(scope="module")
@@ -243,12 +182,6 @@ def test_length_bins_are_quartiles_named_by_what_is_in_them():
     assert length_bins(pd.Series([5, 5, 5])).tolist() == ["5", "5", "5"]
 
 
-def test_wilson_interval_of_a_textbook_case():
-    # Newcombe 1998, table I: 81 of 263
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson(0, 10)[0] == 0
-
-
 def test_margins_of_older_studies_follow_from_two_classes_only(uri):
     store = StudyStore(uri, STUDY)
     trial = next(iter(read_study(store, store.latest_invocation().plan()).trials.values()))
@@ -346,9 +279,10 @@ def test_mistakes_are_wrong_and_in_order(analysed):
             assert group["margin"].is_monotonic_increasing
 
 
-def test_the_section_comes_back_from_the_newest_parent_run(analysed, uri):
+def test_the_section_comes_back_from_the_newest_parent_run(analysed, uri, tmp_path):
     section, _ = analysed
-    again = read_inside(StudyStore(uri, STUDY).latest_invocation())
+    invocation = StudyStore(uri, STUDY).latest_invocation()
+    again = read_section(invocation.download_folder(INSIDE, tmp_path), INSIDE)
     assert [p.png for p in again.pictures] == [p.png for p in section.pictures]
     assert {k: t.csv_text() for k, t in again.tables.items()} == {
         k: t.csv_text() for k, t in section.tables.items()
@@ -384,7 +318,7 @@ def test_the_command_takes_sentences_rule_layer_and_head(uri, tmp_path, capsys):
     ]
     argv = ["analyze", *where, *what]
     assert tune_main.main(argv) == 0
-    assert "written to" in capsys.readouterr().out
+    assert f"report         {tmp_path}/{STUDY}/report.html" in capsys.readouterr().out
     folder = tmp_path / STUDY / "inside"
     pictures = {p["name"]: p for p in json.loads((folder / "inside.json").read_text())["pictures"]}
     assert list(pictures) == ["attention_1", "attention_2", "landscape", "error_rates"]
@@ -419,7 +353,6 @@ def test_unknown_and_unfinished_studies_are_one_line(uri, tmp_path):
     with pytest.raises(UserError) as raised:
         write_inside(uri, "empty", str(tmp_path))
     assert "run the study's command again, which stores it" in message(raised)
-    assert read_inside(invocation) is None
     invocation.log_test_split(np.array([1]), np.array([0]), ["a film"])
     with pytest.raises(UserError) as raised:
         write_inside(uri, "empty", str(tmp_path))

@@ -108,13 +108,17 @@ class StudyStore:
 
     def latest_invocation(self) -> InvocationRun:
         """The newest parent run; a UserError where the study does not exist."""
+        return self.invocations()[0]
+
+    def invocations(self) -> list[InvocationRun]:
+        """All parent runs, at least one, the newest first; a UserError where there is none."""
         if self._experiment is None:
             names = [e.name for e in self.client.search_experiments()]
             raise unknown(f"study in {self.tracking_uri}", self.study, names)
         runs = self._search("tags.role = 'invocation'")
         if not runs:
             raise UserError(f"study '{self.study}' has no runs yet")
-        return InvocationRun(self.client, runs[0].info.run_id)
+        return [InvocationRun(self.client, run.info.run_id) for run in runs]
 
     def wall_seconds(self) -> float:
         """How long the study's invocations took, one after the other; those that were killed count not."""

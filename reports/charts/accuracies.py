@@ -7,7 +7,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from reports.charts.style import Look, batch_axis, legend_below, new_figure, png
+from reports.canvas import plain, png
+from reports.charts.style import Look, batch_axis, legend_below, new_figure
 from reports.content import Picture
 from reports.prose import slug
 from reports.statistics import wilson_interval
@@ -71,7 +72,7 @@ def _picture(
     batch_axis(axes, look.batches)
     _legend_entries(axes, look, accuracies)
     axes.set_ylabel(f"{what} (fraction correct)")
-    axes.set_title(f"{model}: {what} by target batch size", fontsize="medium", loc="left")
+    axes.set_title(plain(f"{model}: {what} by target batch size"), fontsize="medium", loc="left")
     legend_below(figure, axes, columns=max(2, len(look.rules)), title="")
     caption = _INTERVALS.format(
         seeds="; with several seeds their mean, and each seed as a dot" * (seeds > 1)

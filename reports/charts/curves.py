@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.charts.style import Look, epoch_axis, legend_below, new_figure, png, trial_label
+from reports.canvas import plain, png
+from reports.charts.style import Look, epoch_axis, legend_below, new_figure, trial_label
 from reports.content import Picture
 from reports.prose import slug
 from reports.study_data import StudyData, TrialData
@@ -96,7 +97,7 @@ def _picture(
     figure, axes = new_figure()
     for trial, line in lines:
         _draw(axes, curve, trial, line, look)
-    axes.set_title(f"{model}: {curve.title}", fontsize="medium", loc="left")
+    axes.set_title(plain(f"{model}: {curve.title}"), fontsize="medium", loc="left")
     axes.set_xlabel(_X_LABELS[curve.over])
     axes.set_ylabel(curve.label)
     if curve.over == "epoch":

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterator
 
-from reports.charts.style import Look, batch_axis, epoch_axis, legend_below, new_figure, png, trial_label
+from reports.canvas import plain, png
+from reports.charts.style import Look, batch_axis, epoch_axis, legend_below, new_figure, trial_label
 from reports.content import Picture
 from reports.prose import slug
 from reports.study_data import StudyData, TrialData
@@ -55,7 +56,7 @@ def _against_batches(study: StudyData, model: str, trials: list[TrialData]) -> P
     batch_axis(axes, look.batches)
     axes.set_yscale("log")
     axes.set_ylabel("noise scale (examples, log scale)")
-    axes.set_title(f"{model}: gradient noise scale", fontsize="medium", loc="left")
+    axes.set_title(plain(f"{model}: gradient noise scale"), fontsize="medium", loc="left")
     legend_below(figure, axes, columns=3, title="target batch size · scaling rule")
     return Picture(
         name=f"{slug(model)}_noise_scale",
@@ -75,7 +76,7 @@ def _by_epoch(study: StudyData, model: str, trials: list[TrialData]) -> Picture:
     axes.set_yscale("log")
     epoch_axis(axes)
     axes.set_ylabel("noise scale (examples, log scale)")
-    axes.set_title(f"{model}: gradient noise scale by epoch", fontsize="medium", loc="left")
+    axes.set_title(plain(f"{model}: gradient noise scale by epoch"), fontsize="medium", loc="left")
     legend_below(figure, axes, columns=3, title="target batch size · scaling rule")
     return Picture(
         name=f"{slug(model)}_noise_scale_by_epoch",

@@ -1,20 +1,18 @@
 """One look for all pictures: a colour per target batch size, a line and a marker per scaling rule."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
+from reports.canvas import figure
 from reports.study_data import StudyData, TrialData
 
 SIZE = (6.4, 4.4)  # inches: one picture fills a phone, two stand side by side on a desktop
-DPI = 150
 _MAP, _DARKEST, _LIGHTEST = "viridis", 0.0, 0.82  # ordered and safe for the colour-blind; no yellow
 _LINES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -64,20 +62,19 @@ def trial_label(trial: TrialData) -> str:
 
 def new_figure() -> tuple[Figure, Axes]:
     """One pair of axes with a light grid."""
-    figure = Figure(figsize=SIZE, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    drawn = figure(*SIZE)
+    axes = drawn.add_subplot()
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return drawn, axes
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int, title: str) -> None:
+def legend_below(drawn: Figure, axes: Axes, columns: int, title: str) -> None:
     """A legend under the axes, where it can cover nothing; each label once."""
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(reversed(labels), reversed(handles), strict=True))
     names = list(dict.fromkeys(labels))
-    figure.legend(
+    drawn.legend(
         [unique[name] for name in names],
         names,
         loc="outside lower center",
@@ -103,10 +100,3 @@ def epoch_axis(axes: Axes) -> None:
     """Epochs, counted from 1: whole numbers only."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
-
-
-def png(figure: Figure) -> bytes:
-    """The picture's file; no date in it, so that the same study gives the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()

@@ -1,11 +1,10 @@
 """``analyze``: from a study in MLflow to the section that looks inside its best-epoch models."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reports.content import Picture, Section, read_section, write_section
+from reports.content import INSIDE, Picture, Section, write_section
 from reports.inside.attention import (
     AttentionRow,
     AttentionStatistics,
@@ -21,9 +20,8 @@ from reports.inside.reloaded import ReloadedModel, reload_model
 from reports.inside.sentences import Sentence, choose_sentences, given_sentences
 from reports.inside.tested import TestedCell, TestedStudy, choose_rule, tested_study
 from reports.study_data import read_study
-from tracking import InvocationRun, StudyStore, TrialRun, check_store_exists
+from tracking import StudyStore, TrialRun, check_store_exists
 
-_FOLDER = "inside"
 _ATTENTION_TEXTS = 256
 _LANDSCAPE_TEXTS = 600  # at most 1,000: more points hide each other
 
@@ -169,15 +167,8 @@ def write_inside(
     sentences = given or choose_sentences(tested.test, tested.correct(), tested.label_names)
     looking = _Looking(tested, choose_rule(tested, view.rule), view, sentences)
     looking.inspect(store.trial_runs(), say)
-    folder = Path(results_path) / study / _FOLDER
+    folder = Path(results_path) / study / INSIDE
     section = looking.section()
-    write_section(section, folder, _FOLDER)
-    invocation.log_folder(folder, _FOLDER)
+    write_section(section, folder, INSIDE)
+    invocation.log_folder(folder, INSIDE)
     return section, folder
-
-
-def read_inside(invocation: InvocationRun) -> Section | None:
-    """The section as ``write_inside`` logged it; None where the study was not analysed since."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = invocation.download_folder(_FOLDER, Path(temporary))
-        return read_section(folder, _FOLDER) if folder else None

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 
+from reports.canvas import figure, plain, png, set_title
 from reports.content import Picture
-from reports.inside.canvas import figure, plain, png, set_title
 from reports.inside.errors import shorten
 from reports.inside.reloaded import Reading
 from reports.inside.sentences import Sentence

@@ -10,8 +10,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from reports.canvas import COLOURS, MARKERS, figure, plain, png, set_title
 from reports.content import Picture
-from reports.inside.canvas import COLOURS, MARKERS, figure, plain, png, set_title
 from reports.inside.embedding import FEWEST_FOR_TSNE, decision_regions, project
 from reports.inside.error_rates import ErrorRate
 

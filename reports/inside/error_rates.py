@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from reports.content import TableContent, table_of
 from reports.inside.tested import TestedCell, TestedStudy, count_words
+from reports.statistics import wilson_interval
 
-CONFIDENCE = 0.95
 _QUARTILES = (0.25, 0.5, 0.75)
 _WORDS = (
     "not no never nothing nor neither none nobody nowhere without hardly barely scarcely cannot "
@@ -78,7 +77,7 @@ def _cell_rates(cell: TestedCell, name: str, groups: pd.Series) -> Iterator[Erro
     correct = cell.trial.correct().loc[groups.index]
     for group, own in correct.groupby(groups, observed=True):
         errors, texts = int((~own).sum()), len(own)
-        low, high = wilson(errors, texts)
+        low, high = wilson_interval(errors, texts)
         yield ErrorRate(
             cell.model,
             cell.target_batch_size,
@@ -91,12 +90,6 @@ def _cell_rates(cell: TestedCell, name: str, groups: pd.Series) -> Iterator[Erro
             low,
             high,
         )
-
-
-def wilson(errors: int, texts: int) -> tuple[float, float]:
-    """The 95 % interval of Wilson (1927) for a share."""
-    interval = binomtest(errors, texts).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def rates_table(rows: Sequence[ErrorRate]) -> TableContent:
