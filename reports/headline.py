@@ -46,9 +46,10 @@ def _rest(alike: Sequence[Verdict], total: int) -> list[str]:
     subject = (
         f"none of {counted(total, 'comparison')} shows a difference"
         if len(alike) == total
-        else f"The other {len(alike)} of {counted(total, 'comparison')} cannot be told apart"
+        else f"The other {len(alike)} of {counted(total, 'comparison')} show no difference"
     )
     detectable = max(verdict.smallest_detectable for verdict in alike)
     if math.isnan(detectable):
         return [f"{subject}."]
-    return [f"{subject}; one below about {number(detectable)} points would probably have gone unnoticed."]
+    unnoticed = f"one of less than about {number(detectable)} points would probably have gone unnoticed"
+    return [f"{subject}: {unnoticed}."]

@@ -46,7 +46,7 @@ class TrialConfig:
     dropout: float = 0.1
     engine: str = "torch"
     precision: str = "fp32"
-    noise_every: int = 8  # measure the gradient noise in every nth window of an epoch; 0: never
+    noise_every: int = 16  # measure the gradient noise in every nth window of an epoch; 0: never
 
     dataset: str = "stanfordnlp/imdb"
     text_column: str = "text"

@@ -193,7 +193,7 @@ def test_ragged_micro_batches_have_no_noise_scale(assets):
 def test_measuring_is_not_part_of_what_is_learned():
     config = make_config()
     assert replace(config, noise_every=0).trial_hash == config.trial_hash
-    assert [n for n in range(20) if config.measures_noise(n)] == [0, 8, 16]
+    assert [n for n in range(40) if config.measures_noise(n)] == [0, 16, 32]
 
 
 def test_noise_every_must_not_be_negative():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import requests
 import torch
 from mlflow.tracking import MlflowClient
 from transformers import AutoConfig, AutoModel
@@ -139,7 +140,9 @@ def test_tables_are_printed_and_written_and_logged(study, tmp_path):
     for row in frame.itertuples():
         assert row.test_acc == by_hash[row.trial_hash].data.metrics["test_acc"]
     markdown = (study / "results" / STUDY / "report.md").read_text()
-    assert markdown.count("| bert-tiny |") == 9
+    assert markdown.count("scaling rule: ") == 3
+    assert (study / "results" / STUDY / "report.html").stat().st_size > 100_000
+    assert "one seed says nothing about another training" in " ".join(text.split())
     parent = runs(study)[1][0]
     logged = client(study).download_artifacts(parent.info.run_id, "report.md", str(tmp_path))
     assert Path(logged).read_text() == markdown
@@ -279,14 +282,21 @@ def test_interrupting_says_how_to_go_on(tmp_path):
 
 
 @contextlib.contextmanager
-def background(folder, *command):
-    """A server that runs while the block does."""
+def background(folder, *command, **environment):
+    """A server that runs, with its children, while the block does."""
     log = (folder / "server.log").open("w")
-    with subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=os.environ | environment,
+        start_new_session=True,
+    ) as process:
         try:
             yield process
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait(timeout=60)
 
 
@@ -333,3 +343,22 @@ def test_an_existing_cluster_and_a_tracking_server(tmp_path):
         assert "test_acc" in trial.data.metrics
         assert list((tmp_path / "server" / "served").rglob("model.safetensors"))
         assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_the_registered_model_answers_over_http(study, tmp_path):
+    highest = max(run.data.metrics["best_val_acc"] for run in runs(study)[0])
+    version = client(study).get_model_version_by_alias(STUDY, "best")
+    assert client(study).get_run(version.run_id).data.metrics["best_val_acc"] == highest
+    assert f"models:/{STUDY}@best" in output(study)
+    port = free_port()
+    serve = f"models serve -m models:/{STUDY}@best --env-manager local -h 127.0.0.1 -p {port}"
+    command = [str(Path(sys.executable).with_name("mlflow")), *serve.split()]
+    store = f"sqlite:///{study}/mlflow.db"
+    with background(tmp_path, *command, MLFLOW_TRACKING_URI=store) as server:
+        wait_until(lambda: accepts_connections(port), server)
+        body = {"inputs": ["a fine film", "two hours of my life"]}
+        reply = requests.post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=60)
+        assert reply.status_code == 200
+        for answer in reply.json()["predictions"]:
+            assert answer["label"] in {"positive", "negative"}
+            assert 0.5 <= answer["score"] <= 1
