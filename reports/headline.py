@@ -43,13 +43,10 @@ def _claim(verdict: Verdict) -> str:
 def _rest(alike: Sequence[Verdict], total: int) -> list[str]:
     if not alike:
         return []
-    subject = (
-        f"none of {counted(total, 'comparison')} shows a difference"
-        if len(alike) == total
-        else f"The other {len(alike)} of {counted(total, 'comparison')} show no difference"
-    )
+    which = "all" if len(alike) == total else f"the other {len(alike)} of"
+    subject = f"In {which} {counted(total, 'comparison')} the two cannot be told apart"
     detectable = max(verdict.smallest_detectable for verdict in alike)
     if math.isnan(detectable):
         return [f"{subject}."]
-    unnoticed = f"one of less than about {number(detectable)} points would probably have gone unnoticed"
-    return [f"{subject}: {unnoticed}."]
+    unnoticed = f"a difference of less than about {number(detectable)} points"
+    return [f"{subject}: {unnoticed} would probably have gone unnoticed."]

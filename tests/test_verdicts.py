@@ -264,7 +264,7 @@ def test_a_headline_names_what_differs_and_what_it_is_about():
 
 def test_a_headline_says_what_would_have_gone_unnoticed():
     alike, _ = headline(compare_cells(two_cells(answers(12, 8), answers(8, 12))))
-    assert alike.startswith("tiny: none of 1 comparison shows a difference: one of less than about ")
+    assert alike.startswith("tiny: In all 1 comparison the two cannot be told apart: a difference of less ")
 
 
 def test_a_headline_lists_the_largest_differences_first_and_counts_the_rest():
@@ -273,7 +273,7 @@ def test_a_headline_lists_the_largest_differences_first_and_counts_the_rest():
     assert paragraph.startswith(
         "tiny: target batch size 1024 is better than 64 by 66.7 points (fixed) and "
         "target batch size 512 is better than 64 by 33.3 points (fixed). "
-        "The other 1 of 3 comparisons show no difference: one of less than"
+        "In the other 1 of 3 comparisons the two cannot be told apart: a difference of less"
     )
 
 
