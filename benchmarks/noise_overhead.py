@@ -12,8 +12,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from search_spaces import TrialConfig
 from sweep.assets import prepare_assets
@@ -66,14 +68,18 @@ def _compare(trial: Trial, windows: int) -> tuple[float, float]:
     for number in range(windows):
         window = next(epoch_windows(len(trial.train), config.target_batch_size, config.seed, number))
         variants: dict[str, Callable[[], object]] = {
-            "alone": lambda window=window: trial.engine.step(trial._micro_batches(window)),
-            "measured": lambda window=window: trial._measured_step(window, groups),
+            "alone": partial(_plain_step, trial, window),
+            "measured": partial(trial._measured_step, window, groups),
         }
         order = sorted(variants, reverse=bool(number % 2))
         seconds = {name: _cpu_seconds(variants[name]) for name in order}
         alone.append(seconds["alone"])
         ratios.append(seconds["measured"] / seconds["alone"] - 1)
     return statistics.median(alone), statistics.median(ratios)
+
+
+def _plain_step(trial: Trial, window: Tensor) -> object:
+    return trial.engine.step(trial._micro_batches(window))
 
 
 def _cpu_seconds(action: Callable[[], object]) -> float:
