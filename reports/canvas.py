@@ -16,7 +16,7 @@ _TITLE_LETTERS_PER_INCH = 11
 
 def figure(width: float, height: float) -> Figure:
     """An empty figure of this many inches that keeps its texts apart."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
 def set_title(drawn: Figure, text: str) -> None:
@@ -36,5 +36,6 @@ def png(drawn: Figure) -> bytes:
     with warnings.catch_warnings():
         # a review may hold characters that the font lacks; a box stands in for them
         warnings.filterwarnings("ignore", message=r"Glyph \d+")
-        FigureCanvasAgg(drawn).print_figure(out, format="png", dpi=_DPI, metadata={"Software": None})
+        # not print_figure, which draws everything twice
+        FigureCanvasAgg(drawn).print_png(out, metadata={"Software": None})
     return out.getvalue()

@@ -156,7 +156,8 @@ def plan_tables(plan: Plan) -> list[Table | str]:
     shared = [cells for cells in plan.trials.values() if len(cells) > 1]
     if shared:
         summary.append(
-            f"{len(shared)} trials serve several cells: at batch size "
+            f"{len(shared)} {'trials serve' if len(shared) > 1 else 'trial serves'} several cells: "
+            "at batch size "
             f"{shared[0][0].reference_batch_size} every scaling rule gives the same learning rate"
         )
     return ["\n".join(summary), table]

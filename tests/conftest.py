@@ -7,6 +7,7 @@ from dataclasses import replace
 import datasets
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 
 from sweep.assets import prepare_assets
 from tests.helpers import TINY_MODELS, tiny_config
@@ -51,6 +52,14 @@ def own_tracking_uri():
         patch.setenv("MLFLOW_TRACKING_URI", "")  # what stood there before comes back afterwards
         patch.delenv("MLFLOW_TRACKING_URI")
         yield
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory):
+    """An empty MLflow store; making one takes seconds, copying it does not."""
+    path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """A real MLflow store on SQLite: what is written, once, and what is found again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -38,8 +39,9 @@ def report(epoch, val_acc=0.5):
 
 
 @pytest.fixture
-def uri(tmp_path, monkeypatch):
+def uri(migrated_database, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    shutil.copyfile(migrated_database, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
