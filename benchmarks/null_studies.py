@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import expit
 
-from reports.statistics import bootstrap_interval, holm, score_differences, wilson_interval
+from reports.evidence.statistics import bootstrap_interval, holm, score_differences, wilson_interval
+from reports.evidence.verdicts import ALPHA, NOT_APART, Family, compare_cells
 from reports.study_data import Cell, StudyData, TrialData
-from reports.verdicts import ALPHA, NOT_APART, Family, compare_cells
 
 BATCHES = (64, 256, 1024)
 _ABILITY = 1.5  # log-odds of a correct answer at mean difficulty: an accuracy of about 0.77

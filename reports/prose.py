@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from reports.statistics import Interval
+from reports.evidence.statistics import Interval
 
 
 def p_text(p: float) -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from reports.charts import accuracy_pictures, curve_pictures, noise_pictures
 from reports.content import INSIDE, Picture, Section, TableContent, read_section, write_section
+from reports.evidence.verdict_rows import verdicts_csv
 from reports.findings import Findings, find
 from reports.page import Page, html, markdown
 from reports.provenance import facts, run_table
 from reports.study_data import StudyData, read_study
 from reports.tables import result_tables, results_csv
-from reports.verdict_rows import verdicts_csv
 from tracking import StudyStore, check_store_exists
 
 _PICTURES = "pictures"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from reports.content import TableContent
 from reports.csv_files import csv_text
+from reports.evidence.statistics import Interval, wilson_interval
 from reports.prose import accuracy_text, learning_rate_text
-from reports.statistics import Interval, wilson_interval
 from reports.study_data import Cell, StudyData
 
 _NOTE = "In brackets: Wilson 95 % intervals."

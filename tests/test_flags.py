@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.null_studies import simulated_trial
-from reports.flags import (
+from reports.evidence.flags import (
     ADAM_HALF_LIFE,
     edge_flags,
     flags,

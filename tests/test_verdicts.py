@@ -13,11 +13,11 @@ from benchmarks.null_studies import (
     simulated_study,
     simulated_trial,
 )
-from reports.headline import headline
+from reports.evidence.headline import headline
+from reports.evidence.verdict_rows import verdict_rows, verdicts_csv
+from reports.evidence.verdicts import BETTER, NOT_APART, WORSE, compare_cells, compare_epochs
 from reports.prose import p_text, signed
 from reports.study_data import Cell, StudyData
-from reports.verdict_rows import verdict_rows, verdicts_csv
-from reports.verdicts import BETTER, NOT_APART, WORSE, compare_cells, compare_epochs
 
 BATCH = {"target_batch_size": 64}
 

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from reports.canvas import plain, png
 from reports.charts.style import Look, batch_axis, legend_below, new_figure
 from reports.content import Picture
+from reports.evidence.statistics import wilson_interval
 from reports.prose import slug
-from reports.statistics import wilson_interval
 from reports.study_data import StudyData, TrialData
 
 _SPREAD = 0.07  # how far apart the rules' markers stand at one batch size, in octaves × 2

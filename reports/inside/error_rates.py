@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from reports.content import TableContent, table_of
+from reports.evidence.statistics import wilson_interval
 from reports.inside.tested import TestedCell, TestedStudy, count_words
-from reports.statistics import wilson_interval
 
 _QUARTILES = (0.25, 0.5, 0.75)
 _WORDS = (

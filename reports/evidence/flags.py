@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from reports.comparisons import best_epoch, rules_label
+from reports.evidence.comparisons import best_epoch, rules_label
 from reports.prose import accuracy_text, counted, learning_rate_text, listed
 from reports.study_data import Cell, StudyData, TrialData
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from reports.comparisons import COORDINATES
 from reports.csv_files import csv_text
-from reports.verdicts import Verdict
+from reports.evidence.comparisons import COORDINATES
+from reports.evidence.verdicts import Verdict
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:

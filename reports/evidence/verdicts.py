@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.comparisons import (
+from reports.evidence.comparisons import (
     AnswerReader,
     Comparison,
     PairedAnswers,
@@ -22,8 +22,7 @@ from reports.comparisons import (
     epoch_comparisons,
     planned_comparisons,
 )
-from reports.prose import counted, interval_text, number, p_text, signed
-from reports.statistics import (
+from reports.evidence.statistics import (
     RESAMPLES,
     Interval,
     SeedSpread,
@@ -36,6 +35,7 @@ from reports.statistics import (
     smallest_detectable_over_seeds,
     wilson_interval,
 )
+from reports.prose import counted, interval_text, number, p_text, signed
 from reports.study_data import StudyData
 
 ALPHA = 0.05  # the chance of any false claim in a family of comparisons

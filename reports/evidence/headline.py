@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from reports.evidence.verdicts import NOT_APART, Family, Verdict
 from reports.prose import counted, listed, number
-from reports.verdicts import NOT_APART, Family, Verdict
 
 _CLAIMS = 6  # more than these and the table below is easier to read
 

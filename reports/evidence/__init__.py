@@ -1,0 +1,1 @@
+"""Which differences of a study are real: comparisons, statistics, verdicts, flags."""
