@@ -3,7 +3,9 @@
 import io
 import textwrap
 import warnings
+from collections.abc import Sequence
 
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -12,11 +14,18 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#0
 MARKERS = "osD^vPX*"
 _DPI = 150
 _TITLE_LETTERS_PER_INCH = 11
+_DARKEST, _LIGHTEST = 0.0, 0.82  # of viridis: ordered, safe for the colour-blind, without its yellow
 
 
 def figure(width: float, height: float) -> Figure:
     """An empty figure of this many inches that keeps its texts apart."""
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+def batch_colour(target_batch_size: int, batches: Sequence[int]) -> tuple[float, ...]:
+    """The colour of a target batch size in every picture: dark for the smallest, light for the largest."""
+    step = (_LIGHTEST - _DARKEST) / max(1, len(batches) - 1)
+    return colormaps["viridis"](_DARKEST + step * sorted(batches).index(target_batch_size))
 
 
 def set_title(drawn: Figure, text: str) -> None:

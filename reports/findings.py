@@ -78,7 +78,7 @@ def _comparisons_note(family: Family) -> str:
     return " ".join(
         [
             f"Differences of test accuracy, paired example by example: {test}, bootstrap interval,",
-            f"Holm's adjustment over these {len(family.verdicts)} comparisons. Gained and lost: examples that",
+            f"Holm's adjustment over these {len(family.verdicts)} comparisons. Gained and lost: those that",
             "only the one or only the other side classified correctly. Smallest detectable: at 80 % power,",
             "at the level of Holm's first step.",
             family.scope(),

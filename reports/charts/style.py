@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from reports.canvas import figure
+from reports.canvas import batch_colour, figure
 from reports.study_data import StudyData, TrialData
 
 SIZE = (6.4, 4.4)  # inches: one picture fills a phone, two stand side by side on a desktop
-_MAP, _DARKEST, _LIGHTEST = "viridis", 0.0, 0.82  # ordered and safe for the colour-blind; no yellow
 _LINES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -31,9 +29,8 @@ class Look:
         return cls(tuple(sorted(study.axis_values("target_batch_size"))), _rules(study))
 
     def colour(self, target_batch_size: int) -> Any:
-        """Dark for small, light for large target batch sizes."""
-        step = (_LIGHTEST - _DARKEST) / max(1, len(self.batches) - 1)
-        return colormaps[_MAP](_DARKEST + step * self.batches.index(target_batch_size))
+        """The colour of a target batch size."""
+        return batch_colour(target_batch_size, self.batches)
 
     def line(self, rule: str) -> Any:
         """The dashes of a scaling rule."""

@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from reports.canvas import COLOURS, MARKERS, figure, plain, png, set_title
+from reports.canvas import COLOURS, MARKERS, batch_colour, figure, plain, png, set_title
 from reports.content import Picture
 from reports.inside.embedding import FEWEST_FOR_TSNE, decision_regions, project
 from reports.inside.error_rates import ErrorRate
@@ -150,7 +150,7 @@ def _rates_panel(axes: Axes, rows: Sequence[ErrorRate], sizes: Sequence[int]) ->
             100 * rate,
             yerr=100 * np.clip(ends, 0, None),
             fmt=MARKERS[number % len(MARKERS)],
-            color=_colour(number),
+            color=batch_colour(size, sizes),
             capsize=2,
             label=f"target batch size {size}",
         )
