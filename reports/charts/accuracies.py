@@ -16,8 +16,8 @@ from reports.study_data import StudyData, TrialData
 
 _SPREAD = 0.07  # how far apart the rules' markers stand at one batch size, in octaves × 2
 _INTERVALS = (
-    "Bars: Wilson 95 % intervals{seeds}. All trials are tested on the same examples, so overlapping bars do "
-    "not mean that a difference is absent: the verdicts compare example by example."
+    "Bars: Wilson 95 % intervals{seeds}. All trials are tested on the same examples, so overlapping bars "
+    "do not mean that a difference is absent: the verdicts compare example by example."
 )
 
 
