@@ -296,7 +296,8 @@ def background(folder, *command, **environment):
         try:
             yield process
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it may have ended, which the test will tell
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait(timeout=60)
 
 
@@ -352,9 +353,12 @@ def test_the_registered_model_answers_over_http(study, tmp_path):
     assert f"models:/{STUDY}@best" in output(study)
     port = free_port()
     serve = f"models serve -m models:/{STUDY}@best --env-manager local -h 127.0.0.1 -p {port}"
-    command = [str(Path(sys.executable).with_name("mlflow")), *serve.split()]
-    store = f"sqlite:///{study}/mlflow.db"
-    with background(tmp_path, *command, MLFLOW_TRACKING_URI=store) as server:
+    tools = Path(sys.executable).parent
+    environment = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{study}/mlflow.db",
+        "PATH": f"{tools}:{os.environ['PATH']}",  # as in an activated environment
+    }
+    with background(tmp_path, f"{tools}/mlflow", *serve.split(), **environment) as server:
         wait_until(lambda: accepts_connections(port), server)
         body = {"inputs": ["a fine film", "two hours of my life"]}
         reply = requests.post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=60)
