@@ -1,6 +1,6 @@
 """What measuring the gradient noise costs: measured windows against the same windows left alone.
 
-    python -m benchmarks.noise_overhead [--model M] [--dataset D] [--windows N]
+    python -m benchmarks.noise_overhead [--model M] [--dataset D] [--targets N …] [--windows N]
 
 Every window is stepped on both ways, in alternating order, on one core; CPU seconds, so that other work
 on the machine matters little. In training one window in ``noise_every`` is measured, and the first of
@@ -33,7 +33,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = TrialConfig(
         model=options.model,
-        target_batch_size=TARGETS[0],
+        target_batch_size=options.targets[0],
         scaling_rule="fixed",
         dataset=options.dataset,
         train_size=options.train_size,
@@ -43,7 +43,7 @@ def main() -> None:
     assets = prepare_assets(config, load_splits(config)).trial
     print(f"noise_every {config.noise_every}, physical batch size {config.physical_batch_size}")
     print("target batch size  seconds a window  a measured one  windows measured  of training time")
-    for target in TARGETS:
+    for target in options.targets:
         if group_count(target, config.physical_batch_size) > 1:
             _print_row(replace(config, target_batch_size=target), assets, options.windows)
 
@@ -94,6 +94,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dataset", default="demo-reviews")
     parser.add_argument("--train-size", type=int, default=None)
     parser.add_argument("--physical-batch-size", type=int, default=64)
+    parser.add_argument("--targets", type=int, nargs="+", default=TARGETS, metavar="N")
     parser.add_argument("--windows", type=int, default=40, help="compared, per target batch size")
     return parser.parse_args()
 
