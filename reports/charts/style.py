@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from reports.canvas import batch_colour, figure
 from reports.study_data import StudyData, TrialData
 
-SIZE = (6.4, 4.4)  # inches: one picture fills a phone, two stand side by side on a desktop
+SIZE = (5.4, 4.3)  # inches: one picture fills a phone, two stand side by side on a desktop
 _LINES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
