@@ -1,5 +1,6 @@
 """A study as it lies in MLflow, read once: everything the report is made from."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,6 +47,16 @@ class TrialData:
         """Whether it has come to its end."""
         return len(self.predictions) == 2
 
+    @property
+    def rules(self) -> str:
+        """The scaling rules that it serves: ``fixed=sqrt``."""
+        return "=".join(self.scaling_rules)
+
+    @property
+    def label(self) -> str:
+        """``256 · sqrt``: its name where the model is named already."""
+        return f"{self.target_batch_size} · {self.rules}"
+
     def correct(self, which: str = "best") -> pd.Series:
         """Whether each test example was classified correctly: bool, indexed by row_id."""
         frame = self.predictions[which]
@@ -78,6 +89,14 @@ class StudyData:
     def axis_values(self, axis: str) -> list[Any]:
         """The values on ``model``, ``target_batch_size``, ``scaling_rule`` or ``seed``, as planned."""
         return list(dict.fromkeys(getattr(cell, axis) for cell in self.cells))
+
+    def trials_of(self, model: str) -> list[TrialData]:
+        """The trials of a model that have started."""
+        return [trial for trial in self.trials.values() if trial.model == model]
+
+    def steps_per_epoch(self, trial: TrialData) -> int:
+        """Optimizer steps of an epoch, the short last window included."""
+        return math.ceil(self.train_examples / trial.target_batch_size)
 
     def trial(self, cell: Cell) -> TrialData | None:
         """The trial of a cell, where it has started."""

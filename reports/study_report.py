@@ -84,10 +84,10 @@ def _write(page: Page, study: StudyData, folder: Path) -> None:
 
 
 def _csv_files(findings: Findings, study: StudyData) -> dict[str, str]:
-    verdicts = {
-        "comparisons.csv": verdicts_csv(findings.cells.verdicts),
-        "last_against_best_epoch.csv": verdicts_csv(findings.epochs.verdicts),
-    }
-    others = {f"{name}.csv": table.csv_text() for name, table in findings.tables.items()}
-    results = {"results.csv": results_csv(findings.rows, study.plan["dataset"]["sizes"])}
-    return results | others | {name: text for name, text in verdicts.items() if text}
+    # verdicts have more to say in a file, unrounded, than fits into their tables
+    families = {"comparisons": findings.cells, "last_against_best_epoch": findings.epochs}
+    files = {"results.csv": results_csv(findings.rows, study.plan["dataset"]["sizes"])}
+    for name, table in findings.tables.items():
+        family = families.get(name)
+        files[f"{name}.csv"] = verdicts_csv(family.verdicts) if family else table.csv_text()
+    return files

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from search_spaces import TrialConfig
@@ -100,15 +101,16 @@ class _Sweep:
         encoders = {model: value.encoder for model, value in self.assets.items()}
         shared = {model: value.trial for model, value in self.assets.items()}
         with Progress(trials, self.resources.concurrent) as progress:
-            recorder = Recorder(self.plan, self._open_run, encoders, progress)
+            open_run = partial(self._open_run, environment_tags(self.resources))
+            recorder = Recorder(self.plan, open_run, encoders, progress)
             try:
                 train(configs, shared, self.resources, storage, recorder)
             finally:
                 recorder.drain()
         return recorder.failures
 
-    def _open_run(self, cells: Sequence[TrialConfig]) -> TrialRun:
-        seeds, tags = len(self.plan.space.seeds), environment_tags(self.resources)
+    def _open_run(self, tags: dict[str, str], cells: Sequence[TrialConfig]) -> TrialRun:
+        seeds = len(self.plan.space.seeds)
         return self.store.open_trial(cells, seeds, self.plan.dataset, self.invocation, tags)
 
     def test(self, already_failed: dict[str, str]) -> dict[str, str]:

@@ -121,7 +121,7 @@ class StudyStore:
         return [InvocationRun(self.client, run.info.run_id) for run in runs]
 
     def wall_seconds(self) -> float:
-        """How long the study's invocations took, one after the other; those that were killed count not."""
+        """How long the study's invocations took, one after the other; those killed with -9 do not count."""
         runs = self._search("tags.role = 'invocation'")
         return sum((run.info.end_time - run.info.start_time) / 1000 for run in runs if run.info.end_time)
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.canvas import plain, png
-from reports.charts.style import Look, epoch_axis, legend_below, new_figure, trial_label
+from reports.charts.style import Look, epoch_axis, new_figure, trials_picture
 from reports.content import Picture
-from reports.prose import slug
 from reports.study_data import StudyData, TrialData
 
 _SMOOTHING = 25  # a curve is averaged over this fraction of its points
@@ -66,29 +64,28 @@ def curve_pictures(study: StudyData) -> Iterator[Picture]:
     """Every curve of every model; a kind that no trial has logged is left out."""
     look = Look.of(study)
     for model in study.axis_values("model"):
-        trials = [trial for trial in study.trials.values() if trial.model == model]
+        trials = study.trials_of(model)
         for curve in CURVES:
-            lines = [(trial, _line(trial, curve, study.train_examples)) for trial in trials]
+            lines = [(trial, _line(study, trial, curve)) for trial in trials]
             drawn = [(trial, line) for trial, line in lines if not line.empty]
             if drawn:
                 yield _picture(model, curve, drawn, look)
 
 
-def _line(trial: TrialData, curve: _Curve, train_examples: int) -> pd.Series:
+def _line(study: StudyData, trial: TrialData, curve: _Curve) -> pd.Series:
     table = trial.epochs if curve.over == "epoch" else trial.steps
     if curve.column not in table:
         return pd.Series(dtype=float)
     line = table[curve.column].dropna()
     if curve.over == "examples":
-        line = line.set_axis(_examples_seen(line.index, trial.target_batch_size, train_examples))
+        line = line.set_axis(_examples_seen(study, trial, line.index))
     return line
 
 
-def _examples_seen(steps: pd.Index, target_batch_size: int, train_examples: int) -> pd.Index:
+def _examples_seen(study: StudyData, trial: TrialData, steps: pd.Index) -> pd.Index:
     """Examples after a number of optimizer steps: the last window of an epoch may be short."""
-    per_epoch = -(-train_examples // target_batch_size)
-    epochs, rest = (steps // per_epoch), (steps % per_epoch)
-    return epochs * train_examples + rest * target_batch_size
+    epochs, rest = divmod(steps, study.steps_per_epoch(trial))
+    return epochs * study.train_examples + rest * trial.target_batch_size
 
 
 def _picture(
@@ -97,7 +94,6 @@ def _picture(
     figure, axes = new_figure()
     for trial, line in lines:
         _draw(axes, curve, trial, line, look)
-    axes.set_title(plain(f"{model}: {curve.title}"), fontsize="medium", loc="left")
     axes.set_xlabel(_X_LABELS[curve.over])
     axes.set_ylabel(curve.label)
     if curve.over == "epoch":
@@ -106,14 +102,15 @@ def _picture(
         axes.set_xscale("log")
     if curve.column == "learning_rate_per_step":
         axes.set_yscale("log")
-    legend_below(figure, axes, columns=3, title="target batch size · scaling rule")
-    names = ", ".join(trial_label(trial) for trial, _ in lines)
-    return Picture(
-        name=f"{slug(model)}_{curve.name}",
-        title=f"{model}: {curve.title}",
+    names = ", ".join(trial.label for trial, _ in lines)
+    return trials_picture(
+        figure,
+        axes,
+        model,
+        name=curve.name,
+        title=curve.title,
         caption=curve.caption,
         alt=f"Line chart of {curve.label} over {_X_LABELS[curve.over]} for {model}; lines: {names}.",
-        png=png(figure),
     )
 
 
@@ -124,7 +121,7 @@ def _draw(axes: Axes, curve: _Curve, trial: TrialData, line: pd.Series, look: Lo
         axes.plot(line.index, line, color=style["color"], alpha=0.18, linewidth=0.8)
         line = line.rolling(max(1, len(line) // _SMOOTHING), center=True, min_periods=1).mean()
     marker = "." if len(line) == 1 else None
-    axes.plot(line.index, line, label=trial_label(trial), linewidth=1.7, marker=marker, **style)
+    axes.plot(line.index, line, label=trial.label, linewidth=1.7, marker=marker, **style)
     best = int(trial.metrics.get("best_epoch", 0))
     if curve.mark_best and best in line.index:
         axes.plot([best], [line[best]], "o", color=style["color"], markersize=6)

@@ -3,10 +3,8 @@
 import math
 from collections.abc import Iterator
 
-from reports.canvas import plain, png
-from reports.charts.style import Look, batch_axis, epoch_axis, legend_below, new_figure, trial_label
+from reports.charts.style import Look, batch_axis, epoch_axis, new_figure, trials_picture
 from reports.content import Picture
-from reports.prose import slug
 from reports.study_data import StudyData, TrialData
 
 CAPTION = (
@@ -20,7 +18,7 @@ CAPTION = (
 def noise_pictures(study: StudyData) -> Iterator[Picture]:
     """Per model: the noise scale of each trial over its whole training, and epoch by epoch."""
     for model in study.axis_values("model"):
-        trials = [trial for trial in study.trials.values() if trial.model == model]
+        trials = study.trials_of(model)
         measured = [trial for trial in trials if not math.isnan(noise_scale(trial))]
         if measured:
             yield _against_batches(study, model, measured)
@@ -50,20 +48,18 @@ def _against_batches(study: StudyData, model: str, trials: list[TrialData]) -> P
             "color": look.colour(trial.target_batch_size),
             "marker": look.marker(trial.scaling_rules[0]),
         }
-        axes.plot(
-            [trial.target_batch_size], [noise_scale(trial)], label=trial_label(trial), ls="", ms=8, **style
-        )
+        axes.plot([trial.target_batch_size], [noise_scale(trial)], label=trial.label, ls="", ms=8, **style)
     batch_axis(axes, look.batches)
     axes.set_yscale("log")
     axes.set_ylabel("noise scale (examples, log scale)")
-    axes.set_title(plain(f"{model}: gradient noise scale"), fontsize="medium", loc="left")
-    legend_below(figure, axes, columns=3, title="target batch size · scaling rule")
-    return Picture(
-        name=f"{slug(model)}_noise_scale",
-        title=f"{model}: gradient noise scale",
+    return trials_picture(
+        figure,
+        axes,
+        model,
+        name="noise_scale",
+        title="gradient noise scale",
         caption=CAPTION,
         alt=f"Gradient noise scale of each trial of {model} against its target batch size.",
-        png=png(figure),
     )
 
 
@@ -72,16 +68,16 @@ def _by_epoch(study: StudyData, model: str, trials: list[TrialData]) -> Picture:
     figure, axes = new_figure()
     for trial in trials:
         line = trial.epochs["noise_scale"].dropna()
-        axes.plot(line.index, line, label=trial_label(trial), marker=".", **look.of_trial(trial))
+        axes.plot(line.index, line, label=trial.label, marker=".", **look.of_trial(trial))
     axes.set_yscale("log")
     epoch_axis(axes)
     axes.set_ylabel("noise scale (examples, log scale)")
-    axes.set_title(plain(f"{model}: gradient noise scale by epoch"), fontsize="medium", loc="left")
-    legend_below(figure, axes, columns=3, title="target batch size · scaling rule")
-    return Picture(
-        name=f"{slug(model)}_noise_scale_by_epoch",
-        title=f"{model}: gradient noise scale by epoch",
+    return trials_picture(
+        figure,
+        axes,
+        model,
+        name="noise_scale_by_epoch",
+        title="gradient noise scale by epoch",
         caption="Few windows are measured in an epoch: read the trend, not the single point.",
         alt=f"Gradient noise scale of each trial of {model} by epoch.",
-        png=png(figure),
     )

@@ -8,7 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from reports.canvas import batch_colour, figure
+from reports.canvas import batch_colour, figure, plain, png
+from reports.content import Picture
+from reports.prose import slug
 from reports.study_data import StudyData, TrialData
 
 SIZE = (5.4, 4.3)  # inches: one picture fills a phone, two stand side by side on a desktop
@@ -52,11 +54,6 @@ def _rules(study: StudyData) -> tuple[str, ...]:
     return tuple(str(rule) for rule in study.axis_values("scaling_rule"))
 
 
-def trial_label(trial: TrialData) -> str:
-    """``256 · sqrt``, without the model, which the picture's title names."""
-    return f"{trial.target_batch_size} · {'='.join(trial.scaling_rules)}"
-
-
 def new_figure() -> tuple[Figure, Axes]:
     """One pair of axes with a light grid."""
     drawn = figure(*SIZE)
@@ -69,11 +66,10 @@ def new_figure() -> tuple[Figure, Axes]:
 def legend_below(drawn: Figure, axes: Axes, columns: int, title: str) -> None:
     """A legend under the axes, where it can cover nothing; each label once."""
     handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(reversed(labels), reversed(handles), strict=True))
-    names = list(dict.fromkeys(labels))
+    by_label = dict(zip(labels, handles, strict=True))  # seeds of one cell look the same
     drawn.legend(
-        [unique[name] for name in names],
-        names,
+        list(by_label.values()),
+        list(by_label),
         loc="outside lower center",
         ncols=columns,
         title=title,
@@ -82,6 +78,15 @@ def legend_below(drawn: Figure, axes: Axes, columns: int, title: str) -> None:
         title_fontsize="small",
         handlelength=3,
     )
+
+
+def trials_picture(
+    drawn: Figure, axes: Axes, model: str, *, name: str, title: str, caption: str, alt: str
+) -> Picture:
+    """The finished picture of a model's trials: title and legend added, ``name`` made the model's."""
+    axes.set_title(plain(f"{model}: {title}"), fontsize="medium", loc="left")
+    legend_below(drawn, axes, columns=3, title="target batch size · scaling rule")
+    return Picture(f"{slug(model)}_{name}", f"{model}: {title}", caption, alt, png(drawn))
 
 
 def batch_axis(axes: Axes, batches: Sequence[int]) -> None:

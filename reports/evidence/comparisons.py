@@ -127,16 +127,11 @@ def axis_words(axis: str) -> str:
     return _AXIS_WORDS.get(axis, axis)
 
 
-def rules_label(rules: Sequence[str]) -> str:
-    """Rules that one trial serves: ``fixed=sqrt``."""
-    return "=".join(dict.fromkeys(rules))
-
-
 def _epoch_comparison(study: StudyData, trial: TrialData) -> Comparison:
     fixed: dict[str, Any] = {
         "model": trial.model,
         "target_batch_size": trial.target_batch_size,
-        "scaling_rule": rules_label(trial.scaling_rules),
+        "scaling_rule": trial.rules,
     }
     if len(study.axis_values("seed")) > 1:
         fixed["seed"] = trial.seed

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from reports.evidence.comparisons import best_epoch, rules_label
+from reports.evidence.comparisons import best_epoch
 from reports.prose import accuracy_text, counted, learning_rate_text, listed
 from reports.study_data import Cell, StudyData, TrialData
 
@@ -61,7 +61,7 @@ def edge_flags(study: StudyData) -> list[Flag]:
 def short_training_flags(study: StudyData) -> list[Flag]:
     """Trials of fewer optimizer steps than the half-life of Adam's second-moment average."""
     steps = {
-        trial.target_batch_size: total_steps(trial, study.train_examples)
+        trial.target_batch_size: total_steps(study, trial)
         for trial in study.trials.values()
         if trial.config["optimizer"] in {"adam", "adamw"}
     }
@@ -84,7 +84,7 @@ def rising_flags(study: StudyData) -> list[Flag]:
     """Models with trials that were best at their last epoch, val_acc still rising."""
     found = []
     for model in study.axis_values("model"):
-        trials = [trial for trial in study.trials.values() if trial.model == model]
+        trials = study.trials_of(model)
         if rising := [trial for trial in trials if is_still_rising(trial)]:
             labels = listed([_label(study, trial) for trial in rising])
             sentence = (
@@ -108,9 +108,9 @@ def generalisation_gaps(study: StudyData) -> list[Gap]:
     ]
 
 
-def total_steps(trial: TrialData, train_examples: int) -> int:
+def total_steps(study: StudyData, trial: TrialData) -> int:
     """Optimizer steps of a whole training, the short last window of each epoch included."""
-    return int(trial.config["epochs"]) * math.ceil(train_examples / trial.target_batch_size)
+    return int(trial.config["epochs"]) * study.steps_per_epoch(trial)
 
 
 def is_still_rising(trial: TrialData) -> bool:
@@ -174,6 +174,5 @@ def _at_best(trials: Iterable[TrialData], name: str) -> float:
 
 
 def _label(study: StudyData, trial: TrialData) -> str:
-    parts = [str(trial.target_batch_size), rules_label(trial.scaling_rules)]
-    seeds = [f"seed {trial.seed}"] if len(study.axis_values("seed")) > 1 else []
-    return " · ".join(parts + seeds)
+    seeds = len(study.axis_values("seed"))
+    return trial.label + (f" · seed {trial.seed}" if seeds > 1 else "")
