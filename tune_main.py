@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -48,16 +49,24 @@ def main(argv: Sequence[str]) -> int:
     command, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("sweep", argv)
     arguments = PARSERS[command]().parse(rest)
     _quiet_libraries()
-    from sweep import UserError
+    from sweep import StoreAwayError, UserError
 
     try:
         return COMMANDS[command](arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except StoreAwayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
-        print("stopped: run the same command again to continue", file=sys.stderr)
+        again = "without --fresh " if getattr(arguments, "fresh", None) else ""
+        print(f"stopped: run the same command again {again}to continue", file=sys.stderr)
         return INTERRUPTED
+
+
+def _interrupt(signal_number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
@@ -143,7 +152,7 @@ SETTINGS = (
 OPTIONS = (
     "space demo models target_batch_sizes scaling_rules seeds physical_batch_size precision "
     "assignments name tracking_uri storage_path results_path ray_address gpus_per_trial "
-    "cpus_per_trial max_concurrent"
+    "cpus_per_trial max_concurrent max_failures store_patience fresh"
 ).split()
 
 
@@ -154,6 +163,12 @@ def sweep_parser() -> Parser:
     what.add_argument("--space", help="the question to answer (see --list-spaces)")
     what.add_argument("--list-spaces", action="store_true", help="list the questions and exit")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, train nothing")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        default=None,
+        help="train everything anew; without it, what an earlier run has finished is kept",
+    )
     parser.add_argument(
         "--demo",
         action="store_true",
@@ -196,6 +211,15 @@ def sweep_parser() -> Parser:
     where.add_argument("--gpus-per-trial", type=float, metavar="N", help="fractions allowed")
     where.add_argument("--cpus-per-trial", type=float, metavar="N")
     where.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once")
+    where.add_argument(
+        "--max-failures", type=int, metavar="N", help="attempts after a trial's first failure (default 2)"
+    )
+    where.add_argument(
+        "--store-patience",
+        type=float,
+        metavar="SECONDS",
+        help="at the end, how long to wait for an MLflow that is away (default 600)",
+    )
     where.add_argument("--ray-address", help="join this Ray cluster instead of starting one")
     where.add_argument("--storage-path", help="folder for checkpoints (default ray_results)")
     _tracking_arguments(where)
@@ -270,4 +294,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)  # what a scheduler sends before it kills
     sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The one kind of error whose message is meant for the person at the keyboard."""
+"""The errors whose message is meant for the person at the keyboard."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,6 +6,10 @@ from difflib import get_close_matches
 
 class UserError(ValueError):
     """A mistake the user can mend; the message is one line that says what is wrong and what to do."""
+
+
+class StoreAwayError(RuntimeError):
+    """The tracking store did not answer for as long as somebody was willing to wait; one line."""
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> UserError:

@@ -1,5 +1,5 @@
 """MANY trials: plan, prepare assets, launch or resume on Ray, progress, final test."""
 
-from search_spaces import UserError
+from search_spaces import StoreAwayError, UserError
 
-__all__ = ["UserError"]
+__all__ = ["StoreAwayError", "UserError"]

@@ -3,16 +3,18 @@
 import contextlib
 import tempfile
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 
-from search_spaces import TrialConfig
+from search_spaces import StoreAwayError, TrialConfig
 from sweep.cluster import Resources
 from sweep.recorder import reason
-from tracking import TrialRun
+from tracking import ChangedModelError, TrialRun
 from trainables.encoder_trainable import quiet_worker, worker_device
 from trainables.evaluation import Evaluation, evaluate
 from trainables.exported_model import load_exported_model
@@ -31,12 +33,16 @@ class UntestedTrial:
 
 
 def run_tests(
-    trials: Iterable[UntestedTrial], test_splits: dict[str, TokenArrays], resources: Resources
+    trials: Iterable[UntestedTrial],
+    test_splits: dict[str, TokenArrays],
+    resources: Resources,
+    patiently: Callable[[Callable[[], Any]], Any],
 ) -> dict[str, str]:
     """Test every trial, as many at once as were trained at once.
 
-    ``test_splits`` maps a model to its tokenised test split. Returns trial hash -> reason for what
-    failed; those trials stay untested, and the next invocation tries them again.
+    ``test_splits`` maps a model to its tokenised test split; ``patiently`` calls the store. Returns
+    trial hash -> reason for what failed; those trials stay untested, and the next invocation tries them
+    again. Raises StoreAwayError where the store is away for too long.
     """
     references = {model: ray.put(arrays) for model, arrays in test_splits.items()}
     evaluate_remotely = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_evaluate_models)
@@ -54,7 +60,9 @@ def run_tests(
         try:
             results = ray.get(reference)
             best, last = results["best"], results.get("last", results["best"])
-            trial.run.log_test(best, last, arrays.labels, arrays.row_ids)
+            patiently(lambda: trial.run.log_test(best, last, arrays.labels, arrays.row_ids))
+        except StoreAwayError:
+            raise
         except Exception as error:  # one trial's test must not take the others with it
             fail(trial, f"test failed: {reason(error)}")
 
@@ -62,7 +70,13 @@ def run_tests(
         if len(running) >= resources.concurrent:
             finish_oldest()
         try:
-            models = _download(trial.run)
+            models = patiently(partial(_download, trial.run))
+        except StoreAwayError:
+            raise
+        except ChangedModelError as error:
+            trial.run.discard_models()
+            fail(trial, f"{error}: run again to train it anew")
+            continue
         except Exception as error:
             fail(trial, f"model cannot be downloaded: {reason(error)}")
             continue

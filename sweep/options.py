@@ -44,6 +44,9 @@ class SweepOptions:
     gpus_per_trial: float | None = None
     cpus_per_trial: float | None = None
     max_concurrent: int | None = None
+    max_failures: int = 2  # of a trial, each of which is followed by another attempt
+    fresh: bool = False
+    store_patience: float = 600.0  # seconds that the end of a sweep waits for a store that is away
 
     @property
     def study(self) -> str:
@@ -126,6 +129,10 @@ def _check_resources(options: SweepOptions) -> None:
         raise UserError(f"--gpus-per-trial must be a fraction up to 1 or a whole number, not {gpus:g}")
     if cpus is not None and not 0 < cpus < math.inf:
         raise UserError(f"--cpus-per-trial must be positive, not {cpus:g}")
+    if options.max_failures < 0:
+        raise UserError(f"--max-failures must not be negative, not {options.max_failures}")
+    if not 0 <= options.store_patience < math.inf:
+        raise UserError(f"--store-patience must be seconds, not {options.store_patience:g}")
     if options.max_concurrent is not None and options.max_concurrent < 1:
         raise UserError(f"--max-concurrent must be at least 1, not {options.max_concurrent}")
 

@@ -1,7 +1,7 @@
 """The plan: cells, the unique trials that serve them, and what they will cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from trainables.encoders import canonical_model, check_max_length, count_paramet
 from trainables.reviews import ReviewSplits, load_splits
 
 _BYTES_PER_PARAMETER = 4
+_CHECKPOINTS_PER_TRIAL = 2  # while it is trained; see TrialFolder
 _TENSORS_PER_CHECKPOINT = 4  # weights, best weights, Adam's two moments
 _MODELS_PER_TRIAL = 2  # best and last epoch, in MLflow
 
@@ -47,17 +48,17 @@ class Plan:
             duplicates_dropped=self.splits.duplicates_dropped,
         )
 
-    def checkpoint_bytes(self) -> int:
-        """Disk for checkpoints of all trials at once, each kept once."""
-        return _TENSORS_PER_CHECKPOINT * self._weight_bytes()
+    def checkpoint_bytes(self, configs: Iterable[TrialConfig]) -> int:
+        """Disk that the checkpoints of these trials take at most."""
+        return _CHECKPOINTS_PER_TRIAL * _TENSORS_PER_CHECKPOINT * sum(map(self.weight_bytes, configs))
 
-    def model_bytes(self) -> int:
-        """Disk for the models that stay in MLflow."""
-        return _MODELS_PER_TRIAL * self._weight_bytes()
+    def model_bytes(self, configs: Iterable[TrialConfig]) -> int:
+        """Disk for the models of these trials, which stay in MLflow."""
+        return _MODELS_PER_TRIAL * sum(map(self.weight_bytes, configs))
 
-    def _weight_bytes(self) -> int:
-        firsts = [cells[0] for cells in self.trials.values()]
-        return sum(_BYTES_PER_PARAMETER * self.parameters[config.model] for config in firsts)
+    def weight_bytes(self, config: TrialConfig) -> int:
+        """One set of a trial's weights."""
+        return _BYTES_PER_PARAMETER * self.parameters[config.model]
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON: enough to rebuild the study's tables from MLflow alone."""
@@ -110,6 +111,7 @@ def plan_tables(plan: Plan) -> list[Table | str]:
     """The plan for people: a summary, the trials, and which cells share one."""
     sizes = plan.splits.sizes()
     dataset = plan.dataset
+    trials = [cells[0] for cells in plan.trials.values()]
     summary = [
         f"study {plan.study}: {plan.space.question}",
         f"data {dataset.source}: {sizes['train']:,} train, {sizes['val']:,} val, "
@@ -117,8 +119,8 @@ def plan_tables(plan: Plan) -> list[Table | str]:
         f"classes {', '.join(dataset.label_names)}",
         f"{len(plan.cells)} cells, {len(plan.trials)} unique trials, {plan.cells[0].engine} engine, "
         f"{plan.cells[0].precision}",
-        f"disk: checkpoints {_gigabytes(plan.checkpoint_bytes())}, "
-        f"models in MLflow {_gigabytes(plan.model_bytes())}",
+        f"disk: checkpoints {gigabytes(plan.checkpoint_bytes(trials))} at most, until their trial is in "
+        f"MLflow; models in MLflow {gigabytes(plan.model_bytes(trials))}",
     ]
     largest = max(cell.target_batch_size for cell in plan.cells)
     if largest > sizes["train"]:
@@ -163,5 +165,6 @@ def plan_tables(plan: Plan) -> list[Table | str]:
     return ["\n".join(summary), table]
 
 
-def _gigabytes(count: int) -> str:
+def gigabytes(count: int) -> str:
+    """A number of bytes for people."""
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

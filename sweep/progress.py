@@ -75,6 +75,10 @@ class Progress:
         self._update(trial_hash, state="failed")
         console.print(f"{self._rows[trial_hash].name} failed: {reason}", style="red", markup=False)
 
+    def say(self, trial_hash: str, text: str) -> None:
+        """Something happened to a trial that does not stop it."""
+        console.print(f"{self._rows[trial_hash].name}: {text}", style="yellow", markup=False)
+
     def _update(self, trial_hash: str, **changes: Any) -> None:
         with self._lock:
             for name, value in changes.items():

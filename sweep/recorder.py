@@ -1,10 +1,9 @@
-"""From Tune's events to MLflow and the progress table: the only writer of a study's store."""
+"""From Tune's events to the journal, MLflow and the progress table: the only writer of a study's store."""
 
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +11,59 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from search_spaces import TrialConfig
+from sweep.journal import Report
 from sweep.plan import Plan
 from sweep.progress import Progress
-from tracking import ModelFiles, TrialRun
+from sweep.storage import StudyStorage
+from sweep.store_writer import StoreWriter
+from tracking import EPOCH_METRICS, NOISE_METRICS, ModelFiles, TrialRun
 from trainables.checkpoint import read_progress, weight_files
-from trainables.encoders import EncoderAssets
 from trainables.exported_model import ClassifierCard, export_model
-from trainables.trial import best_epoch
+from trainables.trial import TrialAssets, best_epoch
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _LOADER = "trainables.exported_model"
 _LOADER_CODE = (_PROJECT / "trainables", _PROJECT / "search_spaces")
+_REPORT_KEYS = ("epoch", "step_curve", *EPOCH_METRICS, *NOISE_METRICS)
 
 
 class Recorder(Callback):
-    """Writes every epoch, uploads both models when a trial is done, keeps the reason of a failure.
+    """Journals and writes every epoch, uploads both models when a trial is done, keeps why one failed.
 
-    Writing happens in one thread, in order, so that a slow store does not hold up training. A write
-    that fails fails its trial: ``failures`` maps the hash of every failed trial to its reason;
-    ``ended`` holds the hashes of those that reached their last epoch or failed. ``open_run`` gives the
-    run of the trial that serves some cells.
+    Writing happens in the background, in order, so that a store that is slow or away does not hold up
+    training. ``failures`` maps the hash of every failed trial to its reason, and ``ended`` holds the
+    hashes of those that reached their last epoch or failed. ``open_run`` gives the run of the trial that
+    serves some cells.
     """
 
     def __init__(
         self,
         plan: Plan,
         open_run: Callable[[Sequence[TrialConfig]], TrialRun],
-        encoders: dict[str, EncoderAssets],
+        *,
+        assets: dict[str, TrialAssets],
+        storage: StudyStorage,
+        writer: StoreWriter,
         progress: Progress,
     ) -> None:
         self.failures: dict[str, str] = {}
         self.ended: set[str] = set()
         self._plan = plan
         self._open_run = open_run
-        self._encoders = encoders
+        self._assets = assets
+        self._storage = storage
+        self._writer = writer
         self._progress = progress
         self._runs: dict[str, TrialRun] = {}
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow-writer")
-        self._pending: list[Future[None]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks for Tuner.restore, which is not how a study resumes
 
-    def drain(self) -> None:
-        """Wait until everything is written."""
-        for future in self._pending:
-            future.result()
-        self._writer.shutdown()
+    def interrupt(self) -> None:
+        """Mark the runs of the trials that did not come to their end."""
+        for trial_hash, run in list(self._runs.items()):
+            if trial_hash not in self.ended:
+                self._submit(trial_hash, run.interrupt)
 
     # -- Tune's events ----------------------------------------------------------------------------
 
@@ -66,25 +71,33 @@ class Recorder(Callback):
         """Open the trial's run."""
         trial_hash = _trial_hash(trial)
         self._progress.started(trial_hash)
-        self._submit(trial_hash, self._open)
+        self._submit(trial_hash, partial(self._open, trial_hash))
 
     def on_trial_result(
         self, iteration: int, trials: list, trial: TuneTrial, result: dict, **info: Any
     ) -> None:
-        """Write an epoch."""
-        trial_hash, report = _trial_hash(trial), dict(result)
-        self._progress.epoch(trial_hash, report)
-        self._submit(trial_hash, lambda h: self._runs[h].log_epochs([*report["earlier"], report]))
+        """Journal and write an epoch."""
+        trial_hash = _trial_hash(trial)
+        if "failure" in result:
+            self._fail(trial_hash, result["failure"])
+            return
+        for damage in result["damaged"]:
+            self._progress.say(trial_hash, f"{damage}: left out")
+        self._progress.epoch(trial_hash, dict(result))
+        reports = self._journaled(trial_hash, [*result["earlier"], result])
+        self._submit(trial_hash, lambda: self._runs[trial_hash].log_epochs(reports))
 
     def on_trial_complete(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Upload the models; the checkpoint of the last epoch holds both."""
         trial_hash = _trial_hash(trial)
         self.ended.add(trial_hash)
-        if trial.checkpoint is None:
-            self._fail(trial_hash, "Ray kept no checkpoint of the last epoch")
-            return
-        folder = Path(trial.checkpoint.path)
-        self._submit(trial_hash, lambda h: self._upload(h, folder))
+        if trial_hash not in self.failures:
+            self._submit(trial_hash, partial(self._upload, trial_hash))
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
+        """Say that a trial failed and is tried again."""
+        again = f"{_worker_error(trial)}: goes on from its last epoch"
+        self._progress.say(_trial_hash(trial), f"{again} (failure {trial.num_failures})")
 
     def on_trial_error(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Keep the reason."""
@@ -94,50 +107,51 @@ class Recorder(Callback):
 
     # -- writing ----------------------------------------------------------------------------------
 
-    def _submit(self, trial_hash: str, write: Callable[[str], None]) -> None:
-        def guarded() -> None:
-            if trial_hash in self.failures:
-                return
-            try:
-                write(trial_hash)
-            except Exception as error:  # whatever the store raises, the trial must not look finished
-                self._fail_now(trial_hash, f"could not be tracked: {reason(error)}")
+    def _submit(self, trial_hash: str, write: Callable[[], None]) -> None:
+        def refused(error: Exception) -> None:
+            if trial_hash not in self.failures:  # what follows the first one follows from it
+                self._fail(trial_hash, f"could not be tracked: {reason(error)}")
 
-        self._pending.append(self._writer.submit(guarded))
+        self._writer.submit(trial_hash, write, refused)
 
     def _fail(self, trial_hash: str, why: str) -> None:
-        self._pending.append(self._writer.submit(self._fail_now, trial_hash, why))
-
-    def _fail_now(self, trial_hash: str, why: str) -> None:
         self.failures[trial_hash] = why
         self._progress.failed(trial_hash, why)
-        run = self._runs.get(trial_hash)
-        if run is None:
-            return
+        self._submit(trial_hash, lambda: self._runs[trial_hash].fail(why))
+
+    def _journaled(self, trial_hash: str, results: Sequence[Report]) -> list[Report]:
+        reports = [{key: r[key] for key in _REPORT_KEYS if key in r} for r in results]
         try:
-            run.fail(why)
-        except Exception as error:  # the store itself is gone; the command still ends with exit code 1
-            self.failures[trial_hash] = f"{why} (nor could that be tracked: {reason(error)})"
+            return self._storage.journal.add(trial_hash, reports)
+        except OSError as error:  # the checkpoint holds them as well
+            self._progress.say(
+                trial_hash, f"epoch {reports[-1]['epoch']} is not journaled: {error.strerror}"
+            )
+            return reports
 
     def _open(self, trial_hash: str) -> None:
         if trial_hash not in self._runs:
             self._runs[trial_hash] = self._open_run(self._plan.trials[trial_hash])
 
-    def _upload(self, trial_hash: str, checkpoint: Path) -> None:
+    def _upload(self, trial_hash: str) -> None:
         run = self._runs[trial_hash]
-        history = read_progress(checkpoint)["history"]
-        best, files = best_epoch(history), weight_files(checkpoint)
         config = self._plan.trials[trial_hash][0]
+        assets = self._assets[config.model]
+        checkpoint = self._storage.trial_folder(trial_hash).newest(assets.digest).folder
+        history = read_progress(checkpoint)["history"] if checkpoint else []
+        if checkpoint is None or len(history) < config.epochs:
+            raise RuntimeError("the checkpoint of the last epoch is missing or damaged: run again")
+        best, files = best_epoch(history), weight_files(checkpoint)
         with tempfile.TemporaryDirectory() as temporary:
             models = {}
             for which, epoch in {"best": best, "last": len(history)}.items():
                 card = self._card(config, epoch, history[epoch - 1]["val_acc"])
                 folder = Path(temporary) / which / "classifier"
-                export_model(folder, files[which], self._encoders[config.model], card)
+                export_model(folder, files[which], assets.encoder, card)
                 models[which] = ModelFiles(folder, _LOADER, _LOADER_CODE)
             last = None if best == len(history) else models["last"]
             run.log_models(models["best"], last, best, history[best - 1]["val_acc"])
-        shutil.rmtree(checkpoint, ignore_errors=True)  # both models are in MLflow now
+        self._storage.forget(trial_hash)  # all of it is in MLflow now
         self._progress.finished(trial_hash)
 
     def _card(self, config: TrialConfig, epoch: int, val_acc: float) -> ClassifierCard:
@@ -159,8 +173,11 @@ def _trial_hash(trial: TuneTrial) -> str:
 def _worker_error(trial: TuneTrial) -> str:
     """The message at the end of the traceback that Tune keeps, without the exception's module."""
     text = Path(trial.error_file).read_text() if trial.error_file else ""
-    raised = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\w*: (.+)", text, re.MULTILINE)
-    return raised[-1].strip() if raised else "the worker ended without saying why"
+    raised = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception|Interrupt)\w*)(?:: (.+))?$", text, re.MULTILINE)
+    name, message = raised[-1] if raised else ("", "")
+    if not name or "ActorDied" in name or "ActorUnavailable" in name:
+        return "its worker died"
+    return message.strip() or name
 
 
 def reason(error: BaseException) -> str:

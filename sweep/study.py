@@ -1,24 +1,38 @@
 """A study from the command line to tested models."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from search_spaces import TrialConfig
+from search_spaces import StoreAwayError, TrialConfig
 from sweep.assets import ModelAssets, prepare_assets
 from sweep.cluster import Resources, ray_session, resources_per_trial
 from sweep.console import console
+from sweep.disk_space import check_disk_space
 from sweep.environment import environment_tags
 from sweep.final_test import UntestedTrial, run_tests
 from sweep.hardware import bf16_available
-from sweep.launch import remove_checkpoints, study_storage, train, writable_folder
+from sweep.launch import train
 from sweep.options import SweepOptions
 from sweep.plan import Plan, make_plan, plan_tables
 from sweep.progress import Progress
 from sweep.recorder import Recorder
-from tracking import InvocationRun, StudyStore, TrialRun, check_study_name, register_best, run_name
+from sweep.storage import StudyStorage, writable_folder
+from sweep.store_writer import StoreWriter
+from tracking import (
+    InvocationRun,
+    Patience,
+    StudyStore,
+    TrialRun,
+    check_study_name,
+    register_best,
+    run_name,
+)
+
+_BRIEFLY = 3.0  # seconds for a store to take what is left when the user wants to stop
 
 
 @dataclass(frozen=True)
@@ -40,38 +54,41 @@ def run_study(options: SweepOptions) -> StudyOutcome:
     """Plan, train what is missing, test what is untested.
 
     Everything that can be wrong with the input raises UserError before the first run is created.
+    Raises StoreAwayError where MLflow was away for too long; what it lacks waits in the storage.
     """
     check_study_name(options.study)
     plan = make_plan(options, bf16_available(options))
-    storage = study_storage(options.storage_path, plan.study)
+    storage = StudyStorage(options.storage_path, plan.study)
     writable_folder(Path(options.results_path) / plan.study, "--results-path")
-    store = StudyStore(options.tracking_uri, plan.study)
-    console.print(plan_tables(plan)[0], markup=False)
-    to_train, to_test = _unfinished(plan, store)
+    with storage.lock():
+        store = StudyStore(options.tracking_uri, plan.study)
+        console.print(plan_tables(plan)[0], markup=False)
+        failures = _finish(plan, options, store, storage)
+        storage.tidy()
+    return StudyOutcome(plan.study, failures)
+
+
+def _finish(plan: Plan, options: SweepOptions, store: StudyStore, storage: StudyStorage) -> dict[str, str]:
+    """Do what is left of the study; returns the failed trials by name, each with its reason."""
+    to_train, to_test = _unfinished(plan, {} if options.fresh else store.trial_runs(), storage)
     if not to_train and not to_test:
         console.print(f"all {len(plan.trials)} trials are already trained and tested")
         start_invocation(plan, store).finish("FINISHED")
         _register_best(plan, store)
-        return StudyOutcome(plan.study, {})
+        return {}
     assets = _prepare(plan, {config.model for config in [*to_train, *to_test]})
     with ray_session(options.ray_address) as dashboard:
         resources = resources_per_trial(options)
+        check_disk_space(plan, to_train, resources.concurrent, storage, options.tracking_uri)
         _announce(dashboard, options, resources)
-        invocation = start_invocation(plan, store)
-        status = "KILLED"
-        try:
-            sweep = _Sweep(plan, store, invocation, assets, resources)
-            failures = sweep.train(to_train, storage)
-            failures |= sweep.test(failures)
-            status = "FAILED" if failures else "FINISHED"
-        finally:
-            invocation.finish(status)
-    _register_best(plan, store)
-    if not failures:
-        remove_checkpoints(storage, plan.trials)  # nothing is left to resume
+        if options.fresh:
+            store.start_anew()
+            storage.clear()
+        store.end_killed_invocations()
+        sweep = _Sweep(plan, options, store, storage, start_invocation(plan, store), assets, resources)
+        failures = sweep.run(to_train)
     seeds = len(plan.space.seeds)
-    named = {run_name(plan.trials[h], seeds): reason for h, reason in failures.items()}
-    return StudyOutcome(plan.study, named)
+    return {run_name(plan.trials[h], seeds): reason for h, reason in failures.items()}
 
 
 def start_invocation(plan: Plan, store: StudyStore) -> InvocationRun:
@@ -86,35 +103,81 @@ def start_invocation(plan: Plan, store: StudyStore) -> InvocationRun:
 
 @dataclass(frozen=True)
 class _Sweep:
-    """One invocation under way; both phases return trial hash -> reason for what failed."""
+    """One invocation under way; its phases return trial hash -> reason for what failed."""
 
     plan: Plan
+    options: SweepOptions
     store: StudyStore
+    storage: StudyStorage
     invocation: InvocationRun
     assets: dict[str, ModelAssets]
     resources: Resources
 
-    def train(self, configs: Sequence[TrialConfig], storage: Path) -> dict[str, str]:
+    def run(self, to_train: Sequence[TrialConfig]) -> dict[str, str]:
+        patience, status = self._patience(), "KILLED"
+        try:
+            failures = self.train(to_train)
+            failures |= self.test(failures, patience)
+            patience.call(partial(_register_best, self.plan, self.store), self.options.store_patience)
+            status = "FAILED" if failures else "FINISHED"
+        finally:
+            with suppress(StoreAwayError):  # the next invocation ends what this one leaves open
+                patience.call(partial(self.invocation.finish, status), _BRIEFLY)
+        return failures
+
+    def train(self, configs: Sequence[TrialConfig]) -> dict[str, str]:
         if not configs:
             return {}
         trials = {config.trial_hash: self.plan.trials[config.trial_hash] for config in configs}
-        encoders = {model: value.encoder for model, value in self.assets.items()}
-        shared = {model: value.trial for model, value in self.assets.items()}
+        assets = {model: value.trial for model, value in self.assets.items()}
+        writer = StoreWriter(self._patience())
+        open_run = partial(self._open_run, environment_tags(self.resources))
         with Progress(trials, self.resources.concurrent) as progress:
-            open_run = partial(self._open_run, environment_tags(self.resources))
-            recorder = Recorder(self.plan, open_run, encoders, progress)
+            recorder = Recorder(
+                self.plan,
+                open_run,
+                assets=assets,
+                storage=self.storage,
+                writer=writer,
+                progress=progress,
+            )
             try:
-                train(configs, shared, self.resources, storage, recorder)
+                train(
+                    configs,
+                    assets,
+                    self.resources,
+                    self.storage,
+                    recorder=recorder,
+                    max_failures=self.options.max_failures,
+                )
+                self._wait_for(writer)
+            except KeyboardInterrupt:
+                recorder.interrupt()
+                writer.wait(_BRIEFLY)
+                raise
             finally:
-                recorder.drain()
+                writer.stop()
         return recorder.failures
 
     def _open_run(self, tags: dict[str, str], cells: Sequence[TrialConfig]) -> TrialRun:
         seeds = len(self.plan.space.seeds)
         return self.store.open_trial(cells, seeds, self.plan.dataset, self.invocation, tags)
 
-    def test(self, already_failed: dict[str, str]) -> dict[str, str]:
-        runs = self.store.trial_runs()
+    def _wait_for(self, writer: StoreWriter) -> None:
+        if writer.wait(_BRIEFLY):
+            return
+        console.print(f"waiting for the tracking store to take what is left: {_unwritten(writer)}")
+        if not writer.wait(self.options.store_patience):
+            raise StoreAwayError(
+                f"the tracking store lacks {_unwritten(writer)}, which wait in {self.storage.path}: "
+                "run the same command again to write them"
+            )
+
+    def _patience(self) -> Patience:
+        return Patience(self.store.answers, console.print)
+
+    def test(self, already_failed: dict[str, str], patience: Patience) -> dict[str, str]:
+        runs = patience.call(self.store.trial_runs, self.options.store_patience)
         untested = [
             UntestedTrial(cells[0], runs[trial_hash])
             for trial_hash, cells in self.plan.trials.items()
@@ -122,22 +185,31 @@ class _Sweep:
         ]
         console.print(f"testing {len(untested)} trials, reloaded from MLflow")
         test_splits = {model: value.test for model, value in self.assets.items()}
+        patiently = partial(patience.call, seconds=self.options.store_patience)
         with console.status("testing"):
-            return run_tests(untested, test_splits, self.resources)
+            return run_tests(untested, test_splits, self.resources, patiently)
 
 
-def _unfinished(plan: Plan, store: StudyStore) -> tuple[list[TrialConfig], list[TrialConfig]]:
+def _unwritten(writer: StoreWriter) -> str:
+    waiting = writer.waiting()
+    return f"{sum(waiting.values())} writes of {len(waiting)} trials"
+
+
+def _unfinished(
+    plan: Plan, runs: dict[str, TrialRun], storage: StudyStorage
+) -> tuple[list[TrialConfig], list[TrialConfig]]:
     """The trials that lack training, and those that lack only the test."""
-    runs = store.trial_runs()
     to_train, to_test = [], []
     for trial_hash, cells in plan.trials.items():
         run = runs.get(trial_hash)
         if run is None or not run.is_trained:
             to_train.append(cells[0])
-        elif not run.is_tested:
+            continue
+        storage.forget(trial_hash)  # a kill may have come between the upload and the removal
+        if not run.is_tested:
             to_test.append(cells[0])
     done = len(plan.trials) - len(to_train) - len(to_test)
-    if done or to_test:
+    if runs and (to_train or to_test):
         console.print(
             f"resuming: {done} of {len(plan.trials)} trials are finished, "
             f"{len(to_test)} lack their test, {len(to_train)} are to be trained"

@@ -1,20 +1,30 @@
 """The only importer of mlflow: one experiment per study, a run per invocation, a child per trial."""
 
-from search_spaces import UserError, unknown
+from search_spaces import StoreAwayError, UserError, unknown
+from tracking.model_files import ChangedModelError, ModelFiles
 from tracking.model_registry import register_best
-from tracking.study_store import InvocationRun, StudyStore, check_store_exists, check_study_name
-from tracking.trial_run import DatasetFacts, ModelFiles, TrialRun, run_name
+from tracking.patience import Patience, first_line
+from tracking.store_place import check_store_exists, sqlite_file
+from tracking.study_store import InvocationRun, StudyStore, check_study_name
+from tracking.trial_run import EPOCH_METRICS, NOISE_METRICS, DatasetFacts, TrialRun, run_name
 
 __all__ = [
+    "EPOCH_METRICS",
+    "NOISE_METRICS",
+    "ChangedModelError",
     "DatasetFacts",
     "InvocationRun",
     "ModelFiles",
+    "Patience",
+    "StoreAwayError",
     "StudyStore",
     "TrialRun",
     "UserError",
     "check_store_exists",
     "check_study_name",
+    "first_line",
     "register_best",
     "run_name",
+    "sqlite_file",
     "unknown",
 ]

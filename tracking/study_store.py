@@ -1,22 +1,17 @@
 """A study in MLflow: one experiment, a parent run per invocation, a child run per trial."""
 
 import getpass
-import logging
-import os
 import re
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import urlparse
 
 import mlflow
 import numpy as np
 import pandas as pd
-import requests
 from mlflow.entities import Experiment, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -29,12 +24,14 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from search_spaces import TrialConfig, UserError, unknown
+from tracking.patience import first_line
+from tracking.store_place import answers, check_place, quiet_mlflow
 from tracking.trial_run import DatasetFacts, TrialRun, run_name
 
 _PLAN = "plan.json"
 _TEST_SPLIT = "test_split.parquet"
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which pages the UI shows
-_SERVER_TIMEOUT = 10  # seconds
+_SUPERSEDED = "superseded"  # the tag of runs that a fresh start has left behind
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -81,7 +78,7 @@ class InvocationRun:
         try:
             return mlflow.artifacts.load_dict(uri)
         except (MlflowException, OSError) as error:
-            raise UserError(f"the plan of run {self.run_id} cannot be read: {_line(error)}") from error
+            raise UserError(f"the plan of run {self.run_id} cannot be read: {first_line(error)}") from error
 
     def finish(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""
@@ -96,15 +93,30 @@ class StudyStore:
         quiet_mlflow()
         self.tracking_uri = tracking_uri
         self.study = study
-        _check_answers(tracking_uri)
+        check_place(tracking_uri)
         mlflow.set_tracking_uri(tracking_uri)
         self.client = MlflowClient(tracking_uri)
         self._experiment = self._find_experiment()
 
+    def answers(self) -> bool:
+        """Whether the store is there now."""
+        return answers(self.tracking_uri)
+
     def trial_runs(self) -> dict[str, TrialRun]:
         """Every trial of the study that has a run: trial hash -> run."""
-        runs = self._search("tags.trial_hash LIKE '%'")  # the newest first, and it must win
-        return {run.data.tags["trial_hash"]: TrialRun(self.client, run) for run in reversed(runs)}
+        runs = sorted(self._search("tags.trial_hash LIKE '%'"), key=_results)  # the fullest wins
+        return {run.data.tags["trial_hash"]: TrialRun(self.client, run) for run in runs}
+
+    def start_anew(self) -> None:
+        """Leave everything there is behind: it stays in MLflow, and no longer belongs to the study."""
+        for run in self._search():
+            self.client.set_tag(run.info.run_id, _SUPERSEDED, "true")
+
+    def end_killed_invocations(self) -> None:
+        """End what invocations that were killed with -9 left running; only one can be at work."""
+        for run in self._search("attributes.status = 'RUNNING'"):
+            # nobody knows when it ended; it must not seem to have trained until now
+            self.client.set_terminated(run.info.run_id, "KILLED", run.info.start_time)
 
     def latest_invocation(self) -> InvocationRun:
         """The newest parent run; a UserError where the study does not exist."""
@@ -146,13 +158,22 @@ class StudyStore:
         tags: Mapping[str, str] = MappingProxyType({}),
     ) -> TrialRun:
         """The run of the trial that serves ``cells``: the one it already has, or a new one."""
-        trial_hash = cells[0].trial_hash
-        found = self._search(f"tags.trial_hash = '{trial_hash}'")
-        name = run_name(cells, seeds)
-        identity = {"trial_hash": trial_hash, MLFLOW_PARENT_RUN_ID: parent.run_id}
-        trial_run = TrialRun(self.client, found[0] if found else self._create_run(name, identity))
+        identity = {"trial_hash": cells[0].trial_hash, MLFLOW_PARENT_RUN_ID: parent.run_id}
+        run = self._only_run(cells[0].trial_hash) or self._create_run(run_name(cells, seeds), identity)
+        trial_run = TrialRun(self.client, run)
         trial_run.describe(cells, dataset, parent.run_id, tags)
         return trial_run
+
+    def _only_run(self, trial_hash: str) -> Run | None:
+        """The run of a trial, if it has one.
+
+        A server that answers too late may have made a second one; whichever has no results goes.
+        """
+        found = sorted(self._search(f"tags.trial_hash = '{trial_hash}'"), key=_results)
+        for run in found[:-1]:
+            if not _results(run):
+                self.client.delete_run(run.info.run_id)
+        return found[-1] if found else None
 
     def _find_experiment(self) -> Experiment | None:
         experiment = self.client.get_experiment_by_name(self.study)
@@ -167,8 +188,6 @@ class StudyStore:
         if self._experiment is None:
             experiment_id = self.client.create_experiment(self.study, tags=_MODEL_TRAINING)
             self._experiment = self.client.get_experiment(experiment_id)
-        # models are filed under the process's current experiment, not under that of their run
-        mlflow.set_experiment(experiment_id=self._experiment.experiment_id)
         standard = {
             MLFLOW_RUN_NAME: name,
             MLFLOW_USER: getpass.getuser(),
@@ -177,8 +196,8 @@ class StudyStore:
         }
         return self.client.create_run(self._experiment.experiment_id, tags=standard | tags)
 
-    def _search(self, query: str) -> list[Run]:
-        """Runs of the study that match, the newest first."""
+    def _search(self, query: str = "") -> list[Run]:
+        """Runs of the study that match, the newest first, without those that were left behind."""
         if self._experiment is None:
             return []
         runs: list[Run] = []
@@ -192,9 +211,13 @@ class StudyStore:
                 ["attributes.start_time DESC"],
                 token,
             )
-            runs += page
+            runs += [run for run in page if _SUPERSEDED not in run.data.tags]
             if not (token := page.token):
                 return runs
+
+
+def _results(run: Run) -> int:
+    return len(run.data.metrics)
 
 
 def check_study_name(study: str) -> None:
@@ -204,43 +227,3 @@ def check_study_name(study: str) -> None:
             f"study name '{study}' must start with a letter or digit and contain only letters, "
             "digits, '.', '_' and '-'"
         )
-
-
-def check_store_exists(tracking_uri: str) -> None:
-    """Raise UserError for an SQLite file that is not there; opening it would create an empty one."""
-    path = tracking_uri.removeprefix("sqlite:///")
-    if path != tracking_uri and not Path(path).is_file():
-        raise UserError(f"there is no {path} here: run this where the study ran, or give --tracking-uri")
-
-
-def quiet_mlflow() -> None:
-    """Keep MLflow's notices away from the user's table; errors still raise."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"mlflow\..*")
-
-
-def _check_answers(tracking_uri: str) -> None:
-    scheme = urlparse(tracking_uri).scheme.split("+")[0]
-    try:
-        if scheme in {"http", "https"}:
-            requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=_SERVER_TIMEOUT).raise_for_status()
-        elif scheme not in {"sqlite", "postgresql", "mysql", "mssql"}:
-            raise UserError(
-                f"'{tracking_uri}' is not a tracking URI that works here: "
-                "use sqlite:///FILE.db or http://HOST:PORT"
-            )
-        else:
-            MlflowClient(tracking_uri).search_experiments(max_results=1)
-    except UserError:
-        raise
-    except Exception as error:  # requests, SQLAlchemy and MLflow each have their own
-        raise UserError(
-            f"the tracking store {tracking_uri} does not answer ({_line(error)}): "
-            "start it, or give another --tracking-uri"
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,21 +5,17 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.models import Model
-from mlflow.models.signature import ModelSignature
 from mlflow.tracking import MlflowClient
-from mlflow.types import ColSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from search_spaces import TrialConfig
+from tracking.model_files import ModelFiles, UploadedModel, download_model, upload_model
 
 EPOCH_METRICS = (
     "train_loss",
@@ -34,7 +30,6 @@ NOISE_METRICS = ("noise_scale", "gradient_variance", "gradient_norm_squared")  #
 TEST_METRICS = ("test_loss", "test_acc", "last_test_loss", "last_test_acc")
 _PREDICTIONS = {"best": "test_predictions.parquet", "last": "last_test_predictions.parquet"}
 _BATCH = 1000  # what the tracking API takes in one call
-_SERVING_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 
 
 @dataclass(frozen=True)
@@ -47,15 +42,6 @@ class DatasetFacts:
     sizes: dict[str, int]
     label_names: tuple[str, ...]
     duplicates_dropped: int
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """A model to log: a folder, the module whose ``_load_pyfunc`` reads it, and that module's code."""
-
-    folder: Path
-    loader_module: str
-    code_paths: tuple[Path, ...]
 
 
 class TestResult(Protocol):
@@ -135,14 +121,18 @@ class TrialRun:
         self._epochs_logged = {metric.step for metric in history}
 
     def log_epochs(self, reports: Iterable[dict[str, Any]]) -> None:
-        """Write the epochs that are not there yet, each exactly once."""
+        """Write the epochs that are not there yet, each exactly once.
+
+        A report that carries its ``timestamp`` (ms) can be written again when nobody knows whether the
+        first attempt arrived: MLflow keeps one of two equal metrics.
+        """
         for report in reports:
             if report["epoch"] not in self._epochs_logged:
                 self._log_epoch(report)
                 self._epochs_logged.add(report["epoch"])
 
     def _log_epoch(self, report: dict[str, Any]) -> None:
-        now = int(time.time() * 1000)
+        now = report.get("timestamp") or _now()
         epoch = report["epoch"]
         metrics = [
             Metric(name, value, now, step)
@@ -162,54 +152,57 @@ class TrialRun:
     def log_models(
         self, best: ModelFiles, last: ModelFiles | None, best_epoch: int, best_val_acc: float
     ) -> None:
-        """Upload the best epoch's model, and the last epoch's where it is another one."""
-        tags = {"best_model": self._log_model("best_model", best), "trained": "true"}
-        tags["last_model"] = self._log_model("last_model", last) if last else tags["best_model"]
-        now = int(time.time() * 1000)
+        """Upload the best epoch's model, and the last epoch's where it is another one.
+
+        Safe to repeat: what an attempt that was cut off has left is written over. Raises
+        ChangedModelError where what MLflow gives back is not what was uploaded.
+        """
+        tags = self._upload("best_model", best)
+        if last is None:
+            tags |= {"last_model": tags["best_model"], "last_model_digest": tags["best_model_digest"]}
+        else:
+            tags |= self._upload("last_model", last)
         self.client.log_batch(
             self.run_id,
-            metrics=[
-                Metric("best_val_acc", best_val_acc, now, 0),
-                Metric("best_epoch", best_epoch, now, 0),
-            ],
-            tags=[RunTag(key, value) for key, value in tags.items()],
+            metrics=self._new_metrics({"best_val_acc": best_val_acc, "best_epoch": best_epoch}),
+            tags=[RunTag(key, value) for key, value in (tags | {"trained": "true"}).items()],
         )
         self.run = self.client.get_run(self.run_id)
 
-    def _log_model(self, name: str, files: ModelFiles) -> str:
-        info = Model.log(
-            artifact_path=None,
-            name=name,
-            flavor=mlflow.pyfunc,
-            run_id=self.run_id,
-            loader_module=files.loader_module,
-            data_path=str(files.folder),
-            code_paths=[str(path) for path in files.code_paths],
-            signature=_SIGNATURE,
-            pip_requirements=[f"{p}=={version(p).split('+')[0]}" for p in _SERVING_PACKAGES],
-        )
-        return info.model_uri
+    def _upload(self, name: str, files: ModelFiles) -> dict[str, str]:
+        """Upload one model; returns the tags that lead to it."""
+        model = upload_model(self.client, self.run, name, files)
+        return {name: model.uri, f"{name}_digest": model.digest}
 
     def download_model(self, which: str, folder: Path) -> Path:
-        """Download the ``best`` or ``last`` model; returns the folder that was given as ModelFiles."""
-        path = mlflow.artifacts.download_artifacts(
-            artifact_uri=self.tags[f"{which}_model"], dst_path=str(folder)
-        )
-        flavor = Model.load(path).flavors["python_function"]
-        return Path(path) / flavor["data"]
+        """Download the ``best`` or ``last`` model; returns the folder that was given as ModelFiles.
+
+        Raises ChangedModelError where it is not what was uploaded.
+        """
+        digest = self.tags.get(f"{which}_model_digest", "")  # older studies have none
+        return download_model(UploadedModel(self.tags[f"{which}_model"], digest), folder)
+
+    def discard_models(self) -> None:
+        """Forget the models, so that the next invocation trains the trial anew."""
+        self.client.set_tag(self.run_id, "trained", "false")
 
     def log_test(self, best: TestResult, last: TestResult, labels: np.ndarray, rows: np.ndarray) -> None:
-        """Write the test metrics and the per-example predictions, and finish the run."""
+        """Write the test metrics and the per-example predictions, and finish the run; safe to repeat."""
         with tempfile.TemporaryDirectory() as folder:
             for which, result in (("best", best), ("last", last)):
                 path = Path(folder) / _PREDICTIONS[which]
                 _predictions(result, labels, rows).to_parquet(path, index=False)
                 self.client.log_artifact(self.run_id, str(path))
         values = (best.loss, best.accuracy, last.loss, last.accuracy)
-        now = int(time.time() * 1000)
-        metrics = [Metric(k, v, now, 0) for k, v in zip(TEST_METRICS, values, strict=True)]
+        metrics = self._new_metrics(dict(zip(TEST_METRICS, values, strict=True)))
         self.client.log_batch(self.run_id, metrics=metrics)
         self.client.set_terminated(self.run_id, "FINISHED")
+
+    def _new_metrics(self, values: Mapping[str, float]) -> list[Metric]:
+        """Results of the trial as a whole, without those that an earlier attempt has written."""
+        known = self.client.get_run(self.run_id).data.metrics
+        now = _now()
+        return [Metric(name, value, now, 0) for name, value in values.items() if known.get(name) != value]
 
     def epochs(self) -> pd.DataFrame:
         """The per-epoch metrics: a row per finished epoch, indexed by it, a column per metric logged."""
@@ -238,16 +231,14 @@ class TrialRun:
         with tempfile.TemporaryDirectory() as folder:
             return pd.read_parquet(self.client.download_artifacts(self.run_id, name, folder))
 
+    def interrupt(self) -> None:
+        """Mark the run as stopped before its end; it goes on when the trial does."""
+        self.client.set_terminated(self.run_id, "KILLED")
+
     def fail(self, reason: str) -> None:
         """Mark the run as failed, with its reason."""
         self.client.set_tag(self.run_id, "failure", reason[:5000])
         self.client.set_terminated(self.run_id, "FAILED")
-
-
-_SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec("string")]),
-    outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
-)
 
 
 def run_name(cells: Sequence[TrialConfig], seeds: int = 1) -> str:
@@ -256,6 +247,10 @@ def run_name(cells: Sequence[TrialConfig], seeds: int = 1) -> str:
     rules = "=".join(dict.fromkeys(cell.scaling_rule for cell in cells))
     parts = [config.model_name, str(config.target_batch_size), rules]
     return " · ".join(parts + ([f"seed {config.seed}"] if seeds > 1 else []))
+
+
+def _now() -> int:
+    return int(time.time() * 1000)  # as MLflow counts
 
 
 def _cell(config: TrialConfig) -> dict[str, Any]:

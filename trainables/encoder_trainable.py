@@ -10,28 +10,28 @@ import torch
 from ray import tune
 
 from search_spaces import TrialConfig
-from trainables.trial import EpochReport, Trial, TrialAssets, best_epoch
+from trainables.trial import EpochReport, NonFiniteLossError, Trial, TrialAssets, best_epoch
+from trainables.trial_folder import TrialFolder
 
 
 class EncoderTrainable(tune.Trainable):
     """Trains the TrialConfig in ``config["trial"]``.
 
-    ``assets`` maps a model to the object reference of its TrialAssets; ``checkpoints`` maps a trial
-    hash to the folder of a checkpoint that an earlier invocation left.
+    ``assets`` maps a model to the object reference of its TrialAssets; ``storage`` is the study's
+    folder. The trial keeps its own checkpoints there, and goes on from them wherever and whenever it is
+    built again: after the death of a worker, of a machine, or of the whole command.
     """
 
     _earlier: list[EpochReport]
+    _damaged: list[str]
 
     def setup(  # type: ignore[override]
-        self,
-        config: dict[str, Any],
-        assets: dict[str, "ray.ObjectRef[TrialAssets]"],
-        checkpoints: dict[str, str],
+        self, config: dict[str, Any], assets: dict[str, "ray.ObjectRef[TrialAssets]"], storage: str
     ) -> None:
-        """Build the trial, and go on from an earlier invocation's checkpoint where there is one."""
+        """Build the trial, and go on from its newest good checkpoint where there is one."""
         quiet_worker()
         self._assets = assets
-        self._checkpoints = checkpoints
+        self._study_storage = Path(storage)
         self._build(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -42,42 +42,44 @@ class EncoderTrainable(tune.Trainable):
         return True
 
     def step(self) -> EpochReport:
-        """One epoch; the report carries ``done`` with the last one.
+        """One epoch, saved before it is reported; the report carries ``done`` with the last one.
 
-        The first one after a restore also carries the ``earlier`` epochs: whoever trained them may have
-        been killed before they were written down.
+        The first one after a resumption also carries the ``earlier`` epochs, because whoever trained
+        them may have been killed before they were written down, and says which checkpoints were
+        ``damaged``. A trial that diverged reports its ``failure``: to try again would change nothing.
         """
         trial = self._trial
+        try:
+            # a trial that was cut off after its last epoch has nothing left to train
+            report = trial.history[-1] if trial.is_finished else self._run_epoch()
+        except NonFiniteLossError as error:
+            return {"failure": str(error), "done": True}
         earlier, self._earlier = self._earlier, []
-        # a trial that was cut off after its last epoch has nothing left to train
-        report = trial.history[-1] if trial.is_finished else trial.run_epoch()
+        damaged, self._damaged = self._damaged, []
         best = best_epoch(trial.history)
         return report | {
             "best_epoch": best,
             "best_val_acc": trial.history[best - 1]["val_acc"],
             "done": trial.is_finished,
             "earlier": earlier,
+            "damaged": damaged,
         }
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """The trial's whole state."""
-        self._trial.save(Path(checkpoint_dir))
-
-    def load_checkpoint(self, checkpoint: str | None) -> None:  # type: ignore[override]
-        """Go on from a checkpoint that Tune kept."""
-        if checkpoint:
-            self._restore(checkpoint)
+    def _run_epoch(self) -> EpochReport:
+        report = self._trial.run_epoch()
+        self._folder.save(report["epoch"], self._trial.save)
+        return report
 
     def _build(self, config: dict[str, Any]) -> None:
         trial_config = TrialConfig.from_dict(config["trial"])
         assets = ray.get(self._assets[trial_config.model])
         self._trial = Trial(trial_config, assets, worker_device())
-        self._earlier = []
-        if checkpoint := self._checkpoints.get(trial_config.trial_hash):
-            self._restore(checkpoint)
-
-    def _restore(self, checkpoint: str) -> None:
-        self._trial.restore(Path(checkpoint))
+        self._folder = TrialFolder(self._study_storage, trial_config.trial_hash)
+        self._folder.remove_unfinished()
+        found = self._folder.newest(assets.digest)
+        self._damaged = found.damaged
+        if found.folder:
+            self._trial.restore(found.folder)
         self._earlier = list(self._trial.history)
 
 

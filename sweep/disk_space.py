@@ -1,0 +1,48 @@
+"""Whether what a sweep will write fits on the disks it writes to."""
+
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from search_spaces import TrialConfig, UserError
+from sweep.plan import Plan, gigabytes
+from sweep.storage import StudyStorage
+from tracking import sqlite_file
+
+_SCRATCH_COPIES = 4  # best and last model, the one being uploaded, and the one read back
+
+
+def check_disk_space(
+    plan: Plan, to_train: Sequence[TrialConfig], concurrent: int, storage: StudyStorage, tracking_uri: str
+) -> None:
+    """Raise UserError where a disk lacks room for the checkpoints at any one time, and for the models.
+
+    Checkpoints that an earlier invocation left are part of the room there is. More may be needed while
+    the tracking store is away, because finished trials then keep their checkpoints: ``--dry-run`` says
+    how much at most.
+    """
+    by_size = sorted(to_train, key=plan.weight_bytes, reverse=True)
+    needs: dict[Path, int] = {
+        storage.path: plan.checkpoint_bytes(by_size[:concurrent]),
+        Path(tempfile.gettempdir()): _SCRATCH_COPIES * max(map(plan.weight_bytes, to_train), default=0),
+    }
+    if sqlite_file(tracking_uri) is not None:  # a server keeps the models on its own disk
+        needs[Path.cwd()] = plan.model_bytes(to_train)
+    on_device: defaultdict[int, int] = defaultdict(int)
+    for folder, needed in needs.items():
+        device = folder.stat().st_dev
+        on_device[device] += needed
+        free = shutil.disk_usage(folder).free + _size(storage.path, device)
+        if on_device[device] > free:
+            raise UserError(
+                f"the disk of {folder} has {gigabytes(free)} free and the study needs "
+                f"{gigabytes(on_device[device])}: make room, or give another --storage-path"
+            )
+
+
+def _size(folder: Path, device: int) -> int:
+    if folder.stat().st_dev != device:
+        return 0
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,93 @@
+"""A study's folder under ``--storage-path``: whatever a re-run needs and MLflow may not have yet."""
+
+import contextlib
+import fcntl
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from search_spaces import UserError
+from sweep.journal import Journal
+from trainables.trial_folder import TrialFolder
+
+
+class StudyStorage:
+    """``trials/`` holds checkpoints, ``journal/`` epoch reports, ``tune/`` what Ray Tune writes.
+
+    Every machine of a cluster must see the folder under the same path. UserError where it is not a
+    folder or cannot be written.
+    """
+
+    def __init__(self, storage_path: str, study: str) -> None:
+        if "://" in storage_path:
+            raise UserError(f"--storage-path {storage_path} is not a folder: give one all nodes can see")
+        self.root = Path(storage_path).expanduser().resolve()
+        self.study = study
+        self.path = writable_folder(self.root / study, "--storage-path")
+        self.journal = Journal(self.path / "journal")
+
+    @property
+    def trials(self) -> Path:
+        """The folder of the trials' folders."""
+        return self.path / "trials"
+
+    @property
+    def tune(self) -> Path:
+        """What Ray Tune notes while it runs; no re-run reads it."""
+        return self.path / "tune"
+
+    def trial_folder(self, trial_hash: str) -> TrialFolder:
+        """Where the trial keeps its checkpoints."""
+        return TrialFolder(self.trials, trial_hash)
+
+    def forget(self, trial_hash: str) -> None:
+        """Remove what there is of a trial that is safe in MLflow, or that is to start anew."""
+        self.trial_folder(trial_hash).remove()
+        self.journal.forget(trial_hash)
+
+    def clear(self) -> None:
+        """Remove what there is of every trial."""
+        for folder in (self.trials, self.journal.folder, self.tune):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Remove Tune's notes, and the folders that nothing is left in."""
+        shutil.rmtree(self.tune, ignore_errors=True)
+        for folder in (self.trials, self.journal.folder, self.path):
+            with contextlib.suppress(OSError):  # not empty: unfinished trials, or somebody else's files
+                folder.rmdir()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other invocations of the study out; a UserError that names the one at work.
+
+        The lock is the operating system's, so it ends with the process, however that ends.
+        """
+        path = self.root / f"{self.study}.lock"
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                raise UserError(
+                    f"study '{self.study}' is being run by {file.read().strip() or 'another process'}: "
+                    "wait until it ends, or give this one another --name"
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
+
+
+def writable_folder(folder: Path, flag: str) -> Path:
+    """Create the folder; UserError naming the flag where that, or writing into it, is impossible."""
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another {flag}") from error
+    return folder

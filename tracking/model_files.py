@@ -1,0 +1,111 @@
+"""A model's files, from a folder into MLflow and back, proved to be the same."""
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from uuid import uuid4
+
+import mlflow
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
+from mlflow.models import Model
+from mlflow.models.signature import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, Schema
+
+_SERVING_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
+_SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("string")]),
+    outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
+)
+
+
+class ChangedModelError(RuntimeError):
+    """A model that came back from MLflow other than it was uploaded."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model to log: a folder, the module whose ``_load_pyfunc`` reads it, and that module's code."""
+
+    folder: Path
+    loader_module: str
+    code_paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class UploadedModel:
+    """Where a model is, and what its files must be."""
+
+    uri: str
+    digest: str
+
+
+def upload_model(client: MlflowClient, run: Run, name: str, files: ModelFiles) -> UploadedModel:
+    """Upload a model of a run, read it back and compare.
+
+    Safe to repeat: what an attempt that was cut off has left is written over, so that there is one
+    model of that name per run. Raises ChangedModelError where MLflow gives back something else.
+    """
+    model = _started_model(client, run, name) or client.create_logged_model(
+        run.info.experiment_id, name, run.info.run_id, params=run.data.params
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        _save(folder, files, Model(run_id=run.info.run_id, model_uuid=uuid4().hex, model_id=model.model_id))
+        client.log_model_artifacts(model.model_id, str(folder))
+    uploaded = UploadedModel(f"models:/{model.model_id}", folder_digest(files.folder))
+    with tempfile.TemporaryDirectory() as temporary:
+        download_model(uploaded, Path(temporary))
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    if model.model_id not in _outputs(client, run):
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return uploaded
+
+
+def download_model(model: UploadedModel, folder: Path) -> Path:
+    """Download into ``folder``; returns where the files lie that were given as ModelFiles.
+
+    Raises ChangedModelError where they are not those; an empty digest, of older studies, is not checked.
+    """
+    path = mlflow.artifacts.download_artifacts(artifact_uri=model.uri, dst_path=str(folder))
+    flavor = Model.load(path).flavors["python_function"]
+    data = Path(path) / flavor["data"]
+    if model.digest and folder_digest(data) != model.digest:
+        raise ChangedModelError(f"{model.uri} is not what was uploaded")
+    return data
+
+
+def folder_digest(folder: Path) -> str:
+    """16 hex digits that change with the name, the size and the bytes of any file in the folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size} {content}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _started_model(client: MlflowClient, run: Run, name: str) -> LoggedModel | None:
+    """The model that an earlier attempt has created."""
+    query = f"source_run_id = '{run.info.run_id}' AND name = '{name}'"
+    models = client.search_logged_models([run.info.experiment_id], query)
+    return models[0] if models else None
+
+
+def _save(folder: Path, files: ModelFiles, model: Model) -> None:
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        mlflow_model=model,
+        loader_module=files.loader_module,
+        data_path=str(files.folder),
+        code_paths=[str(path) for path in files.code_paths],
+        signature=_SIGNATURE,
+        pip_requirements=[f"{p}=={version(p).split('+')[0]}" for p in _SERVING_PACKAGES],
+    )
+
+
+def _outputs(client: MlflowClient, run: Run) -> set[str]:
+    outputs = client.get_run(run.info.run_id).outputs
+    return {output.model_id for output in outputs.model_outputs} if outputs else set()
