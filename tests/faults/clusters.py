@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tests.faults import processes
 
 _RAY = str(Path(sys.executable).parent / "ray")
@@ -80,6 +82,7 @@ class Cluster:
         place = self._places[number]
         command = [*place.enter, _RAY, "start", "--block", "--node-ip-address", place.ip]
         command += ["--temp-dir", str(folder), "--object-store-memory", "100000000"]
+        command += ["--include-log-monitor", "false"]
         command += self._head_options() if number == 0 else ["--num-cpus", "1", "--address", self.address]
         processes.start(folder, command, self.environment | _NOTICE_SOON)
         self._running[number] = folder
@@ -87,6 +90,10 @@ class Cluster:
     def kill_node(self, number: int) -> None:
         """``kill -9`` the raylet and all that it started, as if the machine had lost power."""
         processes.kill(self._running.pop(number))
+
+    def processes_of(self, number: int) -> list[psutil.Process]:
+        """What runs on a node: its raylet, agents and workers."""
+        return processes.family(self._running[number])
 
     def wait_for(self, nodes: int, seconds: float = 120) -> None:
         """Wait until the head sees exactly so many nodes alive."""
