@@ -1,5 +1,6 @@
 """Ray: start it or join it, and turn the user's wishes into resources per trial."""
 
+import json
 import logging
 import os
 import warnings
@@ -55,7 +56,8 @@ def ray_session(address: str | None) -> Iterator[str]:
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         arguments["address"] = address
-        arguments["runtime_env"] = {"working_dir": str(_PROJECT), "excludes": _NOT_FOR_WORKERS}
+        if not _job_brings_the_project():
+            arguments["runtime_env"] = {"working_dir": str(_PROJECT), "excludes": _NOT_FOR_WORKERS}
     else:
         # "local": never somebody else's cluster that happens to run on this machine
         arguments |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
@@ -66,6 +68,12 @@ def ray_session(address: str | None) -> Iterator[str]:
         yield context.dashboard_url or ""
     finally:
         ray.shutdown()
+
+
+def _job_brings_the_project() -> bool:
+    """Inside ``ray job submit --working-dir``; Ray refuses a driver that names another working_dir."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return "working_dir" in (job.get("runtime_env") or {})
 
 
 def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
