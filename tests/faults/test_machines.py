@@ -1,7 +1,6 @@
 """A study on several machines: a node is lost in mid-trial, by power or by cable."""
 
 import json
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -146,16 +145,15 @@ def test_a_cut_link(tmp_path, mended):
         print("left on the cut node:", [p.name() for p in cluster.processes_of(2)])
 
 
-def run_when_there_is_an_agent(submit, environment):
-    """A node is alive some seconds before its agent takes jobs."""
-    environment = processes.clean_environment() | environment
+def submit(driver, command, environment):
+    """Submit until there is an agent to take the job: a node is alive some seconds before its agent."""
     deadline = time.monotonic() + 120
     while True:
-        done = subprocess.run(
-            submit, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        if "No available agent" not in done.stderr or time.monotonic() > deadline:
-            return done
+        before = len(driver.output()) if (driver.folder / "output.log").exists() else 0
+        code = processes.start(driver.folder, command, environment).wait(timeout=300)
+        refused = "No available agent" in driver.output()[before:]
+        if not refused or time.monotonic() > deadline:
+            return code
 
 
 @pytest.mark.campaign
@@ -163,10 +161,9 @@ def test_submitted_as_a_ray_job(tmp_path):
     with bench(tmp_path, loopback_places(3), dashboard=True) as (cluster, driver, store):
         shared = ["--storage-path", str(tmp_path / "storage"), "--results-path", str(tmp_path / "results")]
         command = [*STUDY, "--ray-address", "auto", "--tracking-uri", driver.tracking_uri, *shared]
-        submit = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", cluster.dashboard]
-        submit += ["--working-dir", str(ROOT), "--runtime-env-json"]
-        submit += [json.dumps({"excludes": [".git", ".venv", "mlruns", "results", "ray_results"]})]
-        submit += ["--", sys.executable, "tune_main.py", *command]
-        done = run_when_there_is_an_agent(submit, cluster.environment)
-        assert done.returncode == 0, done.stdout + done.stderr
+        ray = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", cluster.dashboard]
+        ray += ["--working-dir", str(ROOT), "--runtime-env-json"]
+        ray += [json.dumps({"excludes": [".git", ".venv", "mlruns", "results", "ray_results"]})]
+        ray += ["--", sys.executable, "tune_main.py", *command]
+        assert submit(driver, ray, cluster.environment) == 0, driver.output()
         check_study(store)
