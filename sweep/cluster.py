@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,9 +62,11 @@ def ray_session(address: str | None) -> Iterator[str]:
     else:
         # "local": never somebody else's cluster that happens to run on this machine
         arguments |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    on_termination = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         context = _connect(address, arguments)
+    signal.signal(signal.SIGTERM, on_termination)  # Ray puts its own in its place, which stops at once
     try:
         yield context.dashboard_url or ""
     finally:
