@@ -15,6 +15,7 @@ from sweep.final_test import UntestedTrial, run_tests
 from sweep.hardware import bf16_available
 from sweep.launch import remove_checkpoints, study_storage, train, writable_folder
 from sweep.options import SweepOptions
+from sweep.physical_batch import with_measured_sizes
 from sweep.plan import Plan, make_plan, plan_tables
 from sweep.progress import Progress
 from sweep.recorder import Recorder
@@ -57,6 +58,7 @@ def run_study(options: SweepOptions) -> StudyOutcome:
     with ray_session(options.ray_address) as dashboard:
         resources = resources_per_trial(options)
         _announce(dashboard, options, resources)
+        plan, to_train = with_measured_sizes(plan, to_train, assets, resources, storage.parent)
         invocation = start_invocation(plan, store)
         status = "KILLED"
         try:
