@@ -19,7 +19,7 @@ from torch import Tensor
 
 from search_spaces import TrialConfig
 from sweep.assets import prepare_assets
-from trainables.noise_scale import group_count
+from trainables.noise_scale import measured_cut
 from trainables.reviews import load_splits
 from trainables.trial import Trial, TrialAssets
 from trainables.windows import epoch_windows
@@ -44,7 +44,7 @@ def main() -> None:
     print(f"noise_every {config.noise_every}, physical batch size {config.physical_batch_size}")
     print("target batch size  seconds a window  a measured one  windows measured  of training time")
     for target in options.targets:
-        if group_count(target, config.physical_batch_size) > 1:
+        if measured_cut(target, config.physical_batch_size)[0] > 1:
             _print_row(replace(config, target_batch_size=target), assets, options.windows)
 
 
@@ -62,14 +62,13 @@ def _print_row(config: TrialConfig, assets: TrialAssets, windows: int) -> None:
 def _compare(trial: Trial, windows: int) -> tuple[float, float]:
     """Median CPU seconds of a window left alone, and the median of what measuring adds, relative."""
     config = trial.config
-    groups = group_count(config.target_batch_size, config.physical_batch_size)
     trial.model.train()
     alone, ratios = [], []
     for number in range(windows):
         window = next(epoch_windows(len(trial.train), config.target_batch_size, config.seed, number))
         variants: dict[str, Callable[[], object]] = {
-            "alone": partial(_plain_step, trial, window),
-            "measured": partial(trial._measured_step, window, groups),
+            "alone": partial(_step, trial, window, False),
+            "measured": partial(_step, trial, window, True),
         }
         order = sorted(variants, reverse=bool(number % 2))
         seconds = {name: _cpu_seconds(variants[name]) for name in order}
@@ -78,8 +77,9 @@ def _compare(trial: Trial, windows: int) -> tuple[float, float]:
     return statistics.median(alone), statistics.median(ratios)
 
 
-def _plain_step(trial: Trial, window: Tensor) -> object:
-    return trial.engine.step(trial._micro_batches(window))
+def _step(trial: Trial, window: Tensor, measure: bool) -> None:
+    trial.accumulate(window, trial.physical_batch_size, measure)
+    trial.engine.update()
 
 
 def _cpu_seconds(action: Callable[[], object]) -> float:

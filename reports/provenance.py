@@ -43,7 +43,7 @@ def run_table(study: StudyData, store: StudyStore) -> TableContent:
             trial.name,
             trial.trial_hash,
             f"{trial.learning_rate:.3g}",
-            int(trial.config["physical_batch_size"]),
+            trial.physical_batch_size,
             store.run_url(trial.run_id),
         )
         for trial in study.trials.values()

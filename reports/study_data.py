@@ -37,7 +37,7 @@ class TrialData:
     seed: int
     scaling_rules: tuple[str, ...]  # of the cells it serves
     metrics: Mapping[str, float]
-    epochs: pd.DataFrame  # index: epoch, from 1; columns: tracking's EPOCH_METRICS, and NOISE_METRICS
+    epochs: pd.DataFrame  # index: epoch, from 1; columns: tracking's EPOCH_, NOISE_ and MEMORY_METRICS
     steps: pd.DataFrame  # index: optimizer step; columns: tracking's STEP_METRICS
     predictions: Mapping[str, pd.DataFrame]  # "best", "last" -> row_id, label, prediction, probability
     tags: Mapping[str, str] = field(default_factory=dict)  # hardware, versions, gpus_per_trial
@@ -56,6 +56,12 @@ class TrialData:
     def label(self) -> str:
         """``256 · sqrt``: its name where the model is named already."""
         return f"{self.target_batch_size} · {self.rules}"
+
+    @property
+    def physical_batch_size(self) -> int:
+        """What it ended with: less than configured where memory ran out, which changes no result."""
+        logged = self.epochs.get("physical_batch_size", pd.Series(dtype=float)).dropna()
+        return int(self.config["physical_batch_size"] if logged.empty else logged.iloc[-1])
 
     def correct(self, which: str = "best") -> pd.Series:
         """Whether each test example was classified correctly: bool, indexed by row_id."""

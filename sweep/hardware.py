@@ -5,6 +5,11 @@ import torch
 from sweep.options import SweepOptions
 
 
+def gpu_expected(options: SweepOptions) -> bool:
+    """Whether trials may run on a GPU; only a cluster itself knows whether it has any."""
+    return options.gpus_per_trial != 0 and (bool(options.ray_address) or torch.cuda.is_available())
+
+
 def bf16_available(options: SweepOptions) -> bool:
     """Whether what trials will run on here, GPU or CPU, computes in bfloat16 and does not emulate it."""
     if torch.cuda.is_available() and options.gpus_per_trial != 0:

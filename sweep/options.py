@@ -11,7 +11,7 @@ from search_spaces.space import AXES
 from search_spaces.trial_config import parse_setting
 from trainables import demo_reviews
 
-AUTO_PHYSICAL_BATCH_SIZE = 64
+AUTO_PHYSICAL_BATCH_SIZE = 64  # of the CPU, where it makes no difference; a GPU is measured
 _DEMO_MODELS = ("bert-tiny", "modernbert-tiny")
 _DEMO_BASE_LR = 5e-4
 

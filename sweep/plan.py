@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from search_spaces import Space, TrialConfig, unique_trials
+from sweep.hardware import gpu_expected
 from sweep.options import SweepOptions, check_distinct, resolve_space
 from tracking import DatasetFacts
 from trainables.encoders import canonical_model, check_max_length, count_parameters
@@ -29,6 +30,7 @@ class Plan:
     cells: Sequence[TrialConfig]
     splits: ReviewSplits
     parameters: dict[str, int]  # of each model
+    measures_physical: bool = False  # the cells' physical batch size waits for a measurement on a GPU
 
     @cached_property
     def trials(self) -> dict[str, list[TrialConfig]]:
@@ -104,7 +106,8 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
     splits = load_splits(first)
     digest = splits.digest()
     cells = [replace(cell, dataset_digest=digest) for cell in space.cells()]
-    return Plan(options.study, space, cells, splits, parameters)
+    measures = options.physical_batch_size == "auto" and gpu_expected(options)
+    return Plan(options.study, space, cells, splits, parameters, measures)
 
 
 def plan_tables(plan: Plan) -> list[Table | str]:
@@ -148,8 +151,8 @@ def plan_tables(plan: Plan) -> list[Table | str]:
             config.model_name,
             ", ".join(cell.scaling_rule for cell in cells),
             str(config.target_batch_size),
-            str(config.physical_batch_size),
-            str(config.accumulation_steps),
+            "auto" if plan.measures_physical else str(config.physical_batch_size),
+            "auto" if plan.measures_physical else str(config.accumulation_steps),
             f"{config.learning_rate:.3g}",
             str(math.ceil(sizes["train"] / config.target_batch_size)),
             str(config.epochs),

@@ -17,6 +17,7 @@ from sweep.final_test import UntestedTrial, run_tests
 from sweep.hardware import bf16_available
 from sweep.launch import train
 from sweep.options import SweepOptions
+from sweep.physical_batch import with_measured_sizes
 from sweep.plan import Plan, make_plan, plan_tables
 from sweep.progress import Progress
 from sweep.recorder import Recorder
@@ -81,6 +82,7 @@ def _finish(plan: Plan, options: SweepOptions, store: StudyStore, storage: Study
         resources = resources_per_trial(options)
         check_disk_space(plan, to_train, resources.concurrent, storage, options.tracking_uri)
         _announce(dashboard, options, resources)
+        plan, to_train = with_measured_sizes(plan, to_train, assets, resources, storage.root)
         if options.fresh:
             store.start_anew()
             storage.clear()

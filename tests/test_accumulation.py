@@ -34,7 +34,7 @@ class ScaledEngine:
         self.optimizer = optimizer
         self.accumulation_steps = accumulation_steps
 
-    def step(self, micro_batches, after_backward=lambda: None):
+    def accumulate(self, micro_batches, after_backward=lambda: None):
         self.optimizer.zero_grad()
         losses, hits = [], []
         for batch in micro_batches:
@@ -43,8 +43,10 @@ class ScaledEngine:
             after_backward()
             losses.append(loss_sum.detach())
             hits.append(correct)
-        self.optimizer.step()
         return StepResult(sum(losses), sum(hits), sum(map(len, micro_batches)))
+
+    def update(self):
+        self.optimizer.step()
 
 
 def right(batch, micro_batches, accumulation_steps):
@@ -68,9 +70,13 @@ def summed_over_steps(batch, micro_batches, accumulation_steps):
 class TailDroppingEngine(ScaledEngine):
     """Steps only when it has seen as many micro-batches as a full window has."""
 
-    def step(self, micro_batches, after_backward=lambda: None):
-        if len(micro_batches) == self.accumulation_steps:
-            super().step(micro_batches)
+    def accumulate(self, micro_batches, after_backward=lambda: None):
+        self.is_full = len(micro_batches) == self.accumulation_steps
+        super().accumulate(micro_batches)
+
+    def update(self):
+        if self.is_full:
+            super().update()
 
 
 def caught(build, model="bert-tiny"):
@@ -130,7 +136,7 @@ def test_a_step_reports_the_loss_and_the_hits_of_its_whole_window(assets, engine
     with torch.no_grad():
         logits = model.eval()(batch.input_ids, batch.attention_mask)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    result = build_engine(engine, model, optimizer, "fp32", 4).step(list(data.batches(window, 5)))
+    result = build_engine(engine, model, optimizer, "fp32", 4).accumulate(list(data.batches(window, 5)))
     assert result.examples == 17
     assert result.loss_sum.item() == pytest.approx(F.cross_entropy(logits, batch.labels).item() * 17)
     assert result.correct.item() == (logits.argmax(dim=1) == batch.labels).sum().item()

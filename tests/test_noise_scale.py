@@ -18,7 +18,7 @@ from tests.helpers import (
     without_dropout,
 )
 from trainables.accumulation import summed_loss
-from trainables.noise_scale import GradientGroups, group_count, noise_metrics
+from trainables.noise_scale import GradientGroups, group_count, measured_cut, noise_metrics
 from trainables.trial import Trial
 from trainables.windows import epoch_windows
 
@@ -118,6 +118,24 @@ def test_groups_are_few_and_equal_or_there_are_none(examples, physical, groups):
     assert group_count(examples, physical) == groups
 
 
+@pytest.mark.parametrize(
+    ("examples", "physical", "cut"),
+    [
+        (1024, 512, (2, 512)),
+        (1024, 1024, (2, 64)),  # as at 64: what fits into memory does not decide what is measured
+        (1024, 768, (2, 64)),
+        (256, 1024, (2, 64)),
+        (192, 96, (2, 96)),
+        (64, 1024, (1, 1024)),
+        (64, 64, (1, 64)),
+        (64, 48, (1, 48)),
+        (1024, 64, (2, 64)),
+    ],
+)
+def test_a_large_physical_batch_size_does_not_end_the_measuring(examples, physical, cut):
+    assert measured_cut(examples, physical) == cut
+
+
 # -- in a trial ------------------------------------------------------------------------------------
 
 
@@ -183,6 +201,12 @@ def test_a_resumed_trial_measures_the_same(assets, tmp_path):
 def test_one_micro_batch_a_window_has_no_noise_scale(assets):
     history = measured(assets, physical_batch_size=64).history
     assert not any(name in report for report in history for name in NOISE)
+
+
+def test_a_window_in_one_pass_is_measured_as_at_64(assets):
+    recipe = {"target_batch_size": 128, "epochs": 1}
+    whole, cut = (measured(assets, physical_batch_size=size, **recipe).history for size in (128, 64))
+    assert [r["gradient_variance"] for r in whole] == [r["gradient_variance"] for r in cut]
 
 
 def test_ragged_micro_batches_have_no_noise_scale(assets):

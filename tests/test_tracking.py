@@ -68,6 +68,16 @@ def test_curves_are_read_back_as_they_were_reported(store):
     assert set(steps["learning_rate_per_step"]) == {1e-3}
 
 
+def test_the_physical_batch_size_is_logged_and_may_be_absent(store):
+    run = open_trial(store, [config()])
+    run.log_epochs(
+        [report(1), report(2) | {"physical_batch_size": 64}, report(3) | {"physical_batch_size": 32}]
+    )
+    epochs = store.trial_runs()[config().trial_hash].epochs()
+    assert epochs["physical_batch_size"].dropna().to_dict() == {2: 64, 3: 32}
+    assert epochs["val_acc"].to_dict() == {1: 0.5, 2: 0.5, 3: 0.5}
+
+
 def test_a_run_without_epochs_reads_as_empty(store):
     open_trial(store, [config()])
     run = store.trial_runs()[config().trial_hash]

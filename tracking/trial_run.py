@@ -27,6 +27,7 @@ EPOCH_METRICS = (
 )
 STEP_METRICS = ("train_loss_per_step", "train_acc_per_step", "learning_rate_per_step")
 NOISE_METRICS = ("noise_scale", "gradient_variance", "gradient_norm_squared")  # where measured
+MEMORY_METRICS = ("physical_batch_size",)  # absent from epochs trained before it was stored
 TEST_METRICS = ("test_loss", "test_acc", "last_test_loss", "last_test_acc")
 _PREDICTIONS = {"best": "test_predictions.parquet", "last": "last_test_predictions.parquet"}
 _BATCH = 1000  # what the tracking API takes in one call
@@ -142,7 +143,7 @@ class TrialRun:
         # val_acc goes last: it is what says that the epoch is complete
         metrics += [
             Metric(name, report[name], now, epoch)
-            for name in (*EPOCH_METRICS, *NOISE_METRICS)
+            for name in (*EPOCH_METRICS, *NOISE_METRICS, *MEMORY_METRICS)
             if name in report or name in EPOCH_METRICS
         ]
         metrics.sort(key=lambda metric: metric.key == "val_acc")
@@ -206,7 +207,7 @@ class TrialRun:
 
     def epochs(self) -> pd.DataFrame:
         """The per-epoch metrics: a row per finished epoch, indexed by it, a column per metric logged."""
-        table = self._history((*EPOCH_METRICS, *NOISE_METRICS))
+        table = self._history((*EPOCH_METRICS, *NOISE_METRICS, *MEMORY_METRICS))
         return table.dropna(subset=["val_acc"]) if "val_acc" in table else table.iloc[:0]
 
     def steps(self) -> pd.DataFrame:

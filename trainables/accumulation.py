@@ -5,6 +5,9 @@ counted first, and each micro-batch contributes its *summed* loss divided by tha
 batch size, ragged micro-batches and the short last window of an epoch then give the same gradient, to
 rounding. Averaging the micro-batches' means instead, or dividing a short window by the number of
 micro-batches of a full one, does not.
+
+Accumulating leaves the weights as they are, so a window whose forward or backward pass ran out of memory
+can be accumulated again from its start. Once its update has begun it cannot: the two are two calls.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +26,7 @@ from trainables.windows import Batch
 
 
 class StepResult(NamedTuple):
-    """What a step saw, as tensors on the device: reading them waits for the GPU, so do it late."""
+    """What a window saw, as tensors on the device: reading them waits for the GPU, so do it late."""
 
     loss_sum: Tensor  # () cross entropy summed over the window
     correct: Tensor  # () examples classified correctly
@@ -34,15 +37,20 @@ def _nothing() -> None: ...
 
 
 class Engine(Protocol):
-    """Who does the accumulation."""
+    """Who does the accumulation. An optimizer step is ``accumulate`` and then ``update``, once each."""
 
-    def step(
+    def accumulate(
         self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = _nothing
     ) -> StepResult:
-        """One optimizer step on the mean loss over all examples of ``micro_batches``.
+        """Leave in ``.grad`` the gradient of the mean loss over all examples of ``micro_batches``.
 
-        ``after_backward`` is called after each of them, when ``.grad`` holds its share.
+        ``after_backward`` is called after each of them, when ``.grad`` holds its share. Starts from
+        nothing, also where an earlier call was cut short, and does not touch the weights.
         """
+        ...
+
+    def update(self) -> None:
+        """Let the optimizer change the weights by what was accumulated."""
         ...
 
 
@@ -54,7 +62,7 @@ class TorchEngine:
         self.optimizer = optimizer
         self.precision = precision
 
-    def step(
+    def accumulate(
         self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = _nothing
     ) -> StepResult:
         """See ``Engine``."""
@@ -69,8 +77,11 @@ class TorchEngine:
             after_backward()
             losses.append(loss_sum.detach())
             hits.append(correct)
-        self.optimizer.step()
         return StepResult(torch.stack(losses).sum(), torch.stack(hits).sum(), examples)
+
+    def update(self) -> None:
+        """See ``Engine``."""
+        self.optimizer.step()
 
 
 class AccelerateEngine:
@@ -88,7 +99,7 @@ class AccelerateEngine:
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
-    def step(
+    def accumulate(
         self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = _nothing
     ) -> StepResult:
         """See ``Engine``.
@@ -96,11 +107,14 @@ class AccelerateEngine:
         ``backward`` divides by the number of accumulation steps that the accelerator was told, and
         ``accumulate`` lets the optimizer step when its own counter has reached it. A short last window
         has fewer micro-batches, so it is told how many there are, every time, and the division is
-        undone: left alone, a window of 17 of 32 micro-batches would keep 17/32 of its gradient.
+        undone: left alone, a window of 17 of 32 micro-batches would keep 17/32 of its gradient. The model
+        is asked to drop its gradients, because after a window that was cut short, in the middle of an
+        accumulation, the prepared optimizer would ignore it.
         """
         examples, steps = sum(map(len, micro_batches)), len(micro_batches)
         self.accelerator.gradient_accumulation_steps = steps
         self.accelerator.step = 0
+        self.model.zero_grad()
         losses, hits = [], []
         for batch in micro_batches:
             with self.accelerator.accumulate(self.model):
@@ -108,11 +122,13 @@ class AccelerateEngine:
                 loss_sum, correct = summed_loss(logits, batch)
                 self.accelerator.backward(loss_sum * steps / examples)
                 after_backward()
-                self.optimizer.step()
-                self.optimizer.zero_grad()
             losses.append(loss_sum.detach())
             hits.append(correct)
         return StepResult(torch.stack(losses).sum(), torch.stack(hits).sum(), examples)
+
+    def update(self) -> None:
+        """See ``Engine``. The last micro-batch has told the optimizer that the window is whole."""
+        self.optimizer.step()
 
 
 def summed_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from trainables.memory import shrink_to_fit
 from trainables.windows import TokenTensors
 
 EVAL_BATCH_SIZE = 128
@@ -30,13 +31,22 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, data: TokenTensors, precision: str) -> Evaluation:
-    """Evaluate every example once, with dropout off; the sums are taken in float64."""
+    """Evaluate every example once, with dropout off; the sums are taken in float64.
+
+    Where memory runs out it starts again with smaller batches, which change rounding alone. Raises
+    DoesNotFitError where one example is too much.
+    """
     model.eval()
+    size = min(EVAL_BATCH_SIZE, len(data))
+    return shrink_to_fit(lambda size: _evaluate(model, data, precision, size), size)[0]
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, data: TokenTensors, precision: str, batch_size: int) -> Evaluation:
     batches, order = [], torch.argsort(data.lengths, descending=True, stable=True)
     labels = []
-    for chunk in order.split(EVAL_BATCH_SIZE):
+    for chunk in order.split(batch_size):
         batch = data.batch(chunk)
         with autocast(data.device, precision):
             batches.append(model(batch.input_ids, batch.attention_mask).double())

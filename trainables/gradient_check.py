@@ -89,7 +89,8 @@ def compare_gradients(
         recorder = GradientRecorder(model.parameters())
         runner = build(model, recorder, math.ceil(FULL_WINDOW / physical))
         for window in windows.values():
-            runner.step(list(data.batches(window, physical)))
+            runner.accumulate(list(data.batches(window, physical)))
+            runner.update()
         for number, label in enumerate(windows):
             error = _relative_error(recorder.gradients, number, expected[label])
             errors.append(GradientError(name, engine, label, physical, error))

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+LARGEST_NEEDED = 64  # physical batch size at which windows are measured where a larger one cannot
+
 
 class NoiseSample(NamedTuple):
     """Unbiased estimates from one window, () each, on the device."""
@@ -35,6 +37,19 @@ def group_count(examples: int, physical_batch_size: int) -> int:
     if rest or micro_batches < 2:
         return 1
     return next(n for n in range(2, micro_batches + 1) if micro_batches % n == 0)
+
+
+def measured_cut(examples: int, physical_batch_size: int) -> tuple[int, int]:
+    """How to measure a window: its number of groups, and the examples of a micro-batch.
+
+    What memory has room for must not decide what is measured: a window that would be one micro-batch, or
+    ragged ones, is cut as at a physical batch size of 64. One group where that is impossible too.
+    """
+    for size in (physical_batch_size, min(physical_batch_size, LARGEST_NEEDED)):
+        groups = group_count(examples, size)
+        if groups > 1:
+            return groups, size
+    return 1, physical_batch_size
 
 
 class GradientGroups:

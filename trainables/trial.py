@@ -17,10 +17,11 @@ from trainables.accumulation import StepResult, build_engine
 from trainables.checkpoint import Checkpoint, Weights, check_origin
 from trainables.encoders import EncoderAssets
 from trainables.evaluation import evaluate
-from trainables.noise_scale import GradientGroups, NoiseSample, group_count, noise_metrics
+from trainables.memory import DoesNotFitError, is_out_of_memory, shrink_to_fit
+from trainables.noise_scale import GradientGroups, NoiseSample, measured_cut, noise_metrics
 from trainables.seeding import derive_seed
 from trainables.tokens import TokenArrays
-from trainables.windows import Batch, TokenTensors, epoch_windows
+from trainables.windows import TokenTensors, epoch_windows
 
 CURVE_POINTS_PER_EPOCH = 50
 _OPTIMIZERS: dict[str, type[Adam]] = {"adam": Adam, "adamw": AdamW}
@@ -51,15 +52,19 @@ class Trial:
     """One configuration, trained once.
 
     ``history`` holds a report per finished epoch: ``epoch``, ``train_loss``, ``train_acc``,
-    ``val_loss``, ``val_acc``, ``examples_per_second``, ``epoch_seconds``, ``step_curve``, rows of
-    (optimizer step, loss, accuracy, learning rate), and, where it could be measured, ``noise_scale``
-    with its two terms.
+    ``val_loss``, ``val_acc``, ``examples_per_second``, ``epoch_seconds``, ``physical_batch_size`` as it
+    was at the epoch's end, ``step_curve``, rows of (optimizer step, loss, accuracy, learning rate), and,
+    where it could be measured, ``noise_scale`` with its two terms.
+
+    ``physical_batch_size`` starts as the configuration's and is halved where memory runs out. The
+    target batch size, the steps and the learning rates stay what they are.
     """
 
     def __init__(self, config: TrialConfig, assets: TrialAssets, device: torch.device) -> None:
         self.config = config
         self.device = device
         self.assets_digest = assets.digest
+        self.physical_batch_size = config.physical_batch_size
         self.history: list[EpochReport] = []
         self.train = TokenTensors(assets.train, assets.pad_token, device)
         self.val = TokenTensors(assets.val, assets.pad_token, device)
@@ -98,18 +103,13 @@ class Trial:
     def run_epoch(self) -> EpochReport:
         """Train on every example once, evaluate on the val split, and report.
 
-        Raises NonFiniteLossError, naming the step, and RuntimeError where device memory runs out.
+        Raises NonFiniteLossError, naming the step, and DoesNotFitError where memory runs out although
+        examples are taken one at a time, or within the optimizer's own step.
         """
         epoch, started = self.epoch + 1, time.perf_counter()
-        try:
-            steps, rates, noise = self._train(epoch)
-            training_seconds = time.perf_counter() - started
-            validation = evaluate(self.model, self.val, self.config.precision)
-        except torch.OutOfMemoryError as error:
-            raise RuntimeError(
-                f"out of device memory at physical batch size {self.config.physical_batch_size}: "
-                "run again with a smaller --physical-batch-size, which does not change what is learned"
-            ) from error
+        steps, rates, noise = self._train(epoch)
+        training_seconds = time.perf_counter() - started
+        validation = evaluate(self.model, self.val, self.config.precision)
         report = {
             "epoch": epoch,
             **_totals(steps),
@@ -118,6 +118,7 @@ class Trial:
             "val_acc": validation.accuracy,
             "examples_per_second": len(self.train) / training_seconds,
             "epoch_seconds": time.perf_counter() - started,
+            "physical_batch_size": self.physical_batch_size,
             "step_curve": _curve(steps, rates, first_step=self.epoch * self.steps_per_epoch + 1),
         }
         if not math.isfinite(validation.loss):
@@ -141,10 +142,14 @@ class Trial:
         ).save(folder)
 
     def restore(self, folder: Path) -> None:
-        """Go on from a saved state; raises CorruptCheckpointError, also where it is another trial's."""
+        """Go on from a saved state; raises CorruptCheckpointError, also where it is another trial's.
+
+        A physical batch size that was halved stays so; one that was configured smaller since is kept.
+        """
         checkpoint = Checkpoint.load(folder)
         check_origin(folder, self.config.trial_hash, self.assets_digest)
         self.history = checkpoint.history
+        self.physical_batch_size = _smaller_size(self.config, self.history)
         self.model.load_state_dict(checkpoint.weights)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.scheduler.load_state_dict(checkpoint.scheduler)
@@ -157,28 +162,56 @@ class Trial:
         results, rates, noise = [], [], []
         with torch.random.fork_rng(devices=_cuda_devices(self.device)):
             for number, window in enumerate(windows):
-                torch.manual_seed(derive_seed(config.seed, "dropout", epoch, number))
-                groups = group_count(len(window), config.physical_batch_size)
-                if groups > 1 and config.measures_noise(number):
-                    result, sample = self._measured_step(window, groups)
-                    noise.append(sample)
-                else:
-                    result = self.engine.step(self._micro_batches(window))
+                result, samples = self._gradient(epoch, number, window)
+                self._update()
                 results.append(result)
+                noise += samples
                 rates.append(self.scheduler.get_last_lr()[0])
                 self.scheduler.step()
         _check_finite(results, first_step=self.epoch * self.steps_per_epoch + 1, epoch=epoch)
         return results, rates, noise
 
-    def _micro_batches(self, examples: Tensor) -> list[Batch]:
-        return list(self.train.batches(examples, self.config.physical_batch_size))
+    def _gradient(self, epoch: int, number: int, window: Tensor) -> tuple[StepResult, list[NoiseSample]]:
+        """Accumulate a window; where memory runs out, again from its start at half the physical size."""
+        seed = derive_seed(self.config.seed, "dropout", epoch, number)
+        measure = self.config.measures_noise(number)
 
-    def _measured_step(self, window: Tensor, groups: int) -> tuple[StepResult, NoiseSample]:
+        def attempt(physical: int) -> tuple[StepResult, list[NoiseSample]]:
+            torch.manual_seed(seed)
+            return self.accumulate(window, physical, measure)
+
+        whole = min(self.physical_batch_size, len(window))
+        found, fitting = shrink_to_fit(attempt, whole)
+        if fitting < whole:
+            self.physical_batch_size = fitting
+        return found
+
+    def accumulate(
+        self, window: Tensor, physical: int, measure: bool
+    ) -> tuple[StepResult, list[NoiseSample]]:
+        """Accumulate the gradient of ``window``, indices of training examples, (n,) int64 on the CPU.
+
+        Changes no weight. With ``measure`` the gradient's noise comes with it, where it can be measured.
+        """
+        groups, size = measured_cut(len(window), physical) if measure else (1, physical)
+        if groups == 1:
+            return self.engine.accumulate(list(self.train.batches(window, physical))), []
         parts = window.split(len(window) // groups)
-        micro_batches = [batch for part in parts for batch in self._micro_batches(part)]
+        micro_batches = [batch for part in parts for batch in self.train.batches(part, size)]
         gradients = GradientGroups(self.model.parameters(), groups, len(micro_batches), len(window))
-        result = self.engine.step(micro_batches, gradients.after_backward)
-        return result, gradients.sample
+        result = self.engine.accumulate(micro_batches, gradients.after_backward)
+        return result, [gradients.sample]
+
+    def _update(self) -> None:
+        try:
+            self.engine.update()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DoesNotFitError(
+                "out of memory in the optimizer's step, which cannot be repeated: give trials more memory "
+                "(--gpus-per-trial, --max-concurrent) or set a smaller model, and run the command again"
+            ) from error
 
     def _weights(self) -> Weights:
         state = self.model.state_dict()
@@ -190,6 +223,12 @@ def best_epoch(history: Sequence[EpochReport]) -> int:
     if not history:
         return 0
     return max(history, key=lambda report: (report["val_acc"], -report["epoch"]))["epoch"]
+
+
+def _smaller_size(config: TrialConfig, history: Sequence[EpochReport]) -> int:
+    """The physical batch size to go on with; reports from before it was kept do not name theirs."""
+    configured = config.physical_batch_size
+    return min([configured, *(report.get("physical_batch_size", configured) for report in history[-1:])])
 
 
 def _cuda_devices(device: torch.device) -> list[torch.device]:
