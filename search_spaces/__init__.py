@@ -1,7 +1,7 @@
 """WHAT is tried: plain data. Add a question: a new module with a ``SPACE``, and its line here."""
 
 from search_spaces import batch_lr_grid, fixed_lr, linear_ablation, sqrt_lr
-from search_spaces.errors import UserError, unknown
+from search_spaces.errors import UserError, first_line, printable, unknown
 from search_spaces.space import Space, unique_trials
 from search_spaces.trial_config import TrialConfig
 
@@ -17,4 +17,14 @@ def find_space(name: str) -> Space:
     return SPACES[name]
 
 
-__all__ = ["SPACES", "Space", "TrialConfig", "UserError", "find_space", "unique_trials", "unknown"]
+__all__ = [
+    "SPACES",
+    "Space",
+    "TrialConfig",
+    "UserError",
+    "find_space",
+    "first_line",
+    "printable",
+    "unique_trials",
+    "unknown",
+]

@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 from ray import tune
 
-from search_spaces import TrialConfig, UserError
+from search_spaces import TrialConfig, UserError, first_line
 from sweep.cluster import Resources
 from sweep.console import console
 from sweep.recorder import Recorder
@@ -85,7 +85,11 @@ def study_storage(storage_path: str, study: str) -> Path:
     """The study's folder for checkpoints, checked to be writable by everyone who needs it."""
     if "://" in storage_path:
         raise UserError(f"--storage-path {storage_path} is not a folder: give one all nodes can see")
-    return writable_folder(Path(storage_path).expanduser().resolve() / study, "--storage-path")
+    try:
+        folder = Path(storage_path).expanduser().resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--storage-path {storage_path} is no folder: {first_line(error)}") from error
+    return writable_folder(folder / study, "--storage-path")
 
 
 def remove_checkpoints(storage: Path, trial_hashes: Iterable[str]) -> None:
@@ -107,8 +111,8 @@ def writable_folder(folder: Path, flag: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another {flag}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write to {folder} ({first_line(error)}): choose another {flag}") from error
     return folder
 
 

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +30,7 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from search_spaces import TrialConfig, UserError, unknown
+from tracking.stored_tables import read_table, texts, whole_numbers
 from tracking.trial_run import DatasetFacts, TrialRun, run_name
 
 _PLAN = "plan.json"
@@ -69,8 +71,10 @@ class InvocationRun:
             raise UserError(
                 f"run {self.run_id} holds no test split: run the study's command again, which stores it"
             )
+        download = partial(self.client.download_artifacts, self.run_id, _TEST_SPLIT)
+        checks = {"row_id": whole_numbers, "label": whole_numbers, "text": texts}
         with tempfile.TemporaryDirectory() as folder:
-            return pd.read_parquet(self.client.download_artifacts(self.run_id, _TEST_SPLIT, folder))
+            return read_table(download, folder, f"the test split of run {self.run_id}", checks)
 
     def _has(self, name: str) -> bool:
         return any(file.path == name for file in self.client.list_artifacts(self.run_id))
@@ -80,7 +84,7 @@ class InvocationRun:
         uri = f"runs:/{self.run_id}/{_PLAN}"
         try:
             return mlflow.artifacts.load_dict(uri)
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, ValueError, RecursionError) as error:
             raise UserError(f"the plan of run {self.run_id} cannot be read: {_line(error)}") from error
 
     def finish(self, status: str) -> None:
@@ -209,7 +213,7 @@ def check_study_name(study: str) -> None:
 def check_store_exists(tracking_uri: str) -> None:
     """Raise UserError for an SQLite file that is not there; opening it would create an empty one."""
     path = tracking_uri.removeprefix("sqlite:///")
-    if path != tracking_uri and not Path(path).is_file():
+    if path != tracking_uri and not os.path.isfile(path):  # noqa: PTH113 - Path raises for long names
         raise UserError(f"there is no {path} here: run this where the study ran, or give --tracking-uri")
 
 
@@ -222,8 +226,8 @@ def quiet_mlflow() -> None:
 
 
 def _check_answers(tracking_uri: str) -> None:
-    scheme = urlparse(tracking_uri).scheme.split("+")[0]
     try:
+        scheme = urlparse(tracking_uri).scheme.split("+")[0]
         if scheme in {"http", "https"}:
             requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=_SERVER_TIMEOUT).raise_for_status()
         elif scheme not in {"sqlite", "postgresql", "mysql", "mssql"}:

@@ -1,10 +1,12 @@
 """The MLflow run of one trial: its params, metrics, models and predictions."""
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +21,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from search_spaces import TrialConfig
+from search_spaces import TrialConfig, UserError
+from tracking.stored_tables import fractions, read_table, whole_numbers
 
 EPOCH_METRICS = (
     "train_loss",
@@ -33,6 +36,13 @@ STEP_METRICS = ("train_loss_per_step", "train_acc_per_step", "learning_rate_per_
 NOISE_METRICS = ("noise_scale", "gradient_variance", "gradient_norm_squared")  # where measured
 TEST_METRICS = ("test_loss", "test_acc", "last_test_loss", "last_test_acc")
 _PREDICTIONS = {"best": "test_predictions.parquet", "last": "last_test_predictions.parquet"}
+_PREDICTION = {
+    "row_id": whole_numbers,
+    "label": whole_numbers,
+    "prediction": whole_numbers,
+    "probability": fractions,
+}
+_MODEL_URI = re.compile(r"models:/m-[0-9a-zA-Z]+")  # not file:, not http:, not somebody else's name
 _BATCH = 1000  # what the tracking API takes in one call
 _SERVING_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 
@@ -192,11 +202,14 @@ class TrialRun:
 
     def download_model(self, which: str, folder: Path) -> Path:
         """Download the ``best`` or ``last`` model; returns the folder that was given as ModelFiles."""
-        path = mlflow.artifacts.download_artifacts(
-            artifact_uri=self.tags[f"{which}_model"], dst_path=str(folder)
-        )
-        flavor = Model.load(path).flavors["python_function"]
-        return Path(path) / flavor["data"]
+        uri = self.tags.get(f"{which}_model", "")
+        if not _MODEL_URI.fullmatch(uri):
+            raise UserError(f"{which}_model of run {self.run_id} is '{uri}', no model of this MLflow store")
+        path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))).resolve()
+        data = (path / Model.load(str(path)).flavors["python_function"]["data"]).resolve()
+        if path not in data.parents:
+            raise UserError(f"{uri} names files outside itself: it is not a model that this program stored")
+        return data
 
     def log_test(self, best: TestResult, last: TestResult, labels: np.ndarray, rows: np.ndarray) -> None:
         """Write the test metrics and the per-example predictions, and finish the run."""
@@ -234,9 +247,9 @@ class TrialRun:
         Columns ``row_id``, ``label``, ``prediction``, ``probability`` (of the predicted class) and
         ``margin`` (its lead over the second; absent from studies tested before it was stored).
         """
-        name = _PREDICTIONS[which]
+        download = partial(self.client.download_artifacts, self.run_id, _PREDICTIONS[which])
         with tempfile.TemporaryDirectory() as folder:
-            return pd.read_parquet(self.client.download_artifacts(self.run_id, name, folder))
+            return read_table(download, folder, f"{_PREDICTIONS[which]} of {self.name}", _PREDICTION)
 
     def fail(self, reason: str) -> None:
         """Mark the run as failed, with its reason."""
