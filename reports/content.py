@@ -56,9 +56,19 @@ def table_of(row_type: type, rows: Sequence[Any], title: str, note: str = "") ->
     return TableContent(title, columns, [[getattr(row, name) for name in names] for row in rows], note)
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder of a report; UserError where that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot write to {folder} ({first_line(error)}): choose another --results-path"
+        ) from error
+
+
 def write_section(section: Section, folder: Path, name: str) -> None:
     """Write ``folder`` anew: ``<name>.json`` describes the PNG and CSV files beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if (folder / f"{name}.json").is_file():
         _remove_section(folder, name)
     for picture in section.pictures:

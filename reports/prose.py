@@ -60,6 +60,6 @@ def accuracy_text(value: float) -> str:
 def slug(name: str) -> str:
     """A model's name as part of a file name; names that differ have slugs that do."""
     plain = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")[:_SLUG_LENGTH]
-    if plain == name:
+    if plain and plain == name:
         return plain
     return f"{plain or 'model'}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"

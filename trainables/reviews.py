@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -21,6 +22,12 @@ from trainables import demo_reviews
 SPLITS = ("train", "val", "test")
 MIN_PER_CLASS = 20  # so that each of the 8:1:1 splits gets every class
 _FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+# one of the two escapes, such as \ud83d\ude00, that JSON needs for a character beyond the first 65,536
+_HALF_CHARACTER = re.compile(
+    rb"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB][\da-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][\da-fA-F]{2})\\u[dD][c-fC-F][\da-fA-F]{2})"
+)
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,8 @@ def _load_local(path: Path) -> datasets.DatasetDict:
         options: dict[str, Any] = {"cache_dir": cache, "keep_in_memory": True}
         if path.is_dir():
             return datasets.load_dataset(str(path), **options)
+        if path.suffix == ".json" and _HALF_CHARACTER.search(path.read_bytes()):
+            raise ValueError("it spells half of a character, which would be left out")
         kind = _FILE_FORMATS[path.suffix]
         if kind == "csv":
             options["index_col"] = False
@@ -185,6 +194,8 @@ def _checked_labels(table: datasets.Dataset, name: str) -> tuple[np.ndarray, tup
         raise UserError(f"column '{name}' holds fractions, not classes: name another --label-column")
     if any(not isinstance(v, (str, int, float)) for v in values):
         raise UserError(f"column '{name}' holds neither numbers nor names: name another one")
+    if len({isinstance(v, str) for v in values}) > 1:
+        raise UserError(f"column '{name}' mixes numbers and names: give every class a name")
     values = [int(v) if isinstance(v, (bool, float)) else v for v in values]
     classes = sorted(set(values))
     if len(classes) < 2:
