@@ -13,11 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (
-    "--space fixed_lr --demo --models bert-tiny --target-batch-sizes 64 --epochs 12 --train-size 320 "
+    "--space fixed_lr --demo --models bert-tiny --target-batch-sizes 64 --epochs 20 --train-size 320 "
     "--eval-size 60 --max-length 32"
 ).split()
-ASK = "import sys, ray; from ray._raylet import GcsClient; "
-ASK += "GcsClient(sys.argv[1]).get_all_node_info(timeout=10); print('joined')"
+ASK = "import ray; from ray._raylet import GcsClient; "  # imported by the time it is told the address
+ASK += "GcsClient(input()).get_all_node_info(timeout=10); print('joined')"
 
 
 class Watched:
@@ -37,6 +37,15 @@ class Watched:
 
     def run(self):
         command = [sys.executable, str(ROOT / "tune_main.py"), *COMMAND]
+        without = {"HOME": str(self.stranger), "TMPDIR": str(self.stranger), "RAY_AUTH_MODE": "disabled"}
+        self.waiting = subprocess.Popen(
+            [sys.executable, "-c", ASK],
+            env=self.environment | without,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         with self.log.open("w") as log:
             process = subprocess.Popen(
                 command, cwd=self.work, env=self.environment, stdout=log, stderr=subprocess.STDOUT
@@ -45,7 +54,8 @@ class Watched:
             self._look(psutil.Process(process.pid))
             if not self.dashboard and "epoch 1/" in self.log.read_text():
                 self._ask()
-            time.sleep(0.1)
+            time.sleep(0.5)
+        self.waiting.kill()  # where it was never told an address
         self.code = process.returncode
         return self
 
@@ -72,13 +82,8 @@ class Watched:
             except urllib.error.HTTPError as error:
                 self.dashboard[token] = error.code
         gcs = next(f"127.0.0.1:{port}" for name, _, port in self.listening if name == "gcs_server")
-        without = self.environment | {"HOME": str(self.stranger), "TMPDIR": str(self.stranger)}
-        without["RAY_AUTH_MODE"] = "disabled"
-        stranger = [sys.executable, "-c", ASK, gcs]
-        found = subprocess.run(
-            stranger, env=without, capture_output=True, text=True, timeout=100, check=False
-        )
-        self.joined = "joined" in found.stdout
+        out, why = self.waiting.communicate(gcs)
+        self.joined = "joined" in out, why
 
 
 @pytest.fixture(scope="module")
