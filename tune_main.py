@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import io
 import os
 import signal
 import sys
@@ -32,14 +33,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit 2 with the message alone."""
-        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        from sweep import UserError
+
+        print(f"error: {UserError(message)} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(USAGE_ERROR)
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse everything; what is left over is an error that suggests near misses."""
         known, rest = self.parse_known_args(argv)
         if rest:
-            near = difflib.get_close_matches(rest[0], list(self._option_string_actions), n=1)
+            near = difflib.get_close_matches(rest[0][:100], list(self._option_string_actions), n=1)
             self.error(f"unknown argument {rest[0]}" + (f": did you mean {near[0]}?" if near else ""))
         return known
 
@@ -47,6 +50,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str]) -> int:
     """Run a command; returns the exit code."""
     command, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("sweep", argv)
+    _print_anything()
     arguments = PARSERS[command]().parse(rest)
     _quiet_libraries()
     from sweep import StoreAwayError, UserError
@@ -99,6 +103,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     from sweep.options import default_tracking_uri
 
     tracking_uri = arguments.tracking_uri or default_tracking_uri()
+    _check_places(tracking_uri, arguments.results_path)
     print_report(tracking_uri, arguments.name, arguments.results_path)
     return 0
 
@@ -109,6 +114,7 @@ def run_analyze(arguments: argparse.Namespace) -> int:
     from sweep.options import default_tracking_uri
 
     tracking_uri = arguments.tracking_uri or default_tracking_uri()
+    _check_places(tracking_uri, arguments.results_path)
     from reports import write_report
     from reports.inside import View, write_inside
 
@@ -123,6 +129,13 @@ def run_analyze(arguments: argparse.Namespace) -> int:
     page = write_report(tracking_uri, arguments.name, arguments.results_path).page
     console.print(f"report         {page}", markup=False)
     return 0
+
+
+def _check_places(tracking_uri: str, results_path: str) -> None:
+    from sweep.options import check_place
+
+    check_place("--tracking-uri", tracking_uri)
+    check_place("--results-path", results_path)
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
@@ -275,10 +288,17 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it logs it also raises
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+
+def _print_anything() -> None:
+    """A terminal or a log that is not in UTF-8 gets escapes for the letters that it lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 PARSERS: dict[str, Callable[[], Parser]] = {

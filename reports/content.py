@@ -1,15 +1,18 @@
 """What a section of a report is made of: prose, pictures and tables, and how it is kept in a folder."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from reports.csv_files import csv_text
+from tracking import UserError, first_line
 
 INSIDE = "inside"  # the section that looks inside the models: its folder, and its file's name
 Value = str | int | float
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,19 @@ def table_of(row_type: type, rows: Sequence[Any], title: str, note: str = "") ->
     return TableContent(title, columns, [[getattr(row, name) for name in names] for row in rows], note)
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder of a report; UserError where that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot write to {folder} ({first_line(error)}): choose another --results-path"
+        ) from error
+
+
 def write_section(section: Section, folder: Path, name: str) -> None:
     """Write ``folder`` anew: ``<name>.json`` describes the PNG and CSV files beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if (folder / f"{name}.json").is_file():
         _remove_section(folder, name)
     for picture in section.pictures:
@@ -70,18 +83,60 @@ def write_section(section: Section, folder: Path, name: str) -> None:
 
 
 def read_section(folder: Path, name: str) -> Section:
-    """Read what ``write_section`` wrote."""
-    description = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    """Read what ``write_section`` wrote; a UserError for anything else, somebody may have put it there."""
+    try:
+        description = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        return _section(folder, description)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{name}.json does not describe what analyze found ({first_line(error)}): run analyze again"
+        ) from error
+
+
+def _section(folder: Path, description: dict[str, Any]) -> Section:
     pictures = [
-        Picture(**picture, png=(folder / f"{picture['name']}.png").read_bytes())
+        Picture(**_texts(picture), png=(folder / f"{_file_name(picture['name'])}.png").read_bytes())
         for picture in description["pictures"]
     ]
-    tables = {file: TableContent(**table) for file, table in description["tables"].items()}
-    return Section(description["prose"], pictures, tables)
+    tables = {_file_name(file): _table(table) for file, table in description["tables"].items()}
+    return Section([_text(sentence) for sentence in description["prose"]], pictures, tables)
+
+
+def _file_name(name: str) -> str:
+    """A name that stays in its folder."""
+    if not _FILE_NAME.fullmatch(name):
+        raise ValueError(f"{name} is not the name of a file")
+    return name
+
+
+def _table(values: dict[str, Any]) -> TableContent:
+    table = TableContent(**values)
+    columns = [_text(column) for column in table.columns]
+    rows = [[_value(value) for value in row] for row in table.rows]
+    if any(len(row) != len(columns) for row in rows):
+        raise ValueError("a row is longer or shorter than its table")
+    return TableContent(_text(table.title), columns, rows, _text(table.note))
+
+
+def _texts(values: dict[str, Any]) -> dict[str, str]:
+    return {key: _text(value) for key, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("something else stands where a text should")
+    return value.encode("utf-8", "replace").decode()  # JSON can spell halves of characters
+
+
+def _value(value: Any) -> Value:
+    return value if isinstance(value, (int, float)) else _text(value)
 
 
 def _remove_section(folder: Path, name: str) -> None:
-    earlier = read_section(folder, name)
+    try:
+        earlier = read_section(folder, name)
+    except UserError:  # what it described can no longer be told from somebody else's files
+        return
     files = [f"{picture.name}.png" for picture in earlier.pictures]
     for file in (*files, *(f"{table}.csv" for table in earlier.tables), f"{name}.json"):
         (folder / file).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from reports.content import Picture, Section, TableContent
 from reports.findings import Findings
 from reports.prose import accuracy_text
-from reports.render import cell_text, markdown_table
+from reports.render import cell_text, markdown_table, markdown_text
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,35 @@ def _data_uri(picture: Picture) -> Markup:
 
 def markdown(page: Page, picture_folder: str) -> str:
     """The same in Markdown, its pictures as links into ``picture_folder``."""
-    findings = page.findings
-    lines = [f"# {page.study}", "", page.question, "", "\n\n".join(findings.headline), ""]
-    lines += [f"- {flag.sentence}" for flag in findings.flags] + [""] * bool(findings.flags)
+    findings, text = page.findings, markdown_text
+    lines = [f"# {text(page.study)}", "", text(page.question), ""]
+    lines += [f"{text(paragraph)}\n" for paragraph in findings.headline]
+    lines += [f"- {text(flag.sentence)}" for flag in findings.flags] + [""] * bool(findings.flags)
     lines += ["## Results", "", *map(markdown_table, findings.results)]
     for table in findings.tables.values():
         lines.append(markdown_table(table))
     for family in (findings.cells, findings.epochs):
-        lines += [f"- {verdict.sentence()}" for verdict in family.verdicts] + [""] * bool(family.verdicts)
+        sentences = [f"- {text(verdict.sentence())}" for verdict in family.verdicts]
+        lines += sentences + [""] * bool(sentences)
     for heading, pictures in page.pictures.items():
-        lines += [f"## {heading}", ""]
+        lines += [f"## {text(heading)}", ""]
         for picture in pictures:
-            lines += [f"![{picture.alt}]({picture_folder}/{picture.name}.png)", "", picture.caption, ""]
+            lines += _picture(picture, picture_folder)
     if page.inside:
-        lines += ["## A look inside", "", *(f"{sentence}\n" for sentence in page.inside.prose)]
+        lines += ["## A look inside", "", *(f"{text(sentence)}\n" for sentence in page.inside.prose)]
         for picture in page.inside.pictures:
-            lines += [f"![{picture.alt}](inside/{picture.name}.png)", "", picture.caption, ""]
+            lines += _picture(picture, "inside")
         lines += [markdown_table(table) for table in page.inside.tables.values()]
-    lines += ["## How it was made", "", *(f"- {what}: {value}" for what, value in page.facts), ""]
+    lines += [
+        "## How it was made",
+        "",
+        *(f"- {text(what)}: {text(value)}" for what, value in page.facts),
+        "",
+    ]
     lines.append(markdown_table(page.runs))
     return "\n".join(lines)
+
+
+def _picture(picture: Picture, folder: str) -> list[str]:
+    alt = markdown_text(picture.alt).replace("[", "\\[").replace("]", "\\]")
+    return [f"![{alt}]({folder}/{picture.name}.png)", "", markdown_text(picture.caption), ""]

@@ -1,10 +1,13 @@
 """Numbers as a reader says them."""
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
 
 from reports.evidence.statistics import Interval
+
+_SLUG_LENGTH = 80  # file systems end at 255 bytes, and a picture's kind is to follow
 
 
 def p_text(p: float) -> str:
@@ -55,5 +58,8 @@ def accuracy_text(value: float) -> str:
 
 
 def slug(name: str) -> str:
-    """A model's name as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.") or "model"
+    """A model's name as part of a file name; names that differ have slugs that do."""
+    plain = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")[:_SLUG_LENGTH]
+    if plain and plain == name:
+        return plain
+    return f"{plain or 'model'}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"

@@ -1,13 +1,13 @@
 """How a study was made: data, splits, versions, hardware, time, and where each trial's run is."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from reports.content import TableContent
+from reports.stored_plan import SHARED_SETTINGS
 from reports.study_data import StudyData
 from tracking import StudyStore
-
-_SHARED = ("optimizer", "scheduler", "epochs", "dropout", "max_length", "precision", "engine")
 
 
 def facts(study: StudyData, store: StudyStore) -> list[tuple[str, str]]:
@@ -23,7 +23,7 @@ def facts(study: StudyData, store: StudyStore) -> list[tuple[str, str]]:
         ),
         ("Exact duplicates dropped before the split", f"{dataset['duplicates_dropped']:,}"),
         ("Classes", ", ".join(map(str, dataset["label_names"]))),
-        ("Training", ", ".join(f"{name} {config[name]}" for name in _SHARED)),
+        ("Training", ", ".join(f"{name} {config[name]}" for name in SHARED_SETTINGS)),
         ("Seeds", ", ".join(map(str, study.axis_values("seed")))),
         ("Trials", f"{len(study.trials)}, serving {len(study.cells)} cells"),
         ("Hardware", _distinct(study, "hardware")),
@@ -70,11 +70,20 @@ def _seconds(study: StudyData) -> dict[str, float]:
 
 def _gpu_hours(study: StudyData) -> str:
     used = {
-        trial_hash: seconds * float(study.trials[trial_hash].tags.get("gpus_per_trial", 0))
+        trial_hash: seconds * _number(study.trials[trial_hash].tags.get("gpus_per_trial", "0"))
         for trial_hash, seconds in _seconds(study).items()
     }
     hours = sum(used.values()) / 3600
     return f"{hours:.2f}" if hours else "none: trained on the CPU"
+
+
+def _number(text: str) -> float:
+    """A tag's number; 0 where somebody wrote something else there."""
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if math.isfinite(value) else 0.0
 
 
 def _duration(seconds: float) -> str:

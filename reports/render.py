@@ -1,6 +1,7 @@
 """Tables as a terminal, Markdown and people read them."""
 
 import math
+import re
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -11,7 +12,7 @@ from reports.content import TableContent, Value
 
 def terminal_table(table: TableContent) -> Table:
     """For a terminal: the first column to the left, the others to the right."""
-    drawn = Table(title=table.title, title_justify="left", title_style="bold")
+    drawn = Table(title=Text(table.title), title_justify="left", title_style="bold")
     for number, column in enumerate(table.columns):
         drawn.add_column(column, justify="left" if number == 0 else "right")
     for row in table.rows:
@@ -21,9 +22,10 @@ def terminal_table(table: TableContent) -> Table:
 
 def markdown_table(table: TableContent) -> str:
     """With its title as a heading."""
-    head = [f"### {_markdown(table.title)}", "", _line(table.columns), _line(["---"] * len(table.columns))]
-    rows = [_line([_markdown(cell_text(value)) for value in row]) for row in table.rows]
-    return "\n".join([*head, *rows, "", *([table.note, ""] if table.note else [])])
+    columns = [markdown_text(column) for column in table.columns]
+    head = [f"### {markdown_text(table.title)}", "", _line(columns), _line(["---"] * len(columns))]
+    rows = [_line([markdown_text(cell_text(value)) for value in row]) for row in table.rows]
+    return "\n".join([*head, *rows, "", *([markdown_text(table.note), ""] if table.note else [])])
 
 
 def cell_text(value: Value) -> str:
@@ -33,9 +35,9 @@ def cell_text(value: Value) -> str:
     return "–" if math.isnan(value) else f"{value:.4g}"
 
 
-def _markdown(text: str) -> str:
-    """One line, nothing in it that Markdown or the HTML around it would act on."""
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+def markdown_text(text: str) -> str:
+    """One line, and in it no tag, link, picture or end of a cell; a lone bracket stays as it is."""
+    escaped = re.sub(r"[\\|]|\](?=[(\[:])", r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
     return " ".join(escaped.split())
 
 

@@ -1,14 +1,15 @@
 """A study as it lies in MLflow, read once: everything the report is made from."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
-from tracking import StudyStore, TrialRun
+from reports.stored_plan import checked_plan
+from tracking import StudyStore, TrialRun, UserError, printable
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ class StudyData:
 
 
 def read_study(store: StudyStore, plan: Mapping[str, Any]) -> StudyData:
-    """Read the trials that ``plan`` names."""
+    """Read the trials that ``plan`` names; a UserError for what this program would not have stored."""
+    plan = checked_plan(plan)
     cells = [Cell(**{key: cell[key] for key in Cell.__dataclass_fields__}) for cell in plan["cells"]]
     configs = {cell["trial_hash"]: cell["config"] for cell in plan["cells"]}
     runs = store.trial_runs()
@@ -119,7 +121,25 @@ def read_study(store: StudyStore, plan: Mapping[str, Any]) -> StudyData:
         for trial_hash, config in configs.items()
         if (run := runs.get(trial_hash))
     }
+    check_results(trials.values(), len(plan["dataset"]["label_names"]))
     return StudyData(plan, cells, trials)
+
+
+def check_results(trials: Iterable[TrialData], classes: int) -> None:
+    """Raise UserError for results that no trial of this program has: somebody else stored them."""
+    rows: set[tuple[int, ...]] = set()
+    for trial in trials:
+        for name, value in trial.metrics.items():
+            if name.endswith("_acc") and not 0 <= value <= 1:
+                raise UserError(f"{name} of {trial.name} in MLflow is {value}, which is no accuracy")
+            if name == "best_epoch" and not 1 <= value < math.inf:
+                raise UserError(f"best_epoch of {trial.name} in MLflow is {value}, which is no epoch")
+        for which, frame in trial.predictions.items():
+            if not frame[["label", "prediction"]].isin(range(classes)).all(axis=None):
+                raise UserError(f"{trial.name}, {which} epoch: predictions in MLflow name unknown classes")
+            rows.add(tuple(sorted(frame["row_id"])))
+    if len(rows) > 1:
+        raise UserError("the trials' predictions in MLflow are not about the same test examples")
 
 
 def _trial(cells: Sequence[Cell], config: Mapping[str, Any], run: TrialRun) -> TrialData:
@@ -127,7 +147,7 @@ def _trial(cells: Sequence[Cell], config: Mapping[str, Any], run: TrialRun) -> T
     return TrialData(
         trial_hash=first.trial_hash,
         run_id=run.run_id,
-        name=run.name,
+        name=printable(run.name),
         config=config,
         model=first.model,
         target_batch_size=first.target_batch_size,

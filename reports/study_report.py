@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reports.charts import accuracy_pictures, curve_pictures, noise_pictures
-from reports.content import INSIDE, Picture, Section, TableContent, read_section, write_section
+from reports.content import INSIDE, Picture, Section, TableContent, make_folder, read_section, write_section
 from reports.evidence.verdict_rows import verdicts_csv
 from reports.findings import Findings, find
 from reports.page import Page, html, markdown
@@ -36,6 +36,8 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
     store = StudyStore(tracking_uri, study)
     invocation = store.latest_invocation()
     data = read_study(store, invocation.plan())
+    folder = Path(results_path) / study
+    make_folder(folder / _PICTURES)
     page = Page(
         study=data.name,
         question=data.plan["question"],
@@ -45,7 +47,6 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
         facts=facts(data, store),
         runs=run_table(data, store),
     )
-    folder = Path(results_path) / study
     _write(page, data, folder)
     invocation.log_folder(folder)
     results = result_tables(page.findings.rows, data.plan["dataset"]["sizes"], compact=True)
@@ -71,7 +72,6 @@ def _pictures(study: StudyData) -> dict[str, Sequence[Picture]]:
 
 
 def _write(page: Page, study: StudyData, folder: Path) -> None:
-    (folder / _PICTURES).mkdir(parents=True, exist_ok=True)
     for pictures in page.pictures.values():
         for picture in pictures:
             (folder / _PICTURES / f"{picture.name}.png").write_bytes(picture.png)

@@ -3,18 +3,41 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST = 1000  # characters of a message
+_LONGEST_COMPARED = 200  # characters of a name; comparing takes the square of that
+
 
 class UserError(ValueError):
     """A mistake the user can mend; the message is one line that says what is wrong and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(printable(message)))
 
 
 class StoreAwayError(RuntimeError):
     """The tracking store did not answer for as long as somebody was willing to wait; one line."""
 
 
-def unknown(kind: str, given: str, known: Iterable[str]) -> UserError:
+def printable(text: str) -> str:
+    """The text on one line, with escapes for what would break the line or steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    """A text that is too long without its middle: its end says what to do."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def unknown(kind: str, given: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a table, with near misses suggested."""
-    known = sorted(known)
-    near = get_close_matches(given, known, n=2, cutoff=0.5)
+    known = sorted(map(str, known))
+    name = shortened(str(given))
+    near = get_close_matches(name[:_LONGEST_COMPARED], known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}"
-    return UserError(f"unknown {kind} '{given}': {hint}")
+    return UserError(f"unknown {kind} '{name}': {hint}")

@@ -17,6 +17,7 @@ ENGINES = ("torch", "accelerate")
 PRECISIONS = ("fp32", "bf16")
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine")
+LARGEST = 2**63 - 1  # what PyTorch, Arrow and SQLite can count to
 
 # Fields that change how a trial is computed or spelled, but not what is learned. The learning rate
 # stands in for the three fields it derives from, the digest of the data for the place it came from.
@@ -75,8 +76,11 @@ class TrialConfig:
             raise UserError("warmup_ratio does nothing under scheduler constant: set constant_with_warmup")
         if self.weight_decay < 0:
             raise UserError(f"weight_decay must not be negative, not {self.weight_decay}")
-        if not math.isfinite(self.learning_rate):
-            raise UserError(f"base_lr {self.base_lr} is scaled to {self.learning_rate}: make it smaller")
+        if not 0 < self.learning_rate < math.inf:
+            direction = "larger" if self.learning_rate == 0 else "smaller"
+            raise UserError(
+                f"base_lr {self.base_lr} is scaled to {self.learning_rate}: make it {direction}"
+            )
         if self.noise_every < 0:
             raise UserError(f"noise_every must not be negative, not {self.noise_every}: 0 turns it off")
         if self.max_length < 3:
@@ -87,15 +91,17 @@ class TrialConfig:
     def _check_types(self) -> None:
         for name, kinds in _FIELD_TYPES.items():
             value = getattr(self, name)
+            if type(value) is int and abs(value) > LARGEST:
+                raise UserError(f"{name} must be between -2^63 and 2^63")
             if float in kinds and type(value) is int:
                 object.__setattr__(self, name, value := float(value))
             if type(value) not in kinds:
                 wanted = " or ".join("nothing" if k is type(None) else k.__name__ for k in kinds)
-                raise UserError(f"{name} must be {wanted}, not {value!r}")
+                raise UserError(f"{name} must be {wanted}, not {_shown(value)}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{name} must be a finite number, not {value}")
-            if isinstance(value, str) and not value and name != "dataset_digest":
-                raise UserError(f"{name} must not be empty")
+            if isinstance(value, str):
+                _check_text(name, value)
 
     @property
     def learning_rate(self) -> float:
@@ -107,11 +113,11 @@ class TrialConfig:
     @property
     def accumulation_steps(self) -> int:
         """Micro-batches of a full window: ceil(target / physical)."""
-        return math.ceil(self.target_batch_size / self.physical_batch_size)
+        return -(-self.target_batch_size // self.physical_batch_size)
 
     def steps_per_epoch(self, train_examples: int) -> int:
         """Optimizer steps in one pass over ``train_examples`` examples, the short last one included."""
-        return math.ceil(train_examples / self.target_batch_size)
+        return -(-train_examples // self.target_batch_size)
 
     def measures_noise(self, window: int) -> bool:
         """Whether the gradient noise is measured in this window of an epoch, counted from 0."""
@@ -147,6 +153,19 @@ class TrialConfig:
         if missing:
             raise UserError(f"configuration lacks {', '.join(missing)}")
         return cls(**values)
+
+
+def _check_text(name: str, value: str) -> None:
+    if not value and name != "dataset_digest":
+        raise UserError(f"{name} must not be empty")
+    # no file can be called so, and no tracking store can keep it
+    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+        raise UserError(f"{name} holds a character that is not text: {value!r}")
+
+
+def _shown(value: Any) -> str:
+    """A value as messages show it; of what is neither number nor text, its type."""
+    return repr(value) if isinstance(value, (int, float, str, type(None))) else type(value).__name__
 
 
 def _kinds(annotation: Any) -> tuple[type, ...]:

@@ -1,8 +1,10 @@
 """Ray: start it or join it, and turn the user's wishes into resources per trial."""
 
+import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import warnings
 from collections.abc import Iterator
@@ -21,10 +23,12 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 import ray
+from ray._private import ray_constants
 
-from search_spaces import UserError
+from search_spaces import UserError, first_line
 from sweep.options import SweepOptions
 
+_TOKEN = Path.home() / ".ray" / "auth_token"
 _PROJECT = Path(__file__).resolve().parent.parent
 _NOT_FOR_WORKERS = [
     ".git",
@@ -63,14 +67,37 @@ def ray_session(address: str | None) -> Iterator[str]:
         # "local": never somebody else's cluster that happens to run on this machine
         arguments |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
     on_termination = signal.getsignal(signal.SIGTERM)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.nullcontext() if address else _on_loopback():
         warnings.simplefilter("ignore")
         context = _connect(address, arguments)
     signal.signal(signal.SIGTERM, on_termination)  # Ray puts its own in its place, which stops at once
+    _hide_token()
     try:
         yield context.dashboard_url or ""
     finally:
         ray.shutdown()
+    if not address:  # after an error its logs are worth keeping
+        shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray's own servers on 127.0.0.1, as on macOS and Windows; elsewhere they listen to every network.
+
+    ``ray.init`` has no argument for it: the address 127.0.0.1 given as the node's is replaced.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _hide_token() -> None:
+    """Ray writes its token as readable for every account of the machine as other files are."""
+    with contextlib.suppress(OSError):
+        _TOKEN.chmod(0o600)
 
 
 def _job_brings_the_project() -> bool:
@@ -83,7 +110,7 @@ def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
     try:
         return ray.init(**arguments)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise UserError(f"{where} cannot be reached ({reason}): check --ray-address") from error
 

@@ -61,6 +61,7 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space:
     Raises UserError for names that do not exist and for ``--set`` on what has a flag of its own.
     """
     _check_resources(options)
+    _check_places(options)
     space = find_space(options.space)
     settings = dict(space.settings)
     if options.demo:
@@ -135,6 +136,23 @@ def _check_resources(options: SweepOptions) -> None:
         raise UserError(f"--store-patience must be seconds, not {options.store_patience:g}")
     if options.max_concurrent is not None and options.max_concurrent < 1:
         raise UserError(f"--max-concurrent must be at least 1, not {options.max_concurrent}")
+
+
+def _check_places(options: SweepOptions) -> None:
+    places = {
+        "--tracking-uri": options.tracking_uri,
+        "--storage-path": options.storage_path,
+        "--results-path": options.results_path,
+        "--ray-address": options.ray_address or "",
+    }
+    for flag, place in places.items():
+        check_place(flag, place)
+
+
+def check_place(flag: str, place: str) -> None:
+    """Raise UserError for a path or an address that no system could have."""
+    if "\0" in place or not place.isprintable():
+        raise UserError(f"{flag} '{place}' holds a character that cannot stand there")
 
 
 def check_distinct(space: Space) -> None:

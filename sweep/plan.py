@@ -7,8 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
-from search_spaces import Space, TrialConfig, unique_trials
+from search_spaces import Space, TrialConfig, UserError, printable, unique_trials
 from sweep.hardware import gpu_expected
 from sweep.options import SweepOptions, check_distinct, resolve_space
 from tracking import DatasetFacts
@@ -100,6 +101,7 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
     space = replace(space, models=tuple(map(canonical_model, space.models)))
     check_distinct(space)
     first = space.cells()[0]
+    _check_model_names(space.cells())
     for model in space.models:
         check_max_length(model, first.max_length)
     parameters = {model: count_parameters(model) for model in space.models}
@@ -108,6 +110,17 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
     cells = [replace(cell, dataset_digest=digest) for cell in space.cells()]
     measures = options.physical_batch_size == "auto" and gpu_expected(options)
     return Plan(options.study, space, cells, splits, parameters, measures)
+
+
+def _check_model_names(cells: Sequence[TrialConfig]) -> None:
+    """Tables and pictures name a model by its last part: two of one name would become one."""
+    models: dict[str, str] = {}
+    for cell in cells:
+        other = models.setdefault(cell.model_name, cell.model)
+        if other != cell.model:
+            raise UserError(
+                f"models '{other}' and '{cell.model}' are both called {cell.model_name}: rename a folder"
+            )
 
 
 def plan_tables(plan: Plan) -> list[Table | str]:
@@ -148,7 +161,7 @@ def plan_tables(plan: Plan) -> list[Table | str]:
         config = cells[0]
         table.add_row(
             trial_hash,
-            config.model_name,
+            Text(printable(config.model_name)),
             ", ".join(cell.scaling_rule for cell in cells),
             str(config.target_batch_size),
             "auto" if plan.measures_physical else str(config.physical_batch_size),
@@ -165,7 +178,7 @@ def plan_tables(plan: Plan) -> list[Table | str]:
             "at batch size "
             f"{shared[0][0].reference_batch_size} every scaling rule gives the same learning rate"
         )
-    return ["\n".join(summary), table]
+    return ["\n".join(map(printable, summary)), table]
 
 
 def gigabytes(count: int) -> str:

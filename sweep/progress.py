@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from search_spaces import TrialConfig
+from search_spaces import TrialConfig, printable
 from sweep.console import console
 from tracking import run_name
 
@@ -64,7 +65,7 @@ class Progress:
         """A trial finished an epoch."""
         self._update(trial_hash, report=report)
         if not console.is_terminal:
-            console.print(self._line(trial_hash))
+            console.print(printable(self._line(trial_hash)), markup=False)
 
     def finished(self, trial_hash: str) -> None:
         """A trial finished its last epoch."""
@@ -73,7 +74,8 @@ class Progress:
     def failed(self, trial_hash: str, reason: str) -> None:
         """A trial failed."""
         self._update(trial_hash, state="failed")
-        console.print(f"{self._rows[trial_hash].name} failed: {reason}", style="red", markup=False)
+        line = printable(f"{self._rows[trial_hash].name} failed: {reason}")
+        console.print(line, style="red", markup=False)
 
     def say(self, trial_hash: str, text: str) -> None:
         """Something happened to a trial that does not stop it."""
@@ -106,7 +108,7 @@ class Progress:
             for column in _COLUMNS:
                 table.add_column(column, justify="right", no_wrap=True)
             for row in self._visible_rows():
-                table.add_row(row.name, *_cells(row), style=_STYLES[row.state])
+                table.add_row(Text(printable(row.name)), *_cells(row), style=_STYLES[row.state])
         return table
 
     def _visible_rows(self) -> list[_Row]:

@@ -16,7 +16,7 @@ from sweep.plan import Plan
 from sweep.progress import Progress
 from sweep.storage import StudyStorage
 from sweep.store_writer import StoreWriter
-from tracking import EPOCH_METRICS, NOISE_METRICS, ModelFiles, TrialRun
+from tracking import EPOCH_METRICS, MEMORY_METRICS, NOISE_METRICS, ModelFiles, TrialRun
 from trainables.checkpoint import read_progress, weight_files
 from trainables.exported_model import ClassifierCard, export_model
 from trainables.trial import TrialAssets, best_epoch
@@ -24,7 +24,7 @@ from trainables.trial import TrialAssets, best_epoch
 _PROJECT = Path(__file__).resolve().parent.parent
 _LOADER = "trainables.exported_model"
 _LOADER_CODE = (_PROJECT / "trainables", _PROJECT / "search_spaces")
-_REPORT_KEYS = ("epoch", "step_curve", *EPOCH_METRICS, *NOISE_METRICS)
+_REPORT_KEYS = ("epoch", "step_curve", *EPOCH_METRICS, *NOISE_METRICS, *MEMORY_METRICS)
 
 
 class Recorder(Callback):

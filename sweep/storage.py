@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from search_spaces import UserError
+from search_spaces import UserError, first_line
 from sweep.journal import Journal
 from trainables.trial_folder import TrialFolder
 
@@ -23,7 +23,10 @@ class StudyStorage:
     def __init__(self, storage_path: str, study: str) -> None:
         if "://" in storage_path:
             raise UserError(f"--storage-path {storage_path} is not a folder: give one all nodes can see")
-        self.root = Path(storage_path).expanduser().resolve()
+        try:
+            self.root = Path(storage_path).expanduser().resolve()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"--storage-path {storage_path} is no folder: {first_line(error)}") from error
         self.study = study
         self.path = writable_folder(self.root / study, "--storage-path")
         self.journal = Journal(self.path / "journal")
@@ -88,6 +91,6 @@ def writable_folder(folder: Path, flag: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another {flag}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write to {folder} ({first_line(error)}): choose another {flag}") from error
     return folder

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from search_spaces import StoreAwayError, TrialConfig
+from search_spaces import StoreAwayError, TrialConfig, printable
 from sweep.assets import ModelAssets, prepare_assets
 from sweep.cluster import Resources, ray_session, resources_per_trial
 from sweep.console import console
@@ -232,7 +232,8 @@ def _register_best(plan: Plan, store: StudyStore) -> None:
     if tested:
         best = max(tested, key=lambda run: run.metrics["best_val_acc"])
         uri = register_best(store.client, plan.study, best)
-        console.print(f"best model     {uri}  ({best.name}, val_acc {best.metrics['best_val_acc']:.4f})")
+        line = f"best model     {uri}  ({best.name}, val_acc {best.metrics['best_val_acc']:.4f})"
+        console.print(printable(line), markup=False)
 
 
 def _announce(dashboard: str, options: SweepOptions, resources: Resources) -> None:
@@ -245,6 +246,6 @@ def _announce(dashboard: str, options: SweepOptions, resources: Resources) -> No
     if dashboard:
         console.print(f"Ray dashboard  http://{dashboard}  (it asks for the token of `ray get-auth-token`)")
     if options.tracking_uri.startswith("http"):
-        console.print(f"MLflow         {options.tracking_uri}")
+        console.print(f"MLflow         {options.tracking_uri}", markup=False)
     else:
-        console.print(f"MLflow         mlflow ui --backend-store-uri {options.tracking_uri}")
+        console.print(f"MLflow         mlflow ui --backend-store-uri {options.tracking_uri}", markup=False)

@@ -4,10 +4,12 @@ import itertools
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
+from search_spaces import printable
 from search_spaces.trial_config import ENGINES
 from sweep.console import console
-from trainables.encoders import ENCODERS, canonical_model, load_architecture
+from trainables.encoders import ENCODERS, canonical_model, load_architecture, outline
 from trainables.gradient_check import PHYSICAL_BATCH_SIZES, TOLERANCE, GradientError, check_model
 
 
@@ -27,11 +29,12 @@ def verify(models: list[str] | None) -> bool:
     errors: list[GradientError] = []
     for name in names:
         config = load_architecture(name)
+        outline(name, config)
         for engine in ENGINES:
-            with console.status(f"{name}, {engine}"):
+            with console.status(Text(printable(f"{name}, {engine}"))):
                 found = check_model(name, config, engine, device)
             for window, group in itertools.groupby(found, key=lambda error: error.window):
-                table.add_row(name.rsplit("/", 1)[-1], engine, window, *map(_text, group))
+                table.add_row(Text(printable(name.rsplit("/", 1)[-1])), engine, window, *map(_text, group))
             errors += found
     console.print(table)
     good = [error for error in errors if error.is_small]

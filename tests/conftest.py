@@ -4,9 +4,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: no t
 
 from dataclasses import replace
 
-import datasets
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from mlflow.tracking import MlflowClient
 
 from sweep.assets import prepare_assets
@@ -14,17 +14,20 @@ from tests.helpers import TINY_MODELS, tiny_config
 from tests.small_study import write_small_study
 from trainables.reviews import load_splits
 
+# the same examples every time, on any machine however busy
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("repeatable")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_datasets_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        yield
 
 
 @pytest.fixture(scope="session")

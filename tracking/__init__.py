@@ -1,15 +1,28 @@
 """The only importer of mlflow: one experiment per study, a run per invocation, a child per trial."""
 
-from search_spaces import StoreAwayError, UserError, unknown
+import os
+
+# read when MLflow is imported, which would report each use to its makers
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from search_spaces import StoreAwayError, UserError, first_line, printable, unknown
 from tracking.model_files import ChangedModelError, ModelFiles
 from tracking.model_registry import register_best
-from tracking.patience import Patience, first_line
+from tracking.patience import Patience
 from tracking.store_place import check_store_exists, sqlite_file
 from tracking.study_store import InvocationRun, StudyStore, check_study_name
-from tracking.trial_run import EPOCH_METRICS, NOISE_METRICS, DatasetFacts, TrialRun, run_name
+from tracking.trial_run import (
+    EPOCH_METRICS,
+    MEMORY_METRICS,
+    NOISE_METRICS,
+    DatasetFacts,
+    TrialRun,
+    run_name,
+)
 
 __all__ = [
     "EPOCH_METRICS",
+    "MEMORY_METRICS",
     "NOISE_METRICS",
     "ChangedModelError",
     "DatasetFacts",
@@ -23,6 +36,7 @@ __all__ = [
     "check_store_exists",
     "check_study_name",
     "first_line",
+    "printable",
     "register_best",
     "run_name",
     "sqlite_file",

@@ -14,6 +14,8 @@ from mlflow.models.signature import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, Schema
 
+from search_spaces import UserError
+
 _SERVING_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 _SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string")]),
@@ -69,9 +71,12 @@ def download_model(model: UploadedModel, folder: Path) -> Path:
 
     Raises ChangedModelError where they are not those; an empty digest, of older studies, is not checked.
     """
-    path = mlflow.artifacts.download_artifacts(artifact_uri=model.uri, dst_path=str(folder))
-    flavor = Model.load(path).flavors["python_function"]
-    data = Path(path) / flavor["data"]
+    path = Path(mlflow.artifacts.download_artifacts(artifact_uri=model.uri, dst_path=str(folder))).resolve()
+    data = (path / Model.load(str(path)).flavors["python_function"]["data"]).resolve()
+    if path not in data.parents:
+        raise UserError(
+            f"{model.uri} names files outside itself: it is not a model that this program stored"
+        )
     if model.digest and folder_digest(data) != model.digest:
         raise ChangedModelError(f"{model.uri} is not what was uploaded")
     return data

@@ -15,7 +15,7 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 
-from search_spaces import StoreAwayError
+from search_spaces import StoreAwayError, first_line
 
 T = TypeVar("T")
 
@@ -87,17 +87,11 @@ class Patience:
             raise StoreAwayError(f"the tracking store does not answer ({first_line(error)})") from error
 
     def _note(self, error: Exception | None) -> None:
-        is_away = error is not None
-        if is_away and not self._is_away:
+        if error is not None and not self._is_away:
             self._say(
                 f"the tracking store does not answer ({first_line(error)}): training goes on, and what "
                 "is to be written waits on this disk"
             )
-        elif self._is_away and not is_away:
+        elif self._is_away and error is None:
             self._say("the tracking store answers again")
-        self._is_away = is_away
-
-
-def first_line(error: BaseException | None) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        self._is_away = error is not None

@@ -12,8 +12,7 @@ from uuid import uuid4
 import requests
 from mlflow.tracking import MlflowClient
 
-from search_spaces import UserError
-from tracking.patience import first_line
+from search_spaces import UserError, first_line
 
 _SERVER_TIMEOUT = 10  # seconds
 _SQLITE = "sqlite:///"
@@ -25,19 +24,20 @@ def check_place(tracking_uri: str) -> None:
 
     An SQLite file that does not exist is made.
     """
-    kind = _kind(tracking_uri)
-    if kind not in {"http", "https"} | _DATABASES:
+    if _kind(tracking_uri) not in {"http", "https"} | _DATABASES:
         raise UserError(
             f"'{tracking_uri}' is not a tracking URI that works here: "
             "use sqlite:///FILE.db or http://HOST:PORT"
         )
     path = sqlite_file(tracking_uri)
-    if path is not None:
-        _check_file(path)
     try:
+        if path is not None:
+            _check_file(path)
         if path is not None and not path.exists():
             _create(path)
         _ask(tracking_uri)
+    except UserError:
+        raise
     except Exception as error:  # requests, SQLAlchemy and MLflow each have their own
         advice = f"move {path} away, which starts a new store" if path else "start it"
         raise UserError(
@@ -58,7 +58,7 @@ def answers(tracking_uri: str) -> bool:
 def check_store_exists(tracking_uri: str) -> None:
     """Raise UserError for an SQLite file that is not there; opening it would create an empty one."""
     path = sqlite_file(tracking_uri)
-    if path is not None and not path.is_file():
+    if path is not None and not os.path.isfile(path):  # noqa: PTH113 - Path raises for long names
         raise UserError(f"there is no {path} here: run this where the study ran, or give --tracking-uri")
 
 
@@ -82,7 +82,10 @@ def quiet_mlflow() -> None:
 
 
 def _kind(tracking_uri: str) -> str:
-    return urlparse(tracking_uri).scheme.split("+")[0]
+    try:
+        return urlparse(tracking_uri).scheme.split("+")[0]
+    except ValueError:  # http://[::1
+        return ""
 
 
 def _ask(tracking_uri: str) -> None:

@@ -5,6 +5,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,9 +24,9 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
-from search_spaces import TrialConfig, UserError, unknown
-from tracking.patience import first_line
+from search_spaces import TrialConfig, UserError, first_line, unknown
 from tracking.store_place import answers, check_place, quiet_mlflow
+from tracking.stored_tables import read_table, texts, whole_numbers
 from tracking.trial_run import DatasetFacts, TrialRun, run_name
 
 _PLAN = "plan.json"
@@ -66,8 +67,10 @@ class InvocationRun:
             raise UserError(
                 f"run {self.run_id} holds no test split: run the study's command again, which stores it"
             )
+        download = partial(self.client.download_artifacts, self.run_id, _TEST_SPLIT)
+        checks = {"row_id": whole_numbers, "label": whole_numbers, "text": texts}
         with tempfile.TemporaryDirectory() as folder:
-            return pd.read_parquet(self.client.download_artifacts(self.run_id, _TEST_SPLIT, folder))
+            return read_table(download, folder, f"the test split of run {self.run_id}", checks)
 
     def _has(self, name: str) -> bool:
         return any(file.path == name for file in self.client.list_artifacts(self.run_id))
@@ -77,7 +80,7 @@ class InvocationRun:
         uri = f"runs:/{self.run_id}/{_PLAN}"
         try:
             return mlflow.artifacts.load_dict(uri)
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, ValueError, RecursionError) as error:
             raise UserError(f"the plan of run {self.run_id} cannot be read: {first_line(error)}") from error
 
     def finish(self, status: str) -> None:

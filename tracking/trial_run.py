@@ -1,10 +1,12 @@
 """The MLflow run of one trial: its params, metrics, models and predictions."""
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +16,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from search_spaces import TrialConfig
+from search_spaces import TrialConfig, UserError
 from tracking.model_files import ModelFiles, UploadedModel, download_model, upload_model
+from tracking.stored_tables import fractions, read_table, whole_numbers
 
 EPOCH_METRICS = (
     "train_loss",
@@ -30,6 +33,13 @@ NOISE_METRICS = ("noise_scale", "gradient_variance", "gradient_norm_squared")  #
 MEMORY_METRICS = ("physical_batch_size",)  # absent from epochs trained before it was stored
 TEST_METRICS = ("test_loss", "test_acc", "last_test_loss", "last_test_acc")
 _PREDICTIONS = {"best": "test_predictions.parquet", "last": "last_test_predictions.parquet"}
+_PREDICTION = {
+    "row_id": whole_numbers,
+    "label": whole_numbers,
+    "prediction": whole_numbers,
+    "probability": fractions,
+}
+_MODEL_URI = re.compile(r"models:/m-[0-9a-zA-Z]+")  # not file:, not http:, not somebody else's name
 _BATCH = 1000  # what the tracking API takes in one call
 
 
@@ -180,8 +190,11 @@ class TrialRun:
 
         Raises ChangedModelError where it is not what was uploaded.
         """
+        uri = self.tags.get(f"{which}_model", "")
+        if not _MODEL_URI.fullmatch(uri):
+            raise UserError(f"{which}_model of run {self.run_id} is '{uri}', no model of this MLflow store")
         digest = self.tags.get(f"{which}_model_digest", "")  # older studies have none
-        return download_model(UploadedModel(self.tags[f"{which}_model"], digest), folder)
+        return download_model(UploadedModel(uri, digest), folder)
 
     def discard_models(self) -> None:
         """Forget the models, so that the next invocation trains the trial anew."""
@@ -228,9 +241,9 @@ class TrialRun:
         Columns ``row_id``, ``label``, ``prediction``, ``probability`` (of the predicted class) and
         ``margin`` (its lead over the second; absent from studies tested before it was stored).
         """
-        name = _PREDICTIONS[which]
+        download = partial(self.client.download_artifacts, self.run_id, _PREDICTIONS[which])
         with tempfile.TemporaryDirectory() as folder:
-            return pd.read_parquet(self.client.download_artifacts(self.run_id, name, folder))
+            return read_table(download, folder, f"{_PREDICTIONS[which]} of {self.name}", _PREDICTION)
 
     def interrupt(self) -> None:
         """Mark the run as stopped before its end; it goes on when the trial does."""

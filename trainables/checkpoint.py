@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from search_spaces import first_line
+
 _MANIFEST = "manifest.json"
 _LAST = "last_weights.safetensors"
 _BEST = "best_weights.safetensors"
@@ -73,14 +75,18 @@ class Checkpoint:
     def load(cls, folder: Path) -> "Checkpoint":
         """Read and verify; raises CorruptCheckpointError for anything but what ``save`` wrote."""
         files = verified_files(folder)
-        optimizer, scheduler = torch.load(files[_OPTIMIZER], weights_only=True, map_location="cpu")
-        return cls(
-            **read_progress(folder),
-            weights=load_file(files[_LAST]),
-            best_weights=load_file(files[_BEST]) if _BEST in files else None,
-            optimizer=optimizer,
-            scheduler=scheduler,
-        )
+        try:
+            optimizer, scheduler = torch.load(files[_OPTIMIZER], weights_only=True, map_location="cpu")
+            return cls(
+                **read_progress(folder),
+                weights=load_file(files[_LAST]),
+                best_weights=load_file(files[_BEST]) if _BEST in files else None,
+                optimizer=optimizer,
+                scheduler=scheduler,
+            )
+        except Exception as error:  # a manifest says that files are whole, not what is in them
+            reason = first_line(error)
+            raise CorruptCheckpointError(f"{folder} does not hold what a trial saves: {reason}") from error
 
 
 def verified_files(folder: Path) -> dict[str, Path]:
@@ -89,7 +95,8 @@ def verified_files(folder: Path) -> dict[str, Path]:
         manifest = json.loads((folder / _MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise CorruptCheckpointError(f"{folder} holds no complete checkpoint") from error
-    if not isinstance(manifest, dict) or not manifest.keys() >= {_LAST, _OPTIMIZER, _PROGRESS}:
+    needed = {_LAST, _OPTIMIZER, _PROGRESS}
+    if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_BEST}:
         raise CorruptCheckpointError(f"{folder} holds no complete checkpoint")
     for name, expected in manifest.items():
         path = folder / name
@@ -103,7 +110,7 @@ def check_origin(folder: Path, trial_hash: str, assets_digest: str) -> None:
     found = read_progress(folder)
     if found["trial_hash"] != trial_hash:
         raise CorruptCheckpointError(f"{folder} belongs to trial {found['trial_hash']}, not {trial_hash}")
-    if found.get("assets_digest") != assets_digest:
+    if found["assets_digest"] != assets_digest:
         raise CorruptCheckpointError(f"{folder} was trained from other pretrained weights or tokens")
 
 
@@ -115,7 +122,11 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 def read_progress(folder: Path) -> dict[str, Any]:
     """``trial_hash``, ``assets_digest`` and ``history``, without the tensors."""
-    return json.loads((folder / _PROGRESS).read_text())
+    try:
+        found = json.loads((folder / _PROGRESS).read_text())
+        return {name: found[name] for name in ("trial_hash", "assets_digest", "history")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpointError(f"{folder} does not say where it comes from") from error
 
 
 def _sha256(path: Path) -> str:

@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from search_spaces import UserError
+from search_spaces import UserError, first_line
 from trainables.seeding import derive_seed, generator
 
 DEMO_VOCABULARY = 4096
@@ -42,7 +42,7 @@ class EncoderForClassification(nn.Module):
 
     def __init__(self, config: PreTrainedConfig, classes: int, dropout: float, seed: int) -> None:
         super().__init__()
-        self.encoder = AutoModel.from_config(config)
+        self.encoder = AutoModel.from_config(config, trust_remote_code=False)
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None  # not used here, so it must not be trained, saved or counted
         self.dropout = nn.Dropout(dropout)
@@ -93,7 +93,7 @@ class EncoderAssets:
         """The tokenizer that belongs to the weights."""
         with tempfile.TemporaryDirectory() as folder:
             self.write_tokenizer(Path(folder))
-            return AutoTokenizer.from_pretrained(folder)
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def write_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer as a Hugging Face folder."""
@@ -234,7 +234,7 @@ def load_encoder(model: str, training_texts: Iterable[str]) -> EncoderAssets:
         config = spec.architecture(max(8, len(tokenizer)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(0, "pretrained", model))
-            encoder = AutoModel.from_config(config)
+            encoder = AutoModel.from_config(config, trust_remote_code=False)
     else:
         tokenizer = _from_hub(model, AutoTokenizer.from_pretrained)
         encoder = _from_hub(model, AutoModel.from_pretrained, dtype=torch.float32)
@@ -255,11 +255,11 @@ def _from_hub(model: str, load: Callable[..., Any], **kwargs: Any) -> Any:
     spec = ENCODERS.get(model)
     source = spec.hub_id if spec else model
     try:
-        return load(source, **kwargs)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        # False, not None: where a model brings code of its own, Transformers would ask whether to run it
+        return load(source, trust_remote_code=False, **kwargs)
+    except Exception as error:  # a different type for every kind of bad folder
         raise UserError(
-            f"model '{model}' cannot be loaded ({reason}): give one of {', '.join(ENCODERS)}, "
+            f"model '{model}' cannot be loaded ({first_line(error)}): give one of {', '.join(ENCODERS)}, "
             "a hub id while the hub is in reach, or a local folder"
         ) from error
 
@@ -268,6 +268,8 @@ def check_max_length(model: str, max_length: int) -> None:
     """Raise UserError where the encoder has no positions for that many tokens."""
     config = load_config(model)
     limit = getattr(config, "max_position_embeddings", None) or max_length
+    if not isinstance(limit, int):
+        raise UserError(f"model '{model}' has no number of positions but {limit!r} in its config.json")
     if config.model_type in {"roberta", "xlm-roberta", "camembert"}:
         limit -= config.pad_token_id + 1  # their first positions are taken by padding
     if max_length > limit:
@@ -276,7 +278,17 @@ def check_max_length(model: str, max_length: int) -> None:
 
 def count_parameters(model: str) -> int:
     """Trainable parameters of the encoder, without the head and without allocating them."""
-    with torch.device("meta"):
-        encoder = AutoModel.from_config(load_config(model))
-    named = encoder.named_parameters()
+    named = outline(model, load_config(model)).named_parameters()
     return sum(p.numel() for name, p in named if not name.startswith("pooler."))
+
+
+def outline(model: str, config: PreTrainedConfig) -> nn.Module:
+    """The encoder of a config without memory for its weights; a UserError where it is no text encoder."""
+    try:
+        with torch.device("meta"):
+            encoder = AutoModel.from_config(config, trust_remote_code=False)
+        if not isinstance(encoder.get_input_embeddings(), nn.Embedding) or config.is_encoder_decoder:
+            raise ValueError(f"a {config.model_type} does not encode text alone")
+        return encoder
+    except Exception as error:  # a different type for every kind of impossible config
+        raise UserError(f"model '{model}' is no text encoder: {first_line(error)}") from error

@@ -90,10 +90,11 @@ def load_exported_model(folder: Path, attention: str | None = None) -> ExportedM
     """
     values = json.loads((folder / _CLASSIFIER).read_text())
     card = ClassifierCard(**values | {"label_names": tuple(values["label_names"])})
-    config = AutoConfig.from_pretrained(folder, attn_implementation=attention)
+    config = AutoConfig.from_pretrained(folder, attn_implementation=attention, trust_remote_code=False)
     model = EncoderForClassification(config, len(card.label_names), card.dropout, seed=0)
     model.load_state_dict(load_file(folder / _WEIGHTS))
-    return ExportedModel(card, model.eval(), AutoTokenizer.from_pretrained(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return ExportedModel(card, model.eval(), tokenizer)
 
 
 def _load_pyfunc(data_path: str) -> ExportedModel:

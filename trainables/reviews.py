@@ -3,6 +3,9 @@
 import hashlib
 import math
 import os
+import re
+import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +13,21 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from search_spaces import TrialConfig, UserError, unknown
+from search_spaces import TrialConfig, UserError, first_line, unknown
 from trainables import demo_reviews
 
 SPLITS = ("train", "val", "test")
 MIN_PER_CLASS = 20  # so that each of the 8:1:1 splits gets every class
 _FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+# one of the two escapes, such as \ud83d\ude00, that JSON needs for a character beyond the first 65,536
+_HALF_CHARACTER = re.compile(
+    rb"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB][\da-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][\da-fA-F]{2})\\u[dD][c-fC-F][\da-fA-F]{2})"
+)
 
 
 @dataclass(frozen=True)
@@ -121,20 +131,17 @@ def load_reviews(config: TrialConfig) -> Reviews:
 
 def _load_table(dataset: str) -> datasets.Dataset:
     path = Path(os.path.expanduser(dataset))  # noqa: PTH111 - Path.expanduser raises for ~stranger
+    exists = os.path.exists(path)  # noqa: PTH110 - Path.exists raises for long names
     looks_local = dataset.startswith((".", "/", "~")) or path.suffix in _FILE_FORMATS
-    if looks_local and not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for long names
+    if looks_local and not exists:
         raise UserError(f"no such data set file or folder: {dataset}")
-    if path.is_file() and path.suffix not in _FILE_FORMATS:
+    if exists and path.is_file() and path.suffix not in _FILE_FORMATS:
         formats = ", ".join(_FILE_FORMATS)
         raise UserError(f"{dataset} is not one of the file formats that are read: {formats}")
     try:
-        if path.is_file():
-            loaded = datasets.load_dataset(_FILE_FORMATS[path.suffix], data_files=str(path))
-        else:
-            loaded = datasets.load_dataset(str(path) if path.is_dir() else dataset)
+        loaded = _load_local(path) if exists else datasets.load_dataset(dataset)
     except Exception as error:  # the library raises a different type for every kind of bad input
-        cause = error.__cause__ or error
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise UserError(
             f"data set '{dataset}' cannot be read ({reason}): give a hub id while the hub is in "
             "reach, a folder, or a CSV, JSON or Parquet file"
@@ -144,6 +151,22 @@ def _load_table(dataset: str) -> datasets.Dataset:
     if not labelled:
         raise UserError(f"data set '{dataset}' has no labelled split")
     return datasets.concatenate_datasets(labelled)
+
+
+def _load_local(path: Path) -> datasets.DatasetDict:
+    """Read a file or a folder into memory: no copy of somebody's reviews stays in the user's cache."""
+    with tempfile.TemporaryDirectory() as cache, warnings.catch_warnings():
+        # rows longer than the header: pandas would move the columns, or leave the rest out, and go on
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        options: dict[str, Any] = {"cache_dir": cache, "keep_in_memory": True}
+        if path.is_dir():
+            return datasets.load_dataset(str(path), **options)
+        if path.suffix == ".json" and _HALF_CHARACTER.search(path.read_bytes()):
+            raise ValueError("it spells half of a character, which would be left out")
+        kind = _FILE_FORMATS[path.suffix]
+        if kind == "csv":
+            options["index_col"] = False
+        return datasets.load_dataset(kind, data_files=str(path), **options)
 
 
 def _checked_texts(column: Sequence[Any], name: str) -> list[str]:
@@ -171,6 +194,8 @@ def _checked_labels(table: datasets.Dataset, name: str) -> tuple[np.ndarray, tup
         raise UserError(f"column '{name}' holds fractions, not classes: name another --label-column")
     if any(not isinstance(v, (str, int, float)) for v in values):
         raise UserError(f"column '{name}' holds neither numbers nor names: name another one")
+    if len({isinstance(v, str) for v in values}) > 1:
+        raise UserError(f"column '{name}' mixes numbers and names: give every class a name")
     values = [int(v) if isinstance(v, (bool, float)) else v for v in values]
     classes = sorted(set(values))
     if len(classes) < 2:

@@ -69,7 +69,7 @@ def legend_below(drawn: Figure, axes: Axes, columns: int, title: str) -> None:
     by_label = dict(zip(labels, handles, strict=True))  # seeds of one cell look the same
     drawn.legend(
         list(by_label.values()),
-        list(by_label),
+        [plain(label) for label in by_label],
         loc="outside lower center",
         ncols=columns,
         title=title,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reports.content import INSIDE, Picture, Section, write_section
+from reports.content import INSIDE, Picture, Section, make_folder, write_section
 from reports.inside.attention import (
     AttentionRow,
     AttentionStatistics,
@@ -166,8 +166,9 @@ def write_inside(
     given = given_sentences(view.texts)
     sentences = given or choose_sentences(tested.test, tested.correct(), tested.label_names)
     looking = _Looking(tested, choose_rule(tested, view.rule), view, sentences)
-    looking.inspect(store.trial_runs(), say)
     folder = Path(results_path) / study / INSIDE
+    make_folder(folder)
+    looking.inspect(store.trial_runs(), say)
     section = looking.section()
     write_section(section, folder, INSIDE)
     invocation.log_folder(folder, INSIDE)

@@ -95,7 +95,7 @@ def _label_axes(grid: np.ndarray) -> None:
 
 def _panel(axes: Axes, shown: AttentionMap | None, title: str, norm: PowerNorm) -> None:
     if shown is None:
-        axes.set_title(f"{title}\nnot tested", fontsize=9)
+        axes.set_title(plain(f"{title}\nnot tested"), fontsize=9)
         axes.set_axis_off()
         return
     axes.imshow(shown.weights, cmap=_COLOUR_MAP, norm=norm, interpolation="nearest")

@@ -63,7 +63,7 @@ def _panel(axes: Axes, landscape: Landscape | None, title: str) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     if landscape is None:
-        axes.set_title(f"{title}\nnot tested", fontsize=9)
+        axes.set_title(plain(f"{title}\nnot tested"), fontsize=9)
         axes.set_axis_off()
         return
     wrong = landscape.labels != landscape.predictions
@@ -117,7 +117,7 @@ def rates_picture(rows: Sequence[ErrorRate], rule: str) -> Picture:
     for axes, (model, name) in zip(grid.flat, itertools.product(models, properties), strict=True):
         own = [row for row in rows if (row.model, row.property) == (model, name)]
         _rates_panel(axes, own, sizes)
-        axes.set_title(model, fontsize=10)
+        axes.set_title(plain(model), fontsize=10)
         axes.set_xlabel(properties[name])
     for axes in grid[:, 0]:
         axes.set_ylabel("error rate (%)")

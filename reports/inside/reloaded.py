@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracking import TrialRun, UserError
+from tracking import TrialRun, UserError, first_line
 from trainables.exported_model import ExportedModel, load_exported_model
 from trainables.windows import Batch
 
@@ -100,8 +100,13 @@ class ReloadedModel:
 def reload_model(run: TrialRun) -> ReloadedModel:
     """Download the best-epoch model of a trial and load it with eager attention, which is exact too."""
     with tempfile.TemporaryDirectory() as folder:
-        path = run.download_model("best", Path(folder))
-        return ReloadedModel(load_exported_model(path, attention="eager"))
+        try:
+            path = run.download_model("best", Path(folder))
+            return ReloadedModel(load_exported_model(path, attention="eager"))
+        except UserError:
+            raise
+        except Exception as error:  # a different type for every kind of file that is not a model's
+            raise UserError(f"the model of {run.name} cannot be loaded: {first_line(error)}") from error
 
 
 def unpadded(weights: Tensor, attention_mask: Tensor) -> list[Tensor]:

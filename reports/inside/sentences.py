@@ -23,6 +23,9 @@ def given_sentences(texts: Sequence[str]) -> list[Sentence]:
     """The user's own; a UserError for one without a word."""
     if any(not text.strip() for text in texts):
         raise UserError("--text is empty: give a sentence")
+    for text in texts:
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise UserError(f"--text '{text}' holds bytes that are not text: give it in UTF-8")
     return [Sentence(text, "given sentence") for text in texts]
 
 

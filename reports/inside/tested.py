@@ -79,6 +79,13 @@ def tested_study(data: StudyData, test_split: pd.DataFrame) -> TestedStudy:
     if not cells:
         raise UserError(f"no trial of study '{data.name}' has been tested yet: run its command again")
     names = data.plan["dataset"]["label_names"]
+    predictions = cells[0].trial.predictions["best"]
+    if set(predictions["row_id"]) != set(test_split["row_id"]):
+        raise UserError(
+            f"the test split of study '{data.name}' in MLflow is not what its trials were tested on"
+        )
+    if not test_split["label"].isin(range(len(names))).all():
+        raise UserError(f"the test split of study '{data.name}' in MLflow names unknown classes")
     return TestedStudy(data.name, seed, cells, test_split.set_index("row_id"), names)
 
 

@@ -1,0 +1,61 @@
+"""Values that no careful person would give."""
+
+from hypothesis import strategies as st
+
+# what has broken programs before: separators, ends of strings, of lines and of names, markup, formulas
+NASTY = (
+    "",
+    " ",
+    "\0",
+    "a\0b",
+    "a\nb",
+    "a\rb",
+    "\x1b[31mred\x1b[0m",
+    "\x85",
+    "\u2028",
+    "\u202egnp.exe",
+    "\ufeff",
+    "\ud800",
+    "a\udcffb",
+    "\U0001f600",
+    "e\u0301",
+    "..",
+    "../../x",
+    "/etc/passwd",
+    "~nobody/x",
+    "C:\\con",
+    "nul",
+    "-",
+    "--",
+    "-1",
+    "nan",
+    "inf",
+    "1e999",
+    "9" * 400,
+    "9" * 5000,
+    "x" * 5000,
+    "[/bold]",
+    "[link=http://x]y[/link]",
+    "$x^{",
+    "{0.__class__}",
+    "%s%n",
+    "'; DROP TABLE runs; --",
+    '"><img src=x onerror=alert(1)>',
+    "<script>alert(1)</script>",
+    "[x](javascript:alert(1))",
+    "](x) [y]: javascript:alert(1)",
+    "|a|b|",
+    "=1+1",
+    "@SUM(A1)",
+    "=cmd|' /C calc'!A0",
+)
+any_text = st.text(st.characters(), max_size=30)  # lone surrogates among them
+texts = st.sampled_from(NASTY) | any_text
+# what a file in UTF-8 can hold
+writable_texts = texts.filter(
+    lambda text: text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+)
+numbers = (
+    st.integers() | st.floats() | st.sampled_from([0, -1, 2**31, 2**63, 10**400, -(10**400), 10**4000])
+)
+values = texts | numbers | st.booleans() | st.none() | st.lists(texts, max_size=2) | st.binary(max_size=4)

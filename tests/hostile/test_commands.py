@@ -1,0 +1,153 @@
+"""Any command line: it works, or it is one line and exit code 2; never another exception."""
+
+import contextlib
+import io
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tune_main
+from search_spaces import UserError
+from sweep.launch import study_storage
+from tests.hostile.junk import NASTY, any_text, texts
+from tests.small_study import STUDY
+
+SWEEP = ["--space", "fixed_lr", "--demo", "--dry-run"]
+GOOD = ("64", "1", "0.5", "fixed", "bert-tiny", "fp32", "torch", "dropout=0.2", "epochs=0", "demo-reviews")
+# none of them leaves this machine, and nothing listens at port 1
+PLACES = (
+    *NASTY,
+    "sqlite:///",
+    "sqlite:///nothing.db",
+    "sqlite:////dev/null",
+    "sqlite:///.",
+    "http://127.0.0.1:1",
+    "https://127.0.0.1:1/../x",
+    "http://[::1",
+    "http://127.0.0.1:99999",
+    "postgresql://127.0.0.1:1/x",
+    "mysql+nothing://127.0.0.1:1/x",
+    "databricks",
+    "file:.",
+    "[/red]",
+)
+
+
+def flags(parser):
+    names = [name for action in parser._actions for name in action.option_strings]
+    return [name for name in names if name not in {"-h", "--help"}]
+
+
+def pairs(parser, values):
+    pair = st.tuples(st.sampled_from(flags(parser)), st.lists(values, max_size=2))
+    return st.lists(pair, max_size=3).map(
+        lambda found: [part for flag, own in found for part in (flag, *own)]
+    )
+
+
+def outcome(argv):
+    """Exit code, standard output and standard error of a command in this process."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = tune_main.main(argv)
+        except SystemExit as stop:
+            code = stop.code
+    return code, *(_written(stream) for stream in (out, err))
+
+
+def _written(stream):
+    stream.flush()
+    return stream.buffer.getvalue().decode("ascii")
+
+
+def assert_works_or_says_why(argv):
+    code, out, err = outcome(argv)
+    if code == 0:
+        assert out
+        return
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert err[:-1].isprintable()
+    assert len(err) < 2000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def empty_folder(tmp_path_factory):
+    """Where the commands of this file run; nothing may be left in it."""
+    folder = tmp_path_factory.mktemp("empty")
+    with contextlib.chdir(folder):
+        yield folder
+    assert not list(folder.iterdir())
+
+
+@settings(max_examples=25)
+@given(pairs(tune_main.sweep_parser(), st.sampled_from(GOOD) | texts))
+def test_any_flags_of_a_sweep(argv):
+    assert_works_or_says_why([*SWEEP, *argv, "--dry-run"])
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(texts | st.sampled_from([*flags(tune_main.sweep_parser()), *tune_main.COMMANDS]), max_size=5)
+)
+def test_any_words(argv):
+    words = [word for word in argv if word not in {"-h", "--help"}]
+    assert_works_or_says_why([*words, "--list-spaces", "--dry-run", "--no-such-flag"])
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(["report", "analyze"]),
+    st.fixed_dictionaries(
+        {"--name": texts | st.just(STUDY)},
+        optional={
+            "--tracking-uri": st.sampled_from(PLACES) | any_text.filter(lambda text: "//" not in text),
+            "--results-path": st.sampled_from(["/dev/null", "/dev/null/x"]),
+        },
+    ),
+)
+def test_any_study_in_any_place(command, arguments):
+    arguments = {"--results-path": "/dev/null", **arguments}
+    assert_works_or_says_why([command, *(f"{flag}={value}" for flag, value in arguments.items())])
+
+
+ANALYZE = {
+    "--rule": texts,
+    "--layer": texts | st.sampled_from(["0", "3", "99"]),
+    "--head": st.sampled_from(["0", "-1", "9" * 400]),
+    "--text": st.sampled_from(["", " ", "\0", "\udcff", "=1+1", "x" * 10_000]),
+}
+
+
+@settings(max_examples=5)
+@given(
+    st.fixed_dictionaries(
+        {"--head": ANALYZE["--head"]}, optional={k: ANALYZE[k] for k in ANALYZE if k != "--head"}
+    )
+)
+def test_any_look_inside(small_study, arguments):
+    where = [f"--name={STUDY}", f"--tracking-uri={small_study}", "--results-path=/dev/null"]
+    assert_works_or_says_why(["analyze", *where, *(f"{flag}={value}" for flag, value in arguments.items())])
+
+
+def test_a_place_that_cannot_be_written_to_is_named(small_study):
+    where = [f"--tracking-uri={small_study}", "--results-path=/dev/null"]
+    code, _, err = outcome(["report", f"--name={STUDY}", *where])
+    assert code == 2
+    assert "choose another --results-path" in err
+
+
+@settings(max_examples=40)
+@given(texts)
+def test_any_model_to_verify(model):
+    assert_works_or_says_why(["verify", "--models", model])
+
+
+@pytest.mark.parametrize("path", ["a\0b", "~nobody-at-all/x", "x" * 5000, "/dev/null/x", "s3://bucket/x"])
+def test_a_storage_path_that_cannot_be_is_one_line(path):
+    with pytest.raises(UserError, match="--storage-path") as raised:
+        study_storage(path, STUDY)
+    assert str(raised.value).isprintable()

@@ -1,0 +1,160 @@
+"""Configurations and plans from any values: a valid one, or a UserError in one line."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from search_spaces import SPACES, TrialConfig, UserError
+from search_spaces.trial_config import FIELDS, parse_setting
+from sweep.options import SweepOptions, resolve_space
+from sweep.plan import make_plan, plan_tables
+from tests.helpers import make_config, message
+from tests.hostile.junk import texts, values
+from trainables.encoders import ENCODERS
+
+VALID = make_config().to_dict()
+LIKELY = {
+    "target_batch_size": st.integers(1, 4096),
+    "physical_batch_size": st.integers(1, 4096),
+    "reference_batch_size": st.integers(1, 4096),
+    "scaling_rule": st.sampled_from(["fixed", "sqrt", "linear"]),
+    "base_lr": st.floats(1e-8, 1.0) | st.floats(0, allow_infinity=False),
+    "seed": st.integers(0, 2**63 - 1),
+    "dropout": st.floats(0, 1),
+}
+
+
+def one_line_or(build, *arguments, **keywords):
+    """What was built, or None after a UserError that a terminal shows as one line of plain letters."""
+    try:
+        return build(*arguments, **keywords)
+    except UserError as error:
+        text = str(error)
+        assert text.isprintable()
+        assert 0 < len(text) < 1100
+        return None
+
+
+@st.composite
+def configurations(draw):
+    """A valid configuration, with some of its fields replaced."""
+    junk = draw(st.dictionaries(st.sampled_from(FIELDS), values, max_size=2))
+    likely = {name: draw(strategy) for name, strategy in LIKELY.items() if draw(st.booleans())}
+    return VALID | likely | junk
+
+
+@settings(max_examples=150)
+@given(configurations())
+def test_any_fields_are_a_valid_configuration_or_one_line(fields):
+    config = one_line_or(TrialConfig, **fields)
+    if config is None:
+        return
+    assert TrialConfig.from_dict(config.to_dict()) == config
+    assert TrialConfig.from_dict(json.loads(json.dumps(config.to_dict()))).trial_hash == config.trial_hash
+    assert 0 < config.learning_rate < math.inf
+    steps, target, physical = (
+        config.accumulation_steps,
+        config.target_batch_size,
+        config.physical_batch_size,
+    )
+    assert (steps - 1) * physical < target <= steps * physical
+    assert config.model_name
+    for name in ("model", "dataset", "text_column", "label_column"):
+        assert "\0" not in getattr(config, name)
+        getattr(config, name).encode()  # a store and a file can hold it
+
+
+@given(st.dictionaries(texts | st.integers() | st.sampled_from(FIELDS), values, max_size=4))
+def test_a_dict_that_is_not_a_configuration_is_one_line(fields):
+    assert one_line_or(TrialConfig.from_dict, fields) is None
+
+
+@settings(max_examples=120)
+@given(st.builds("{}={}".format, st.sampled_from(FIELDS) | texts, texts) | texts)
+def test_any_setting_is_a_field_and_a_value_or_one_line(text):
+    found = one_line_or(parse_setting, text)
+    assert found is None or found[0] in FIELDS
+
+
+def axis(good, junk=values):
+    return st.none() | st.lists(good, min_size=1, max_size=3) | st.lists(good | junk, max_size=3)
+
+
+ANY_SPACE = st.sampled_from([*SPACES]) | texts
+FURTHER = {
+    "demo": st.booleans(),
+    "models": axis(st.sampled_from([*ENCODERS, "./x"]), texts),
+    "target_batch_sizes": axis(st.integers(1, 5000)),
+    "scaling_rules": axis(st.sampled_from(["fixed", "sqrt", "linear"]), texts),
+    "seeds": axis(st.integers(0, 99)),
+    "physical_batch_size": st.just("auto") | st.integers().map(str) | texts,
+    "precision": st.sampled_from(["auto", "fp32"]) | texts,
+    "assignments": st.lists(st.builds("{}={}".format, st.sampled_from(FIELDS), texts), max_size=1),
+    "gpus_per_trial": st.none() | st.floats(),
+    "cpus_per_trial": st.none() | st.floats(),
+    "max_concurrent": st.none() | st.integers(),
+    "storage_path": st.just("x") | texts,
+}
+
+
+@settings(max_examples=120)
+@given(st.fixed_dictionaries({"space": ANY_SPACE}, optional=FURTHER))
+def test_any_options_are_a_space_of_distinct_valid_cells_or_one_line(options):
+    space = one_line_or(resolve_space, SweepOptions(**options), bf16_available=False)
+    if space is not None:
+        cells = space.cells()
+        assert len({tuple(cell.to_dict().values()) for cell in cells}) == len(cells) > 0
+
+
+PLANS = {
+    "models": st.lists(
+        st.sampled_from(["bert-tiny", "modernbert-tiny"]), min_size=1, max_size=2, unique=True
+    ),
+    "target_batch_sizes": st.lists(st.integers(1, 2**63 - 1), min_size=1, max_size=3, unique=True),
+    "scaling_rules": st.lists(st.sampled_from(["fixed", "sqrt", "linear"]), min_size=1, unique=True),
+    "seeds": st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=2, unique=True),
+    "physical_batch_size": st.integers(1, 2**63 - 1).map(str),
+}
+SIZES = {
+    "train_size": st.integers(0, 4000),
+    "eval_size": st.integers(0, 500),
+    "max_length": st.integers(0, 600),
+}
+
+
+@settings(max_examples=8)
+@given(st.fixed_dictionaries(PLANS), st.fixed_dictionaries({}, optional=SIZES))
+def test_a_plan_serves_every_cell_once_and_counts_its_steps(options, sizes):
+    plan = one_line_or(
+        make_plan, SweepOptions(space="batch_lr_grid", demo=True, settings=sizes, **options), False
+    )
+    if plan is None:
+        return
+    assert sorted(map(id, plan.cells)) == sorted(
+        id(cell) for cells in plan.trials.values() for cell in cells
+    )
+    assert len(plan.cells) == math.prod(
+        len(options[axis]) for axis in PLANS if axis != "physical_batch_size"
+    )
+    for trial_hash, cells in plan.trials.items():
+        assert {cell.trial_hash for cell in cells} == {trial_hash}
+        assert len({replace(cell, scaling_rule="fixed") for cell in cells}) == 1
+        train, target = plan.splits.sizes()["train"], cells[0].target_batch_size
+        steps = cells[0].steps_per_epoch(train)
+        assert (steps - 1) * target < train <= steps * target
+    assert plan_tables(plan)
+    json.dumps(plan.to_dict())
+
+
+def test_two_folders_of_one_name_are_refused(tmp_path, tiny_folder):
+    for parent in ("first", "second"):
+        (tmp_path / parent).mkdir()
+        (tmp_path / parent / "encoder-a").symlink_to(tiny_folder)
+    models = [str(tmp_path / parent / "encoder-a") for parent in ("first", "second")]
+    with pytest.raises(UserError) as raised:
+        make_plan(SweepOptions(space="fixed_lr", demo=True, models=models), False)
+    assert "are both called encoder-a" in message(raised)

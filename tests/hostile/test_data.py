@@ -1,0 +1,169 @@
+"""Reviews that hold anything: read unchanged or refused in one line, tokenised, tabled harmlessly."""
+
+import csv
+import io
+import json
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reports.csv_files import csv_text
+from search_spaces import UserError
+from sweep.assets import prepare_assets
+from tests.helpers import TINY_MODELS, make_config
+from tests.hostile.junk import NASTY
+from trainables.encoders import load_encoder
+from trainables.reviews import load_reviews, load_splits
+
+FORMATS = (".csv", ".json", ".jsonl", ".parquet")
+unicode_texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+nasty = [text for text in NASTY if (text.strip() and text.isprintable()) or "\0" in text]
+LONG = "very " * 200_000  # a megabyte
+
+
+def write(path, rows):
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *rows])
+        return path
+    records = [{"text": text, "label": label} for text, label in rows]
+    if path.suffix == ".parquet":
+        pd.DataFrame(records).to_parquet(path)
+    else:
+        lines = [json.dumps(record) for record in records]
+        path.write_text("\n".join(lines) if path.suffix == ".jsonl" else f"[{','.join(lines)}]")
+    return path
+
+
+def read(path, **overrides):
+    """The reviews, or None after a refusal in one line."""
+    try:
+        return load_reviews(make_config(dataset=str(path), keep_duplicates=True, **overrides))
+    except UserError as error:
+        refusal = str(error)
+    assert refusal.isprintable()
+    return None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("reviews")
+
+
+@settings(max_examples=20)
+@given(
+    st.sampled_from(FORMATS),
+    st.lists(unicode_texts | st.sampled_from(nasty), max_size=6),
+    st.lists(unicode_texts, min_size=2, max_size=2, unique=True),
+)
+def test_texts_are_read_exactly_as_they_were_written(folder, suffix, texts, labels):
+    rows = [(text, labels[i % 2]) for i, text in enumerate([*texts, "a fine film", "dull"])]
+    reviews = read(write(folder / f"reviews{suffix}", rows))
+    if reviews is not None:
+        assert reviews.texts == [text for text, _ in rows]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_kind_of_text_passes_through(folder, suffix):
+    texts = ["a\0b", "<script>alert(1)</script>", "=1+1", "\u202eevil", "x\r\ny", "x\ry", "007", LONG]
+    texts += ["\U0001f600", "\\ud800", "\ufeffx"]
+    reviews = read(write(folder / f"kinds{suffix}", [(text, i % 2) for i, text in enumerate(texts)]))
+    assert reviews.texts == texts
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(FORMATS), st.binary(max_size=60) | unicode_texts.map(str.encode))
+def test_a_file_of_any_bytes_is_read_or_refused(folder, suffix, content):
+    path = folder / f"bytes{suffix}"
+    path.write_bytes(content)
+    read(path)
+
+
+CARELESS = {
+    "a row longer than the header": b"text,label\n1,a fine film,0\n2,dull,1\n",
+    "one longer row": b"text,label\na fine film,0,x\ndull,1\n",
+    "utf-16": "text,label\na fine film,0\ndull,1\n".encode("utf-16"),
+    "latin-1": "text,label\ncaf\u00e9,0\ndull,1\n".encode("latin-1"),
+    "a label that is too large": b"text,label\na fine film,99999999999999999999999\ndull,1\n",
+    "halves of characters": None,
+}
+
+
+@pytest.mark.parametrize("case", CARELESS)
+def test_careless_files_are_refused(folder, case):
+    content = CARELESS[case] or b'[{"text": "a\\ud800b", "label": 0}, {"text": "b", "label": 1}]'
+    path = folder / ("careless.json" if CARELESS[case] is None else "careless.csv")
+    path.write_bytes(content)
+    assert read(path) is None
+
+
+LABELS = st.none() | st.booleans() | st.integers() | st.floats() | unicode_texts | st.just([1])
+
+
+@settings(max_examples=20)
+@given(st.lists(LABELS, min_size=2, max_size=5))
+def test_labels_of_any_type_become_classes_or_are_refused(folder, labels):
+    path = folder / "labels.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"t{i}", "label": v}) for i, v in enumerate(labels)))
+    reviews = read(path)
+    if reviews is not None:
+        assert len(reviews.label_names) >= 2
+        assert set(reviews.labels) == set(range(len(reviews.label_names)))
+
+
+def test_no_copy_of_the_reviews_is_left_behind(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    assert read(write(folder / "private.csv", [("a fine film", 0), ("dull", 1)])) is not None
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.fixture(scope="module")
+def hostile_splits(folder):
+    texts = [f"{nasty[i % len(nasty)][:300]} {i}" for i in range(60)] + [
+        "\0",
+        LONG[:9999],
+        "\U0001f600" * 99,
+    ]
+    rows = [(text, ("<b>no</b>", "=yes()")[i % 2]) for i, text in enumerate(texts)]
+    return load_splits(make_config(dataset=str(write(folder / "hostile.parquet", rows))))
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_hostile_texts_are_tokenised(hostile_splits, model):
+    config = make_config(model=model, max_length=32)
+    assets = prepare_assets(config, hostile_splits)
+    for tokens, split in ((assets.trial.train, "train"), (assets.trial.val, "val"), (assets.test, "test")):
+        lengths = tokens.offsets[1:] - tokens.offsets[:-1]
+        assert len(tokens) == len(getattr(hostile_splits, split).texts)
+        assert lengths.min() >= 2
+        assert lengths.max() <= 32
+
+
+@settings(max_examples=10)
+@given(st.lists(unicode_texts, min_size=1, max_size=8))
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_any_text_has_tokens_of_the_vocabulary(model, texts):
+    encoder = _encoder(model)
+    ids = encoder([*texts, LONG], truncation=True, max_length=16)["input_ids"]
+    assert all(2 <= len(own) <= 16 and max(own) < len(encoder) for own in ids)
+
+
+def _encoder(model, known={}):  # noqa: B006 - made once: training a tokenizer takes a while
+    if model not in known:
+        known[model] = load_encoder(model, ["a fine film", "two dull hours"]).tokenizer()
+    return known[model]
+
+
+@given(st.lists(st.lists(unicode_texts | st.sampled_from(nasty), min_size=2, max_size=2), max_size=5))
+def test_no_csv_cell_calculates_or_moves(rows):
+    found = list(csv.reader(io.StringIO(csv_text(["=a", "b"], rows), newline="")))
+    assert [len(row) for row in found] == [2] * (len(rows) + 1)
+    for row, cells in zip(rows, found[1:], strict=True):
+        for value, cell in zip(row, cells, strict=True):
+            assert cell[:1] not in set("=+-@\t\r\n")
+            same = value.replace("\r\n", "\n").replace("\r", "\n")
+            assert cell.removeprefix("'") == same.removeprefix("'")

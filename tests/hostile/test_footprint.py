@@ -1,0 +1,132 @@
+"""One real sweep, watched: where it listens, whom it answers, what it leaves behind."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (
+    "--space fixed_lr --demo --models bert-tiny --target-batch-sizes 64 --epochs 20 --train-size 320 "
+    "--eval-size 60 --max-length 32"
+).split()
+ASK = "import ray; from ray._raylet import GcsClient; "  # imported by the time it is told the address
+ASK += "GcsClient(input()).get_all_node_info(timeout=10); print('joined')"
+
+
+class Watched:
+    """What was seen of a sweep while it ran, and where it could have written."""
+
+    def __init__(self, folder):
+        self.home, self.temporary, self.work = (folder / name for name in ("home", "tmp", "work"))
+        self.stranger = folder / "stranger"
+        for place in (self.home, self.temporary, self.work, self.stranger):
+            place.mkdir()
+        inherited = {
+            k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "MPL", "XDG"))
+        }
+        self.environment = inherited | {"HOME": str(self.home), "TMPDIR": str(self.temporary)}
+        self.log = folder / "output.log"
+        self.listening, self.dashboard, self.joined = set(), {}, None
+
+    def run(self):
+        command = [sys.executable, str(ROOT / "tune_main.py"), *COMMAND]
+        without = {"HOME": str(self.stranger), "TMPDIR": str(self.stranger), "RAY_AUTH_MODE": "disabled"}
+        self.waiting = subprocess.Popen(
+            [sys.executable, "-c", ASK],
+            env=self.environment | without,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with self.log.open("w") as log:
+            process = subprocess.Popen(
+                command, cwd=self.work, env=self.environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        while process.poll() is None:
+            self._look(psutil.Process(process.pid))
+            if not self.dashboard and "epoch 1/" in self.log.read_text():
+                self._ask()
+            time.sleep(0.5)
+        self.waiting.kill()  # where it was never told an address
+        self.code = process.returncode
+        return self
+
+    def _look(self, driver):
+        try:
+            processes = [driver, *driver.children(recursive=True)]
+        except psutil.Error:
+            return
+        for process in processes:
+            try:
+                found = process.net_connections("inet")
+                self.listening |= {(process.name(), c.laddr.ip, c.laddr.port) for c in found if not c.raddr}
+            except psutil.Error:  # it ended
+                continue
+
+    def _ask(self):
+        """The dashboard without and with a wrong token; and the cluster from a process without one."""
+        address = next(w for w in self.log.read_text().split() if w.startswith("http://127.0.0.1:"))
+        for token in ("", "Bearer wrong"):
+            headers = {"Authorization": token} if token else {}
+            request = urllib.request.Request(f"{address}/api/jobs/", headers=headers)
+            try:
+                self.dashboard[token] = urllib.request.urlopen(request, timeout=60).status
+            except urllib.error.HTTPError as error:
+                self.dashboard[token] = error.code
+        gcs = next(f"127.0.0.1:{port}" for name, _, port in self.listening if name == "gcs_server")
+        out, why = self.waiting.communicate(gcs)
+        self.joined = "joined" in out, why
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    return Watched(tmp_path_factory.mktemp("w")).run()
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_sweep_works(watched):
+    assert watched.code == 0, watched.log.read_text()
+
+
+def test_every_server_listens_on_loopback(watched):
+    assert {name for name, _, _ in watched.listening} >= {"gcs_server", "raylet"}
+    outside = {
+        found for found in watched.listening if found[1] not in {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    }
+    assert not outside
+
+
+def test_nobody_is_let_in_without_the_token(watched):
+    assert set(watched.dashboard) == {"", "Bearer wrong"}
+    assert set(watched.dashboard.values()) <= {401, 403}
+    joined, why = watched.joined
+    assert not joined
+    assert "authenticat" in why.lower()
+
+
+def test_the_token_is_its_owners_alone(watched):
+    assert (watched.home / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
+
+
+def test_nothing_is_left_outside_but_the_token_and_a_list_of_fonts(watched):
+    home = {name for name in files(watched.home) if not name.startswith(".cache/matplotlib/fontlist")}
+    assert home == {".ray/auth_token"}
+    left = {name for name in files(watched.temporary) if name != "ray/prom_metrics_service_discovery.json"}
+    assert not left
+    assert {path.name for path in watched.work.iterdir()} <= {
+        "mlflow.db",
+        "mlruns",
+        "ray_results",
+        "results",
+    }
