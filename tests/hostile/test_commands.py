@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import tune_main
 from search_spaces import UserError
-from sweep.launch import study_storage
+from sweep.storage import StudyStorage
 from tests.hostile.junk import NASTY, any_text, texts
 from tests.small_study import STUDY
 
@@ -149,5 +149,5 @@ def test_any_model_to_verify(model):
 @pytest.mark.parametrize("path", ["a\0b", "~nobody-at-all/x", "x" * 5000, "/dev/null/x", "s3://bucket/x"])
 def test_a_storage_path_that_cannot_be_is_one_line(path):
     with pytest.raises(UserError, match="--storage-path") as raised:
-        study_storage(path, STUDY)
+        StudyStorage(path, STUDY)
     assert str(raised.value).isprintable()

@@ -1,0 +1,243 @@
+"""The faults: each does one thing to a bench at a moment, and says what it did."""
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults import processes
+from tests.faults.bench import Bench
+
+STOPS_WITHIN = 10.0  # seconds, after Ctrl-C
+
+
+class BrokenPromiseError(AssertionError):
+    """What the promise forbids has happened."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, and the line of the promise that it tries."""
+
+    name: str
+    line: int
+    inject: Callable[[Bench, random.Random], str]
+
+
+# -- the command and its own Ray -------------------------------------------------------------------
+
+
+def _kill_one(name: str) -> Callable[[Bench, random.Random], str]:
+    def inject(bench: Bench, rng: random.Random) -> str:
+        victims = bench.processes(name)
+        if not victims:
+            return "not running yet"
+        victim = rng.choice(victims)
+        victim.kill()
+        return f"pid {victim.pid}"
+
+    return inject
+
+
+def kill_driver(bench: Bench, rng: random.Random) -> str:
+    """``kill -9`` the command itself; what it started must not outlive it."""
+    assert bench.command.process is not None
+    bench.command.process.kill()
+    bench.command.process.wait()
+    _no_orphans(bench)
+    return ""
+
+
+def _stop(what: signal.Signals) -> Callable[[Bench, random.Random], str]:
+    def inject(bench: Bench, rng: random.Random) -> str:
+        process = bench.command.process
+        assert process is not None
+        if "Ray dashboard" not in bench.command.said():
+            bench.command.wait_for("Ray dashboard")  # before it, there is nothing to be stopped
+        process.send_signal(what)
+        try:
+            seconds = processes.wait_until(lambda: not bench.command.is_running, 60, "the end")
+        except TimeoutError as error:
+            raise BrokenPromiseError(f"{what.name} did not stop the command") from error
+        if process.returncode == 0:
+            return "too late"
+        said = bench.command.said()
+        if process.returncode != 130 or "run the same command again to continue" not in said:
+            raise BrokenPromiseError(f"{what.name}: exit code {process.returncode}")
+        if seconds > STOPS_WITHIN:
+            raise BrokenPromiseError(f"{what.name}: stopped after {seconds:.1f} s")
+        _no_orphans(bench)
+        return f"stopped after {seconds:.1f} s"
+
+    return inject
+
+
+def _no_orphans(bench: Bench) -> None:
+    try:
+        processes.wait_until(lambda: not bench.command.family(), 40, "orphans to end")
+    except TimeoutError as error:
+        raise BrokenPromiseError(f"orphans: {bench.command.family()}") from error
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def damage_checkpoint(bench: Bench, rng: random.Random) -> str:
+    """Kill the command, and change, cut or remove a file of the newest checkpoint of a trial."""
+    kill_driver(bench, rng)
+    newest = [max(folder.glob("epoch-*"), default=None) for folder in (bench.storage / "trials").glob("*")]
+    files = sorted(file for folder in newest if folder for file in folder.iterdir())
+    if not files:
+        return "no checkpoint yet"
+    return damage(rng.choice(files), rng)
+
+
+def damage(file: Path, rng: random.Random) -> str:
+    """Change a range of bytes, cut the file off, or remove it."""
+    content = bytearray(file.read_bytes())
+    start = rng.randrange(len(content))
+    how = rng.choice(["changed", "cut", "zeroed", "removed"])
+    end = min(len(content), start + rng.choice([1, 64, 4096]))
+    if how == "removed":
+        file.unlink()
+    elif how == "cut":
+        file.write_bytes(content[:start])
+    else:
+        content[start:end] = bytes(0 if how == "zeroed" else byte ^ 0xFF for byte in content[start:end])
+        file.write_bytes(content)
+    return f"{file.name} {how} from byte {start}"
+
+
+def tear_journal(bench: Bench, rng: random.Random) -> str:
+    """Kill the command, and cut a journal off in the middle of a line."""
+    kill_driver(bench, rng)
+    files = sorted((bench.storage / "journal").glob("*.jsonl"))
+    if not files:
+        return "no journal yet"
+    file = rng.choice(files)
+    length = rng.randrange(file.stat().st_size)
+    file.write_bytes(file.read_bytes()[:length])
+    return f"cut after byte {length}"
+
+
+def half_written_database(bench: Bench, rng: random.Random) -> str:
+    """Kill the command and cut its database off; it must be refused, and go on from the backup."""
+    kill_driver(bench, rng)
+    file = bench.command.folder / "mlflow.db"
+    if not file.exists():
+        return "no database yet"
+    whole = file.read_bytes()
+    length = rng.randrange(1, len(whole))
+    file.write_bytes(whole[:length])
+    code = bench.command.run()
+    if code != 2 or "error: " not in bench.command.said() or "Traceback" in bench.command.said():
+        raise BrokenPromiseError(f"a database cut after {length} of {len(whole)} bytes: exit code {code}")
+    file.write_bytes(whole)
+    return f"cut after {length} of {len(whole)} bytes, refused, and put back"
+
+
+def fill_disk(bench: Bench, rng: random.Random) -> str:
+    """Fill the disk of the storage for a while."""
+    ballast = bench.command.folder / "ray_results" / "ballast"
+    if not ballast.parent.exists():
+        return "no storage yet"
+    with ballast.open("wb") as file:
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+                file.flush()
+        except OSError:
+            pass
+    seconds = rng.uniform(1.0, 8.0)
+    time.sleep(seconds)  # for so long the disk is full, whatever happens
+    ballast.unlink()
+    return f"full for {seconds:.1f} s"
+
+
+# -- MLflow ----------------------------------------------------------------------------------------
+
+
+def kill_server(bench: Bench, rng: random.Random) -> str:
+    """``kill -9`` the tracking server, and start it again later."""
+    assert bench.server is not None
+    bench.server.kill()
+    return _later(rng, bench.server.start)
+
+
+def pause_server(bench: Bench, rng: random.Random) -> str:
+    """Let the tracking server take connections and not answer."""
+    assert bench.server is not None
+    bench.server.pause()
+    return _later(rng, bench.server.resume)
+
+
+def kill_database(bench: Bench, rng: random.Random) -> str:
+    """``kill -9`` PostgreSQL under the tracking server."""
+    assert bench.database is not None
+    bench.database.kill()
+    return _later(rng, bench.database.start)
+
+
+def _later(rng: random.Random, bring_back: Callable[[], None]) -> str:
+    seconds = rng.uniform(0.0, 15.0)
+    time.sleep(seconds)  # for so long it is away, whatever happens
+    bring_back()
+    return f"away for {seconds:.1f} s"
+
+
+def server_away_to_the_end(bench: Bench, rng: random.Random) -> str:
+    """Kill the server for good: the command must give up, say what is missing, and lose nothing."""
+    assert bench.server is not None
+    bench.server.kill()
+    bench.command.kill()
+    return ""
+
+
+# -- machines --------------------------------------------------------------------------------------
+
+
+def kill_node(bench: Bench, rng: random.Random) -> str:
+    """A machine loses power, and comes back."""
+    assert bench.cluster is not None
+    node = rng.choice([1, 2])
+    bench.cluster.kill_node(node)
+    bench.cluster.wait_for(2)
+    bench.cluster.start_node(node)
+    return f"node {node}"
+
+
+def cut_link(bench: Bench, rng: random.Random) -> str:
+    """A machine's cable is pulled until it counts as lost, and plugged in again."""
+    assert bench.cluster is not None
+    assert bench.network is not None
+    node = rng.choice([1, 2])
+    bench.network.cut(node)
+    bench.cluster.wait_for(2)
+    bench.network.mend(node)
+    bench.cluster.kill_node(node)
+    bench.cluster.start_node(node)
+    return f"node {node}"
+
+
+LOCAL = [
+    Fault("kill -9 the command", 2, kill_driver),
+    Fault("kill -9 a trial's worker", 2, _kill_one("ray::")),
+    Fault("kill -9 the raylet", 2, _kill_one("raylet")),
+    Fault("kill -9 Ray's control server", 2, _kill_one("gcs_server")),
+    Fault("Ctrl-C", 2, _stop(signal.SIGINT)),
+    Fault("SIGTERM", 2, _stop(signal.SIGTERM)),
+    Fault("damaged checkpoint", 5, damage_checkpoint),
+    Fault("torn journal", 5, tear_journal),
+    Fault("half-written SQLite file", 5, half_written_database),
+]
+SERVED = [
+    Fault("kill -9 the MLflow server", 2, kill_server),
+    Fault("MLflow server paused", 4, pause_server),
+    Fault("kill -9 PostgreSQL under MLflow", 4, kill_database),
+    Fault("kill -9 the command", 2, kill_driver),
+]
+CLUSTER = [Fault("kill -9 a cluster node", 7, kill_node)]
+NETWORK = [Fault("cluster node's link cut", 7, cut_link)]
+FULL_DISK = [Fault("disk of the storage full", 5, fill_disk)]

@@ -1,0 +1,136 @@
+"""Faults of one trial, without the command around it: hundreds in minutes."""
+
+import itertools
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from tests.faults.catalog import damage
+from tests.helpers import CPU, learnt, tiny_config, train, weights
+from trainables.checkpoint import verified_files
+from trainables.trial import Trial, TrialAssets
+from trainables.trial_folder import TrialFolder
+
+EPOCHS = 3
+
+
+def same(trial: Trial, other: Trial) -> bool:
+    """Whether two trials learnt the same, bit for bit."""
+    mine, others = weights(trial), weights(other)
+    return learnt(trial) == learnt(other) and all(torch.equal(mine[k], others[k]) for k in others)
+
+
+def saved_trial(assets: TrialAssets, storage: Path) -> tuple[TrialFolder, Trial]:
+    """A trial that was saved after each epoch, and its folder."""
+    trial = Trial(tiny_config(epochs=EPOCHS), assets, CPU)
+    folder = TrialFolder(storage, trial.config.trial_hash)
+    while not trial.is_finished:
+        folder.save(trial.run_epoch()["epoch"], trial.save)
+    return folder, trial
+
+
+def resumed(assets: TrialAssets, folder: TrialFolder) -> Trial:
+    """The trial, gone on with as a worker does."""
+    trial = Trial(tiny_config(epochs=EPOCHS), assets, CPU)
+    found = folder.newest(assets.digest)
+    if found.folder:
+        trial.restore(found.folder)
+    return train(trial)
+
+
+def damaged_checkpoints(
+    assets: TrialAssets, scratch: Path, count: int, rng: random.Random
+) -> Iterator[tuple[str, str]]:
+    """Damage the newest checkpoint in ``count`` places; yields what was done, and what is wrong then."""
+    folder, whole = saved_trial(assets, scratch / "whole")
+    for number in range(count):
+        copy = TrialFolder(scratch / str(number), folder.trial_hash)
+        shutil.copytree(folder.path, copy.path)
+        files = sorted((copy.path / f"epoch-{EPOCHS:06d}").iterdir())
+        done = damage(rng.choice(files), rng)
+        yield done, "" if same(resumed(assets, copy), whole) else "another result"
+        shutil.rmtree(copy.path.parent)
+
+
+def every_byte_range(assets: TrialAssets, scratch: Path, ranges: int) -> Iterator[tuple[str, str]]:
+    """Change each of so many ranges of every file, one at a time: none may pass for whole."""
+    folder, _ = saved_trial(assets, scratch)
+    newest = folder.path / f"epoch-{EPOCHS:06d}"
+    for file in sorted(newest.iterdir()):
+        content = file.read_bytes()
+        width = max(1, len(content) // ranges)
+        for start in range(0, len(content), width):
+            changed = bytearray(content)
+            changed[start] ^= 1
+            file.write_bytes(changed)
+            found = folder.newest(assets.digest).folder
+            is_previous = found is not None and found.name == f"epoch-{EPOCHS - 1:06d}"
+            yield f"{file.name} from byte {start}", "" if is_previous else f"found {found}"
+        file.write_bytes(content)
+    assert verified_files(newest)
+
+
+def exhausted_memory(assets: TrialAssets, count: int, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Run out of memory in a random pass; the result must be that of a trial told to halve there."""
+    passes = _passes(assets)
+    for _ in range(count):
+        moment, engine = rng.randrange(1, passes), rng.choice(["torch", "accelerate"])
+        starved = _trial(assets, engine)
+        window = _starve(starved, moment)
+        train(starved)
+        told = _trial(assets, engine)
+        _halve(told, window[0])
+        train(told)
+        is_same = same(starved, told) and starved.physical_batch_size == told.physical_batch_size < 16
+        yield f"{engine}, pass {moment}", "" if is_same else "another result"
+
+
+def _trial(assets: TrialAssets, engine: str) -> Trial:
+    return Trial(tiny_config(epochs=2, engine=engine), assets, CPU)
+
+
+def _passes(assets: TrialAssets) -> int:
+    trial, calls = _trial(assets, "torch"), itertools.count()
+
+    def count(*_: object) -> None:
+        if trial.model.training:
+            next(calls)
+
+    trial.model.register_forward_pre_hook(count)
+    train(trial)
+    return next(calls)
+
+
+def _starve(trial: Trial, moment: int) -> list[int]:
+    """Ask the allocator for more than there is in a forward pass of training; notes the window's number."""
+    calls, windows, struck = itertools.count(1), itertools.count(), []
+    accumulate, current = trial.accumulate, [0]
+
+    def numbered(window: torch.Tensor, physical: int, measure: bool):
+        if not struck or struck[-1] != current[0]:
+            current[0] = next(windows)
+        return accumulate(window, physical, measure)
+
+    def hook(*_: object) -> None:
+        if trial.model.training and next(calls) == moment:
+            struck.append(current[0])
+            torch.empty(1 << 60, dtype=torch.uint8)
+
+    trial.accumulate = numbered  # type: ignore[method-assign]
+    trial.model.register_forward_pre_hook(hook)
+    return struck
+
+
+def _halve(trial: Trial, window: int) -> None:
+    """Set the size that a starved trial ends with, in the window where it starved."""
+    accumulate, windows = trial.accumulate, itertools.count()
+
+    def halved(examples: torch.Tensor, physical: int, measure: bool):
+        if next(windows) == window:
+            trial.physical_batch_size = min(trial.physical_batch_size, len(examples)) // 2
+        return accumulate(examples, trial.physical_batch_size, measure)
+
+    trial.accumulate = halved  # type: ignore[method-assign]

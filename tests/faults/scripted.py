@@ -1,0 +1,78 @@
+"""Faults that follow a script: a store that stays away, two invocations at once, a study that grows."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tests.faults import bench
+from tests.faults.bench import Bench
+from tests.faults.study import Command, differences, facts
+
+if TYPE_CHECKING:
+    from tests.faults.campaign import Campaign
+
+
+def run(campaign: "Campaign", count: int, wanted: dict) -> None:
+    """Each script ``count`` times."""
+    scripts: dict[tuple[str, int], Callable] = {
+        ("MLflow away until the end", 4): away_to_the_end,
+        ("a second invocation at once", 1): second_invocation,
+        ("the study grows by cells", 1): growing,
+        ("--fresh", 1): fresh,
+    }
+    for (name, line), script in scripts.items():
+        for _ in range(count):
+            campaign.note(name, line, "", script(campaign, wanted))
+
+
+def away_to_the_end(campaign: "Campaign", wanted: dict) -> list[str]:
+    """The server stays dead: the command trains to its end, says what is missing; a re-run writes it."""
+    with bench.served(campaign.folder()) as where:
+        assert where.server is not None
+        where.command.start("--store-patience", "2")
+        where.command.wait_for("epoch 1/")
+        where.server.kill()
+        code, said = where.command.wait(), where.command.said()
+        problems = [] if code == 1 and "the tracking store lacks" in said else [f"exit code {code}"]
+        if said.count("epoch 3/3") != len(wanted):
+            problems.append("training did not go on to its end")
+        where.server.start()
+        where.server.wait_until_healthy()
+        return problems + _done(where, where.command.run(), wanted)
+
+
+def second_invocation(campaign: "Campaign", wanted: dict) -> list[str]:
+    """The second one says so and exits 2; the first does not notice."""
+    with bench.local(campaign.folder()) as where:
+        where.command.start().wait_for("epoch 1/")
+        second = Command(where.command.folder)
+        code, said = second.run(), second.output()
+        refused = code == 2 and "is being run by process" in said
+        return ([] if refused else [f"exit code {code}"]) + _done(where, where.command.wait(), wanted)
+
+
+def growing(campaign: "Campaign", wanted: dict) -> list[str]:
+    """One model first, then both: the first one's trials are not trained again."""
+    with bench.local(campaign.folder()) as where:
+        where.command.run("--models", "bert-tiny")
+        first = facts(where.tracking_uri, where.command.folder)
+        code = where.command.run()
+        said = where.command.said()
+        again = [] if f"{len(first)} of {len(wanted)} trials are finished" in said else ["trained again"]
+        return again + _done(where, code, wanted)
+
+
+def fresh(campaign: "Campaign", wanted: dict) -> list[str]:
+    """Everything is trained anew, to the same end, and the earlier runs stay in MLflow."""
+    with bench.local(campaign.folder()) as where:
+        where.command.start().wait_for("epoch 2/")
+        where.command.kill()
+        code = where.command.run("--fresh")
+        problems = [] if "go on" not in where.command.said() else ["went on"]
+        return problems + _done(where, code, wanted)
+
+
+def _done(where: Bench, code: int, wanted: dict) -> list[str]:
+    problems = [] if code == 0 else [f"exit code {code}"]
+    if "Traceback" in where.command.output():
+        problems.append("a traceback was shown")
+    return problems + differences(wanted, facts(where.tracking_uri, where.command.folder))

@@ -1,0 +1,161 @@
+"""The study that faults are injected into, and what must be equal to an uninterrupted one afterwards."""
+
+import contextlib
+import hashlib
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+from mlflow.tracking import MlflowClient
+
+from tests.faults import processes
+from tracking.model_files import folder_digest
+
+ROOT = Path(__file__).parents[2]
+NAME = "faults"
+STUDY = (
+    f"--space batch_lr_grid --name {NAME} --demo --models bert-tiny modernbert-tiny --precision fp32 "
+    "--target-batch-sizes 64 256 --scaling-rules fixed sqrt --epochs 3 --train-size 640 --eval-size 60 "
+    "--max-length 32 --max-failures 20"
+).split()
+_TIMES = ("examples_per_second", "epoch_seconds")
+_QUIET = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+_LONGEST = 420  # seconds for the whole study on a busy machine
+
+
+class Command:
+    """The command in a folder of its own; what it says accumulates in ``output.log``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *more: str,
+        study: Sequence[str] = STUDY,
+        environment: dict[str, str] | None = None,
+        enter: Sequence[str] = (),
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._command = [*enter, sys.executable, str(ROOT / "tune_main.py"), *study, *more]
+        self._environment = _QUIET | (environment or {})
+        self._said_before = 0
+        self.process: subprocess.Popen | None = None
+
+    def start(self, *more: str) -> "Command":
+        """Start it, or start it again."""
+        self._said_before = len(self.output())
+        self.process = processes.start(self.folder, [*self._command, *more], self._environment)
+        return self
+
+    def output(self) -> str:
+        """All that it has said, in all its runs."""
+        log = self.folder / "output.log"
+        return log.read_text(errors="replace") if log.exists() else ""
+
+    def said(self) -> str:
+        """What the latest run has said."""
+        return self.output()[self._said_before :]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the latest run has not ended."""
+        return self.process is not None and self.process.poll() is None
+
+    def wait_for(self, text: str, seconds: float = _LONGEST) -> bool:
+        """Wait until the latest run has said it; False where it ended without."""
+        processes.wait_until(lambda: text in self.said() or not self.is_running, seconds, repr(text))
+        return text in self.said()
+
+    def wait(self, seconds: float = _LONGEST) -> int:
+        """Wait for the end of the latest run; returns its exit code."""
+        processes.wait_until(lambda: not self.is_running, seconds, "the command to end")
+        assert self.process is not None
+        return self.process.returncode
+
+    def run(self, *more: str) -> int:
+        """Start it and wait for its end."""
+        return self.start(*more).wait()
+
+    def family(self) -> list[str]:
+        """The names of all processes that it has started and that still run."""
+        return [process.name() for process in processes.family(self.folder)]
+
+    def kill(self) -> None:
+        """``kill -9`` everything it has started."""
+        processes.kill(self.folder)
+
+
+def sqlite_uri(folder: Path) -> str:
+    """The store that the command makes in its folder."""
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def facts(tracking_uri: str, artifacts_from: Path, name: str = NAME) -> dict[str, dict[str, str]]:
+    """Trial hash -> all that must not depend on what happened on the way, as text.
+
+    Every epoch and step of every metric in order, the results, the status, the predictions and the
+    bytes of the models. Of times only their number of entries counts.
+    """
+    with contextlib.chdir(artifacts_from):  # artifact locations may be relative
+        client = MlflowClient(tracking_uri)
+        experiment = client.get_experiment_by_name(name)
+        runs = (
+            client.search_runs([experiment.experiment_id], "tags.trial_hash LIKE '%'") if experiment else []
+        )
+        grouped = defaultdict(list)
+        for run in runs:
+            if "superseded" not in run.data.tags:
+                grouped[run.data.tags["trial_hash"]].append(run)
+        return {h: _facts(client, same) for h, same in grouped.items()}
+
+
+def differences(wanted: dict[str, dict[str, str]], found: dict[str, dict[str, str]]) -> list[str]:
+    """What differs, a line each."""
+    lines = [f"{h}: no such trial" for h in wanted.keys() - found.keys()]
+    lines += [f"{h}: a trial too many" for h in found.keys() - wanted.keys()]
+    for h in wanted.keys() & found.keys():
+        for key in sorted(wanted[h].keys() | found[h].keys()):
+            expected, actual = wanted[h].get(key, "absent"), found[h].get(key, "absent")
+            if expected != actual:
+                lines.append(f"{h}: {key} is {actual[:300]}, not {expected[:300]}")
+    return lines
+
+
+def _facts(client: MlflowClient, runs: list) -> dict[str, str]:
+    run = runs[0]
+    known = {"runs": str(len(runs)), "status": run.info.status}
+    for name in sorted(run.data.metrics):
+        history = client.get_metric_history(run.info.run_id, name)
+        values = [(m.step, "…" if name in _TIMES else m.value) for m in history]
+        known[f"metric {name}"] = repr(sorted(values, key=lambda pair: pair[0]))
+    for which in ("", "last_"):
+        known[f"{which}predictions"] = _predictions(
+            client, run.info.run_id, f"{which}test_predictions.parquet"
+        )
+    for which in ("best_model", "last_model"):
+        known[which] = _model(client.tracking_uri, run.data.tags.get(which, ""))
+    return known
+
+
+def _predictions(client: MlflowClient, run_id: str, name: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            frame = pd.read_parquet(client.download_artifacts(run_id, name, folder))
+        except Exception as error:  # which is a difference in itself
+            return f"unreadable: {error}"
+    return hashlib.sha256(frame.to_json(orient="split", double_precision=15).encode()).hexdigest()
+
+
+def _model(tracking_uri: str, uri: str) -> str:
+    mlflow.set_tracking_uri(tracking_uri)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
+        except Exception as error:  # as above
+            return f"unreadable: {error}"
+        return folder_digest(Path(path) / "data")
