@@ -57,12 +57,9 @@ def main(argv: Sequence[str]) -> int:
 
     try:
         return COMMANDS[command](arguments)
-    except UserError as error:
+    except (UserError, StoreAwayError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    except StoreAwayError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return USAGE_ERROR if isinstance(error, UserError) else FAILED
     except KeyboardInterrupt:
         again = "without --fresh " if getattr(arguments, "fresh", None) else ""
         print(f"stopped: run the same command again {again}to continue", file=sys.stderr)
@@ -228,10 +225,7 @@ def sweep_parser() -> Parser:
         "--max-failures", type=int, metavar="N", help="attempts after a trial's first failure (default 2)"
     )
     where.add_argument(
-        "--store-patience",
-        type=float,
-        metavar="SECONDS",
-        help="at the end, how long to wait for an MLflow that is away (default 600)",
+        "--store-patience", type=float, metavar="SECONDS", help="for an MLflow that is away (default 600)"
     )
     where.add_argument("--ray-address", help="join this Ray cluster instead of starting one")
     where.add_argument("--storage-path", help="folder for checkpoints (default ray_results)")
@@ -316,6 +310,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _interrupt)  # what a scheduler sends before it kills
+    # scripts start background commands with SIGINT ignored, which would leave no way to stop one cleanly
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     exit_code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()

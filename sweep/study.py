@@ -61,8 +61,8 @@ def run_study(options: SweepOptions) -> StudyOutcome:
     plan = make_plan(options, bf16_available(options))
     storage = StudyStorage(options.storage_path, plan.study)
     writable_folder(Path(options.results_path) / plan.study, "--results-path")
+    store = StudyStore(options.tracking_uri, plan.study)
     with storage.lock():
-        store = StudyStore(options.tracking_uri, plan.study)
         console.print(plan_tables(plan)[0], markup=False)
         failures = _finish(plan, options, store, storage)
         storage.tidy()

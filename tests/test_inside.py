@@ -340,7 +340,7 @@ def test_a_view_that_is_not_there_is_one_line(uri, view, expected, tmp_path):
     with pytest.raises(UserError) as raised:
         write_inside(uri, STUDY, str(tmp_path), view)
     assert expected in message(raised)
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_unknown_and_unfinished_studies_are_one_line(uri, tmp_path):

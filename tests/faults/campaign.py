@@ -159,8 +159,6 @@ def run(campaign: Campaign, scale: float, only: set[str]) -> None:
         "memory": lambda: in_process_part(
             "out of memory in a pass", 3, in_process.exhausted_memory(assets, times(20), campaign.rng)
         ),
-        "local": needs_study(lambda: faults(bench.local, catalog.LOCAL, times(5))),
-        "served": needs_study(lambda: faults(bench.served, catalog.SERVED, times(4))),
         "scripted": needs_study(lambda: scripted.run(campaign, times(2), wanted)),
         "disk": needs_study(lambda: faults(small_disk, catalog.FULL_DISK, times(5))),
         "cluster": needs_study(
@@ -169,6 +167,8 @@ def run(campaign: Campaign, scale: float, only: set[str]) -> None:
         "network": needs_study(
             lambda: faults(partial(bench.machines, over_network=True), catalog.NETWORK, times(2))
         ),
+        "served": needs_study(lambda: faults(bench.served, catalog.SERVED, times(4))),
+        "local": needs_study(lambda: faults(bench.local, catalog.LOCAL, times(5))),
     }
     if namespaces_missing():
         print(f"no links are cut: {namespaces_missing()}")

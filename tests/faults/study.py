@@ -15,12 +15,13 @@ from mlflow.tracking import MlflowClient
 
 from tests.faults import processes
 from tracking.model_files import folder_digest
+from tracking.store_place import quiet_mlflow
 
 ROOT = Path(__file__).parents[2]
 NAME = "faults"
 STUDY = (
     f"--space batch_lr_grid --name {NAME} --demo --models bert-tiny modernbert-tiny --precision fp32 "
-    "--target-batch-sizes 64 256 --scaling-rules fixed sqrt --epochs 3 --train-size 640 --eval-size 60 "
+    "--target-batch-sizes 64 256 --scaling-rules fixed --epochs 3 --train-size 640 --eval-size 60 "
     "--max-length 32 --max-failures 20"
 ).split()
 _TIMES = ("examples_per_second", "epoch_seconds")
@@ -101,6 +102,7 @@ def facts(tracking_uri: str, artifacts_from: Path, name: str = NAME) -> dict[str
     Every epoch and step of every metric in order, the results, the status, the predictions and the
     bytes of the models. Of times only their number of entries counts.
     """
+    quiet_mlflow()
     with contextlib.chdir(artifacts_from):  # artifact locations may be relative
         client = MlflowClient(tracking_uri)
         experiment = client.get_experiment_by_name(name)

@@ -1,0 +1,117 @@
+"""Whether anything grows over hundreds of trials: ``python -m tests.faults.leaks``.
+
+Runs one study of many one-epoch trials with one worker, which takes them all, and looks at the worker
+and at the command after each: resident memory, open files, threads; and at the disk that checkpoints
+take. Compares the tenth to thirtieth trial with the last twenty.
+"""
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import psutil
+
+from tests.faults import processes
+from tests.faults.study import Command
+
+_FIRST, _SPAN = 10, 20
+_WORKER = "ray::ResourceTrainable"
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a process holds, or several together."""
+
+    megabytes: float
+    files: int
+    threads: int
+
+
+def use_of(process: psutil.Process) -> Use:
+    """What a process holds now; memory without what it shares with Ray's object store."""
+    memory = process.memory_info()
+    return Use((memory.rss - memory.shared) / 1e6, process.num_fds(), process.num_threads())
+
+
+class Watch:
+    """Looks at a study after each of its trials."""
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.worker: list[Use] = []
+        self.driver: list[Use] = []
+        self.workers: set[int] = set()
+        self.most_checkpoint_bytes = 0
+
+    def follow(self) -> int:
+        """Until the command ends; returns its exit code."""
+        while self.command.is_running:
+            seen = self.command.said().count("epoch 1/1")
+            with contextlib.suppress(psutil.Error):
+                self._look(seen)
+            with contextlib.suppress(TimeoutError):
+                processes.wait_until(
+                    lambda seen=seen: (
+                        self.command.said().count("epoch 1/1") > seen or not self.command.is_running
+                    ),
+                    0.5,
+                    "a trial",
+                )
+        return self.command.wait()
+
+    def _look(self, seen: int) -> None:
+        storage = self.command.folder / "ray_results"
+        sizes = [path.stat().st_size for path in storage.rglob("epoch-*/*") if path.is_file()]
+        self.most_checkpoint_bytes = max(self.most_checkpoint_bytes, sum(sizes))
+        if seen <= len(self.worker):
+            return
+        workers = [p for p in processes.family(self.command.folder) if p.name().startswith(_WORKER)]
+        if len(workers) == 1:
+            self.workers.add(workers[0].pid)
+            self.worker += [use_of(workers[0])] * (seen - len(self.worker))
+            self.driver += [use_of(psutil.Process(self.command.process.pid))] * (seen - len(self.driver))
+
+
+def growth(uses: list[Use]) -> dict[str, tuple[float, float]]:
+    """For each kind of use its median early and late."""
+    early, late = uses[_FIRST : _FIRST + _SPAN], uses[-_SPAN:]
+    return {
+        field.name: (
+            statistics.median(astuple(use)[i] for use in early),
+            statistics.median(astuple(use)[i] for use in late),
+        )
+        for i, field in enumerate(fields(Use))
+    }
+
+
+def main() -> int:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=200)
+    trials = parser.parse_args().trials
+    study = (
+        "--space fixed_lr --name leaks --demo --models bert-tiny --target-batch-sizes 64 --epochs 1 "
+        "--train-size 320 --eval-size 60 --max-length 32 --precision fp32 --max-concurrent 1 --seed"
+    )
+    with tempfile.TemporaryDirectory(prefix="leaks-") as folder:
+        command = Command(Path(folder), study=[*study.split(), *map(str, range(trials))])
+        watch = Watch(command)
+        command.start()
+        code = watch.follow()
+        print(f"{trials} trials, {len(watch.workers)} worker, exit code {code}")
+        print("| process | what | trials 11 to 30 | last 20 | growth |\n|---|---|---:|---:|---:|")
+        for process, uses in {"worker": watch.worker, "command": watch.driver}.items():
+            for what, (early, late) in growth(uses).items():
+                print(f"| {process} | {what} | {early:.1f} | {late:.1f} | {late / early - 1:+.1%} |")
+        print(f"checkpoints took at most {watch.most_checkpoint_bytes / 1e6:.2f} MB")
+        announced = [line for line in command.output().splitlines() if line.startswith("disk:")]
+        print(f"announced: {announced[0]}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
