@@ -2,13 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint check
+.PHONY: demo test faults lint check
 
 demo: .venv/installed
 	$(BIN)/python tune_main.py --space batch_lr_grid --demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+# about an hour on two cores: more than a hundred faults, then two hundred trials
+faults: .venv/installed-dev
+	$(BIN)/python -m tests.faults.campaign
+	$(BIN)/python -m tests.faults.leaks
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

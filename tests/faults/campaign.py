@@ -7,6 +7,7 @@ metric of every epoch and step, best epochs, predictions and the bytes of the mo
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -194,6 +195,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], help="parts of the campaign")
     parser.add_argument("--log", type=Path, default=Path("faults.log"), help="every fault, as JSON lines")
     arguments = parser.parse_args()
+    for stop in (signal.SIGINT, signal.SIGTERM):  # what was started must not stay behind
+        signal.signal(stop, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as scratch:
         campaign = Campaign(Path(scratch), random.Random(arguments.seed), arguments.log)
         with suppress(KeyboardInterrupt):
