@@ -1,0 +1,99 @@
+"""A short selection of the campaign, at fixed moments: ``make faults`` is the long one."""
+
+import random
+
+import pytest
+
+from tests.faults import bench, catalog, in_process
+from tests.faults.bench import Moment
+from tests.faults.postgres import postgres_missing
+from tests.faults.study import Command, differences, facts, sqlite_uri
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """What every study must come to."""
+    command = Command(tmp_path_factory.mktemp("uninterrupted") / "study")
+    assert command.run() == 0, command.output()
+    return facts(sqlite_uri(command.folder), command.folder)
+
+
+def finished(where, wanted):
+    """Run the command until it is done, and compare."""
+    for _ in range(4):
+        if where.command.wait() == 0:
+            break
+        where.command.start()
+    assert where.command.wait() == 0, where.command.output()
+    assert "Traceback" not in where.command.output()
+    assert not differences(wanted, facts(where.tracking_uri, where.command.folder))
+    assert not (where.storage / "trials").exists()
+
+
+def test_a_killed_worker_and_a_killed_command_change_nothing(uninterrupted, tmp_path):
+    rng = random.Random(1)
+    with bench.local(tmp_path) as where:
+        where.command.start()
+        assert Moment("epoch ", 2, 0.2).come(where.command)
+        (worker, *_) = where.processes("ray::")
+        worker.kill()
+        assert where.command.wait_for("goes on from its last epoch")
+        assert Moment("epoch ", 4, 0.2).come(where.command)
+        catalog.damage_checkpoint(where, rng)  # which kills the command first
+        where.command.start()
+        finished(where, uninterrupted)
+
+
+def test_ctrl_c_stops_within_ten_seconds_and_leaves_no_process(uninterrupted, tmp_path):
+    with bench.local(tmp_path) as where:
+        where.command.start()
+        assert Moment("epoch ", 1, 0.1).come(where.command)
+        interrupt = next(fault for fault in catalog.LOCAL if fault.name == "Ctrl-C")
+        assert "stopped after" in interrupt.inject(where, random.Random(1))
+        where.command.start()
+        finished(where, uninterrupted)
+
+
+@pytest.mark.skipif(bool(postgres_missing()), reason=postgres_missing())
+def test_a_tracking_server_that_dies_loses_nothing(uninterrupted, tmp_path):
+    with bench.served(tmp_path) as where:
+        where.command.start("--store-patience", "2")
+        where.command.wait_for("epoch 1/")
+        where.server.kill()
+        assert where.command.wait() == 1
+        assert where.command.said().count("epoch 3/3") == len(uninterrupted)  # training went on
+        assert "the tracking store lacks" in where.command.said()
+        where.server.start()
+        where.server.wait_until_healthy()
+        where.command.start()
+        finished(where, uninterrupted)
+
+
+@pytest.fixture(scope="module")
+def trial_assets(assets):
+    return assets["bert-tiny"]
+
+
+def test_no_byte_range_of_a_checkpoint_can_change_unnoticed(trial_assets, tmp_path):
+    results = list(in_process.every_byte_range(trial_assets, tmp_path, ranges=12))
+    assert len(results) > 50
+    assert not [what for what, problem in results if problem]
+
+
+def test_a_trial_whose_newest_checkpoint_is_damaged_ends_where_it_would_have(trial_assets, tmp_path):
+    for what, problem in in_process.damaged_checkpoints(trial_assets, tmp_path, 8, random.Random(1)):
+        assert not problem, what
+
+
+def test_a_trial_that_runs_out_of_memory_ends_as_if_told_to_halve_there(trial_assets):
+    for what, problem in in_process.exhausted_memory(trial_assets, 4, random.Random(1)):
+        assert not problem, what
+
+
+def test_a_difference_would_be_seen(uninterrupted):
+    changed = {h: dict(values) for h, values in uninterrupted.items()}
+    first = sorted(changed)[0]
+    changed[first]["metric val_acc"] = changed[first]["metric val_acc"].replace("1, 0.", "1, 9.")
+    assert len(differences(uninterrupted, changed)) == 1
+    del changed[first]
+    assert differences(uninterrupted, changed) == [f"{first}: no such trial"]
