@@ -13,9 +13,10 @@ from reports.page import Page, html, markdown
 from reports.provenance import facts, run_table
 from reports.study_data import StudyData, read_study
 from reports.tables import result_tables, results_csv
-from tracking import StudyStore, check_store_exists
+from tracking import Patience, StudyStore, check_store_exists
 
 _PICTURES = "pictures"
+_PATIENCE = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,15 @@ class Report:
 def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
     """Write ``results/<study>/`` and log it to the newest parent run.
 
-    Raises UserError for an unknown study.
+    Raises UserError for an unknown study, and StoreAwayError where MLflow stops to answer meanwhile.
     """
     check_store_exists(tracking_uri)
     store = StudyStore(tracking_uri, study)
+    patience = Patience(store.answers, lambda line: None)
+    return patience.call(lambda: _write_report(store, study, results_path), _PATIENCE)
+
+
+def _write_report(store: StudyStore, study: str, results_path: str) -> Report:
     invocation = store.latest_invocation()
     data = read_study(store, invocation.plan())
     folder = Path(results_path) / study

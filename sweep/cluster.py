@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 # Ray reads these when it is imported or started.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -24,6 +25,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 import ray
 from ray._private import ray_constants
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search_spaces import UserError, first_line
 from sweep.options import SweepOptions
@@ -113,6 +115,36 @@ def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
         reason = first_line(error)
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise UserError(f"{where} cannot be reached ({reason}): check --ray-address") from error
+
+
+def check_shared(folder: Path) -> None:
+    """Raise UserError where a machine of the cluster does not see this folder as this one does."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if len(nodes) < 2:
+        return
+    probe = folder / f".seen-by-all-{uuid4().hex}"
+    probe.touch()
+    try:
+        answers = {node["NodeManagerAddress"]: _ask_node(node["NodeID"], probe) for node in nodes}
+        blind = [address for address, answer in answers.items() if not ray.get(answer)]
+    except ray.exceptions.RayError as error:
+        raise UserError(f"a machine of the cluster does not answer: {first_line(error)}") from error
+    finally:
+        probe.unlink()
+    if blind:
+        raise UserError(
+            f"--storage-path: {folder} is not the same folder on {', '.join(sorted(blind))}: "
+            "give one that all machines share"
+        )
+
+
+def _ask_node(node_id: str, probe: Path) -> "ray.ObjectRef[bool]":
+    there = NodeAffinitySchedulingStrategy(node_id, soft=True)  # one that is lost meanwhile is not asked
+    return ray.remote(_exists).options(num_cpus=0, scheduling_strategy=there).remote(probe)
+
+
+def _exists(path: Path) -> bool:
+    return path.exists()
 
 
 def resources_per_trial(options: SweepOptions) -> Resources:

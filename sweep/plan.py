@@ -20,6 +20,8 @@ _BYTES_PER_PARAMETER = 4
 _CHECKPOINTS_PER_TRIAL = 2  # while it is trained; see TrialFolder
 _TENSORS_PER_CHECKPOINT = 4  # weights, best weights, Adam's two moments
 _MODELS_PER_TRIAL = 2  # best and last epoch, in MLflow
+_BESIDE_TENSORS = 1_000_000  # bytes of a checkpoint: histories, names of tensors
+_BESIDE_WEIGHTS = 5_000_000  # bytes of a model: its tokenizer, and the code that loads it
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,14 @@ class Plan:
 
     def checkpoint_bytes(self, configs: Iterable[TrialConfig]) -> int:
         """Disk that the checkpoints of these trials take at most."""
-        return _CHECKPOINTS_PER_TRIAL * _TENSORS_PER_CHECKPOINT * sum(map(self.weight_bytes, configs))
+        sizes = [
+            _TENSORS_PER_CHECKPOINT * self.weight_bytes(config) + _BESIDE_TENSORS for config in configs
+        ]
+        return _CHECKPOINTS_PER_TRIAL * sum(sizes)
 
     def model_bytes(self, configs: Iterable[TrialConfig]) -> int:
-        """Disk for the models of these trials, which stay in MLflow."""
-        return _MODELS_PER_TRIAL * sum(map(self.weight_bytes, configs))
+        """Disk that the models of these trials, which stay in MLflow, take at most."""
+        return _MODELS_PER_TRIAL * sum(self.weight_bytes(config) + _BESIDE_WEIGHTS for config in configs)
 
     def weight_bytes(self, config: TrialConfig) -> int:
         """One set of a trial's weights."""
@@ -136,7 +141,7 @@ def plan_tables(plan: Plan) -> list[Table | str]:
         f"{len(plan.cells)} cells, {len(plan.trials)} unique trials, {plan.cells[0].engine} engine, "
         f"{plan.cells[0].precision}",
         f"disk: checkpoints {gigabytes(plan.checkpoint_bytes(trials))} at most, until their trial is in "
-        f"MLflow; models in MLflow {gigabytes(plan.model_bytes(trials))}",
+        f"MLflow; models in MLflow {gigabytes(plan.model_bytes(trials))} at most",
     ]
     largest = max(cell.target_batch_size for cell in plan.cells)
     if largest > sizes["train"]:

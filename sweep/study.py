@@ -1,15 +1,16 @@
 """A study from the command line to tested models."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from search_spaces import StoreAwayError, TrialConfig, printable
 from sweep.assets import ModelAssets, prepare_assets
-from sweep.cluster import Resources, ray_session, resources_per_trial
+from sweep.cluster import Resources, check_shared, ray_session, resources_per_trial
 from sweep.console import console
 from sweep.disk_space import check_disk_space
 from sweep.environment import environment_tags
@@ -32,6 +33,8 @@ from tracking import (
     register_best,
     run_name,
 )
+
+Patiently = Callable[..., Any]  # calls a function of the store until it works
 
 _BRIEFLY = 3.0  # seconds for a store to take what is left when the user wants to stop
 
@@ -62,35 +65,62 @@ def run_study(options: SweepOptions) -> StudyOutcome:
     storage = StudyStorage(options.storage_path, plan.study)
     writable_folder(Path(options.results_path) / plan.study, "--results-path")
     store = StudyStore(options.tracking_uri, plan.study)
+    patience = Patience(store.answers, console.print)
     with storage.lock():
         console.print(plan_tables(plan)[0], markup=False)
-        failures = _finish(plan, options, store, storage)
+        patiently = partial(patience.call, seconds=options.store_patience)
+        failures = _finish(plan, options, store, storage, patiently)
         storage.tidy()
     return StudyOutcome(plan.study, failures)
 
 
-def _finish(plan: Plan, options: SweepOptions, store: StudyStore, storage: StudyStorage) -> dict[str, str]:
+def _finish(
+    plan: Plan, options: SweepOptions, store: StudyStore, storage: StudyStorage, patiently: Patiently
+) -> dict[str, str]:
     """Do what is left of the study; returns the failed trials by name, each with its reason."""
-    to_train, to_test = _unfinished(plan, {} if options.fresh else store.trial_runs(), storage)
+    runs = {} if options.fresh else patiently(store.trial_runs)
+    to_train, to_test = _unfinished(plan, runs, storage)
     if not to_train and not to_test:
         console.print(f"all {len(plan.trials)} trials are already trained and tested")
-        start_invocation(plan, store).finish("FINISHED")
-        _register_best(plan, store)
+        patiently(lambda: start_invocation(plan, store).finish("FINISHED"))
+        patiently(lambda: _register_best(plan, store))
         return {}
     assets = _prepare(plan, {config.model for config in [*to_train, *to_test]})
     with ray_session(options.ray_address) as dashboard:
         resources = resources_per_trial(options)
+        check_shared(storage.path)
         check_disk_space(plan, to_train, resources.concurrent, storage, options.tracking_uri)
         _announce(dashboard, options, resources)
         plan, to_train = with_measured_sizes(plan, to_train, assets, resources, storage.root)
-        if options.fresh:
-            store.start_anew()
-            storage.clear()
-        store.end_killed_invocations()
-        sweep = _Sweep(plan, options, store, storage, start_invocation(plan, store), assets, resources)
+        patiently(lambda: _leave_behind(options.fresh, to_train, assets, store, storage))
+        patiently(store.end_killed_invocations)
+        invocation = patiently(lambda: start_invocation(plan, store))
+        sweep = _Sweep(plan, options, store, storage, invocation, assets, resources, patiently)
         failures = sweep.run(to_train)
     seeds = len(plan.space.seeds)
     return {run_name(plan.trials[h], seeds): reason for h, reason in failures.items()}
+
+
+def _leave_behind(
+    fresh: bool,
+    to_train: Sequence[TrialConfig],
+    assets: Mapping[str, ModelAssets],
+    store: StudyStore,
+    storage: StudyStorage,
+) -> None:
+    """Start anew what is not to be gone on with: all of it, or trials whose model or tokens changed."""
+    if fresh:
+        store.start_anew()
+        storage.clear()
+        return
+    digests = {config.trial_hash: assets[config.model].trial.digest for config in to_train}
+    for trial_hash, run in store.trial_runs().items():
+        if run.assets_digest not in {"", digests.get(trial_hash, run.assets_digest)}:
+            console.print(
+                f"{run.name}: its model or its tokens have changed: starting it anew", markup=False
+            )
+            storage.forget(trial_hash)
+            run.leave_behind()
 
 
 def start_invocation(plan: Plan, store: StudyStore) -> InvocationRun:
@@ -114,17 +144,18 @@ class _Sweep:
     invocation: InvocationRun
     assets: dict[str, ModelAssets]
     resources: Resources
+    patiently: Patiently
 
     def run(self, to_train: Sequence[TrialConfig]) -> dict[str, str]:
-        patience, status = self._patience(), "KILLED"
+        status = "KILLED"
         try:
             failures = self.train(to_train)
-            failures |= self.test(failures, patience)
-            patience.call(partial(_register_best, self.plan, self.store), self.options.store_patience)
+            failures |= self.test(failures)
+            self.patiently(lambda: _register_best(self.plan, self.store))
             status = "FAILED" if failures else "FINISHED"
         finally:
             with suppress(StoreAwayError):  # the next invocation ends what this one leaves open
-                patience.call(partial(self.invocation.finish, status), _BRIEFLY)
+                self.patiently(lambda: self.invocation.finish(status), seconds=_BRIEFLY)
         return failures
 
     def train(self, configs: Sequence[TrialConfig]) -> dict[str, str]:
@@ -132,7 +163,7 @@ class _Sweep:
             return {}
         trials = {config.trial_hash: self.plan.trials[config.trial_hash] for config in configs}
         assets = {model: value.trial for model, value in self.assets.items()}
-        writer = StoreWriter(self._patience())
+        writer = StoreWriter(Patience(self.store.answers, console.print))
         open_run = partial(self._open_run, environment_tags(self.resources))
         with Progress(trials, self.resources.concurrent) as progress:
             recorder = Recorder(
@@ -163,6 +194,7 @@ class _Sweep:
 
     def _open_run(self, tags: dict[str, str], cells: Sequence[TrialConfig]) -> TrialRun:
         seeds = len(self.plan.space.seeds)
+        tags = tags | {"assets_digest": self.assets[cells[0].model].trial.digest}
         return self.store.open_trial(cells, seeds, self.plan.dataset, self.invocation, tags)
 
     def _wait_for(self, writer: StoreWriter) -> None:
@@ -175,11 +207,8 @@ class _Sweep:
                 "run the same command again to write them"
             )
 
-    def _patience(self) -> Patience:
-        return Patience(self.store.answers, console.print)
-
-    def test(self, already_failed: dict[str, str], patience: Patience) -> dict[str, str]:
-        runs = patience.call(self.store.trial_runs, self.options.store_patience)
+    def test(self, already_failed: dict[str, str]) -> dict[str, str]:
+        runs = self.patiently(self.store.trial_runs)
         untested = [
             UntestedTrial(cells[0], runs[trial_hash])
             for trial_hash, cells in self.plan.trials.items()
@@ -187,9 +216,8 @@ class _Sweep:
         ]
         console.print(f"testing {len(untested)} trials, reloaded from MLflow")
         test_splits = {model: value.test for model, value in self.assets.items()}
-        patiently = partial(patience.call, seconds=self.options.store_patience)
         with console.status("testing"):
-            return run_tests(untested, test_splits, self.resources, patiently)
+            return run_tests(untested, test_splits, self.resources, self.patiently)
 
 
 def _unwritten(writer: StoreWriter) -> str:

@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from search_spaces import TrialConfig, UserError
-from tracking import DatasetFacts, ModelFiles, StudyStore, register_best, run_name
+from tracking import ChangedModelError, DatasetFacts, ModelFiles, StudyStore, register_best, run_name
 from tracking.study_store import check_study_name
 from trainables.evaluation import Evaluation
 
@@ -238,3 +238,94 @@ def test_the_registered_model_is_the_best_one_and_keeps_its_version(store, tmp_p
         mlflow.artifacts.download_artifacts("models:/films-study@best", dst_path=str(tmp_path / "m"))
     )
     assert [path.read_text() for path in files.rglob("classifier.json")] == ['{"seed": 2}']
+
+
+def test_starting_anew_leaves_the_earlier_runs_in_mlflow_and_out_of_the_study(store, uri):
+    first = open_trial(store, [config()])
+    first.log_epochs([report(1)])
+    store.start_anew()
+    assert store.trial_runs() == {}
+    with pytest.raises(UserError, match="no runs yet"):
+        store.latest_invocation()
+    second = open_trial(store, [config()])
+    assert second.run_id != first.run_id
+    assert {h: run.run_id for h, run in store.trial_runs().items()} == {config().trial_hash: second.run_id}
+    assert MlflowClient(uri).get_run(first.run_id).data.metrics["val_acc"] == 0.5
+
+
+def test_what_a_killed_invocation_left_running_is_ended_without_counting_its_time(store, uri):
+    trial = open_trial(store, [config()])
+    store.end_killed_invocations()
+    ended = [MlflowClient(uri).get_run(r) for r in (trial.run_id, store.latest_invocation().run_id)]
+    assert [run.info.status for run in ended] == ["KILLED", "KILLED"]
+    assert store.wall_seconds() == 0
+
+
+def test_of_two_runs_of_one_trial_the_one_with_results_stays(store, uri):
+    first = open_trial(store, [config()])
+    first.log_epochs([report(1)])
+    empty = store._create_run(
+        "name", {"trial_hash": config().trial_hash}
+    )  # as by a server too slow to say so
+    again = open_trial(store, [config()])
+    assert again.run_id == first.run_id
+    assert MlflowClient(uri).get_run(empty.info.run_id).info.lifecycle_stage == "deleted"
+
+
+def test_an_epoch_written_twice_with_its_time_stamp_is_there_once(store, uri):
+    run = open_trial(store, [config()])
+    stamped = report(1) | {"timestamp": 1_800_000_000_000}
+    run._log_epoch(stamped)
+    run._log_epoch(stamped)  # as after an answer that was lost
+    for name in ("val_acc", "train_loss_per_step", "examples_per_second"):
+        steps = [m.step for m in MlflowClient(uri).get_metric_history(run.run_id, name)]
+        assert steps == sorted(set(steps))
+
+
+def model_files(folder, content=b"weights"):
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes(content)
+    return ModelFiles(folder, "trainables.exported_model", ())
+
+
+def test_uploading_again_fills_the_same_model(store, uri, tmp_path):
+    run = open_trial(store, [config()])
+    run.log_models(model_files(tmp_path / "a", b"half"), None, 1, 0.5)
+    first = run.tags["best_model"]
+    run.log_models(model_files(tmp_path / "a"), None, 1, 0.5)
+    assert run.tags["best_model"] == first
+    assert (run.download_model("best", tmp_path / "b") / "model.safetensors").read_bytes() == b"weights"
+    history = MlflowClient(uri).get_metric_history(run.run_id, "best_val_acc")
+    assert len(history) == 1
+
+
+def test_a_model_that_changed_in_mlflow_is_not_given_out(store, tmp_path):
+    run = open_trial(store, [config()])
+    run.log_models(model_files(tmp_path / "a"), None, 1, 0.5)
+    (stored,) = [p for p in (tmp_path / "mlruns").rglob("model.safetensors") if p.is_file()]
+    stored.write_bytes(b"weighty")
+    with pytest.raises(ChangedModelError, match="is not what was uploaded"):
+        run.download_model("best", tmp_path / "b")
+    run.discard_models()
+    assert not store.trial_runs()[config().trial_hash].is_trained
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeroed", "text"])
+def test_a_damaged_database_is_one_line_and_stays_as_it_is(store, uri, tmp_path, damage):
+    open_trial(store, [config()])
+    file = tmp_path / "mlflow.db"
+    whole = file.read_bytes()
+    half = len(whole) // 2
+    changed = {"cut": whole[:half], "zeroed": whole[:4096] + bytes(half), "text": b"not a database"}[damage]
+    file.write_bytes(changed)
+    with pytest.raises(UserError) as raised:
+        StudyStore(uri, "films-study")
+    assert "mlflow.db" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert file.read_bytes() == changed
+
+
+def test_a_new_database_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    StudyStore("sqlite:///folder/new.db", "films-study")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new.db"]

@@ -89,8 +89,8 @@ class Patience:
     def _note(self, error: Exception | None) -> None:
         if error is not None and not self._is_away:
             self._say(
-                f"the tracking store does not answer ({first_line(error)}): training goes on, and what "
-                "is to be written waits on this disk"
+                f"the tracking store does not answer ({first_line(error)}): trying again until it does, "
+                "nothing is lost"
             )
         elif self._is_away and error is None:
             self._say("the tracking store answers again")

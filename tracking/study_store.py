@@ -27,12 +27,11 @@ from mlflow.utils.mlflow_tags import (
 from search_spaces import TrialConfig, UserError, first_line, unknown
 from tracking.store_place import answers, check_place, quiet_mlflow
 from tracking.stored_tables import read_table, texts, whole_numbers
-from tracking.trial_run import DatasetFacts, TrialRun, run_name
+from tracking.trial_run import SUPERSEDED, DatasetFacts, TrialRun, run_name
 
 _PLAN = "plan.json"
 _TEST_SPLIT = "test_split.parquet"
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which pages the UI shows
-_SUPERSEDED = "superseded"  # the tag of runs that a fresh start has left behind
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -113,7 +112,7 @@ class StudyStore:
     def start_anew(self) -> None:
         """Leave everything there is behind: it stays in MLflow, and no longer belongs to the study."""
         for run in self._search():
-            self.client.set_tag(run.info.run_id, _SUPERSEDED, "true")
+            self.client.set_tag(run.info.run_id, SUPERSEDED, "true")
 
     def end_killed_invocations(self) -> None:
         """End what invocations that were killed with -9 left running; only one can be at work."""
@@ -214,7 +213,7 @@ class StudyStore:
                 ["attributes.start_time DESC"],
                 token,
             )
-            runs += [run for run in page if _SUPERSEDED not in run.data.tags]
+            runs += [run for run in page if SUPERSEDED not in run.data.tags]
             if not (token := page.token):
                 return runs
 

@@ -40,6 +40,7 @@ _PREDICTION = {
     "probability": fractions,
 }
 _MODEL_URI = re.compile(r"models:/m-[0-9a-zA-Z]+")  # not file:, not http:, not somebody else's name
+SUPERSEDED = "superseded"  # the tag of runs that are no longer their study's
 _BATCH = 1000  # what the tracking API takes in one call
 
 
@@ -101,6 +102,15 @@ class TrialRun:
     def is_tested(self) -> bool:
         """Whether nothing is left to do."""
         return self.is_trained and all(name in self.metrics for name in TEST_METRICS)
+
+    @property
+    def assets_digest(self) -> str:
+        """Of the pretrained weights and tokens it is trained from; empty in older studies."""
+        return self.tags.get("assets_digest", "")
+
+    def leave_behind(self) -> None:
+        """Keep the run in MLflow, but no longer as the trial's: a new one is to take its place."""
+        self.client.set_tag(self.run_id, SUPERSEDED, "true")
 
     def describe(
         self,
