@@ -155,10 +155,10 @@ def run(campaign: Campaign, scale: float, only: set[str]) -> None:
         "damage": lambda: in_process_part(
             "newest checkpoint damaged, trial resumed",
             5,
-            in_process.damaged_checkpoints(assets, campaign.folder(), times(40), campaign.rng),
+            in_process.damaged_checkpoints(assets, campaign.folder(), times(100), campaign.rng),
         ),
         "memory": lambda: in_process_part(
-            "out of memory in a pass", 3, in_process.exhausted_memory(assets, times(20), campaign.rng)
+            "out of memory in a pass", 3, in_process.exhausted_memory(assets, times(50), campaign.rng)
         ),
         "scripted": needs_study(lambda: scripted.run(campaign, times(2), wanted)),
         "disk": needs_study(lambda: faults(small_disk, catalog.FULL_DISK, times(5))),
