@@ -7,6 +7,7 @@ take. Compares the tenth to thirtieth trial with the last twenty.
 
 import argparse
 import contextlib
+import signal
 import statistics
 import sys
 import tempfile
@@ -51,7 +52,7 @@ class Watch:
         """Until the command ends; returns its exit code."""
         while self.command.is_running:
             seen = self.command.said().count("epoch 1/1")
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, OSError):  # processes end, checkpoints go
                 self._look(seen)
             with contextlib.suppress(TimeoutError):
                 processes.wait_until(
@@ -98,10 +99,15 @@ def main() -> int:
         "--train-size 320 --eval-size 60 --max-length 32 --precision fp32 --max-concurrent 1 --seed"
     )
     with tempfile.TemporaryDirectory(prefix="leaks-") as folder:
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(stop, signal.default_int_handler)
         command = Command(Path(folder), study=[*study.split(), *map(str, range(trials))])
         watch = Watch(command)
         command.start()
-        code = watch.follow()
+        try:
+            code = watch.follow()
+        finally:
+            command.kill()
         print(f"{trials} trials, {len(watch.workers)} worker, exit code {code}")
         print("| process | what | trials 11 to 30 | last 20 | growth |\n|---|---|---:|---:|---:|")
         for process, uses in {"worker": watch.worker, "command": watch.driver}.items():

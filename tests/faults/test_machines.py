@@ -1,10 +1,12 @@
 """A study on several machines: a node is lost in mid-trial, by power or by cable."""
 
 import json
+import os
 import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from tests.faults.clusters import loopback_places, ray_cluster
 from tests.faults.networks import namespaces_missing, network
 from tests.faults.postgres import postgres, postgres_missing
 from tests.faults.servers import mlflow_server
+from tests.faults.study import Command
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 3
@@ -167,3 +170,20 @@ def test_submitted_as_a_ray_job(tmp_path):
         ray += ["--", sys.executable, "tune_main.py", *command]
         assert submit(driver, ray, cluster.environment) == 0, driver.output()
         check_study(store)
+
+
+@pytest.mark.campaign
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount of one's own needs root")
+def test_a_storage_that_a_machine_does_not_share_is_refused(tmp_path):
+    storage = tmp_path / "driver" / "ray_results"
+    storage.mkdir(parents=True)
+    hide = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(storage))
+    head, blind = loopback_places(2)
+    with ray_cluster([head, replace(blind, enter=hide)], head_cpus=1) as cluster:
+        cluster.wait_for(2)
+        command = Command(
+            tmp_path / "driver", "--ray-address", cluster.address, environment=cluster.environment
+        )
+        assert command.run() == 2
+        (error,) = [line for line in command.said().splitlines() if line.startswith("error: ")]
+        assert f"is not the same folder on {blind.ip}" in error
