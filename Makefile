@@ -13,6 +13,7 @@ test: .venv/installed-dev
 # about an hour on two cores: more than a hundred faults, then two hundred trials
 faults: .venv/installed-dev
 	$(BIN)/python -m tests.faults.campaign
+	$(BIN)/python -m pytest -m campaign
 	$(BIN)/python -m tests.faults.leaks
 
 lint: .venv/installed-dev

@@ -106,12 +106,12 @@ def served(folder: Path) -> Iterator[Bench]:
 
 
 @contextlib.contextmanager
-def machines(folder: Path, over_network: bool) -> Iterator[Bench]:
+def machines(folder: Path, over_network: bool = False, dashboard: bool = False) -> Iterator[Bench]:
     """Three Ray nodes, MLflow as a server on PostgreSQL, a shared folder."""
     with contextlib.ExitStack() as stack:
         net = stack.enter_context(network(3)) if over_network else None
         places = net.places if net else loopback_places(3)
-        cluster = stack.enter_context(ray_cluster(places))
+        cluster = stack.enter_context(ray_cluster(places, dashboard=dashboard))
         database = stack.enter_context(postgres())
         host = net.host if net else "127.0.0.1"
         server = stack.enter_context(mlflow_server(folder / "mlflow", database.uri, host))

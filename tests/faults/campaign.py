@@ -162,9 +162,7 @@ def run(campaign: Campaign, scale: float, only: set[str]) -> None:
         ),
         "scripted": needs_study(lambda: scripted.run(campaign, times(2), wanted)),
         "disk": needs_study(lambda: faults(small_disk, catalog.FULL_DISK, times(5))),
-        "cluster": needs_study(
-            lambda: faults(partial(bench.machines, over_network=False), catalog.CLUSTER, times(3))
-        ),
+        "cluster": needs_study(lambda: faults(bench.machines, catalog.CLUSTER, times(3))),
         "network": needs_study(
             lambda: faults(partial(bench.machines, over_network=True), catalog.NETWORK, times(2))
         ),

@@ -2,6 +2,8 @@ import signal
 
 import pytest
 
+from tests.faults.study import Command, facts, sqlite_uri
+
 
 @pytest.fixture(scope="session", autouse=True)
 def clean_up_when_terminated():
@@ -9,3 +11,11 @@ def clean_up_when_terminated():
     earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield
     signal.signal(signal.SIGTERM, earlier)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
+    """What every study must come to."""
+    command = Command(tmp_path_factory.mktemp("uninterrupted") / "study")
+    assert command.run() == 0, command.output()
+    return facts(sqlite_uri(command.folder), command.folder)

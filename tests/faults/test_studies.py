@@ -7,15 +7,7 @@ import pytest
 from tests.faults import bench, catalog, in_process
 from tests.faults.bench import Moment
 from tests.faults.postgres import postgres_missing
-from tests.faults.study import Command, differences, facts, sqlite_uri
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """What every study must come to."""
-    command = Command(tmp_path_factory.mktemp("uninterrupted") / "study")
-    assert command.run() == 0, command.output()
-    return facts(sqlite_uri(command.folder), command.folder)
+from tests.faults.study import differences, facts
 
 
 def finished(where, wanted):
