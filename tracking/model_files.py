@@ -1,5 +1,6 @@
 """A model's files, from a folder into MLflow and back, proved to be the same."""
 
+import gc
 import hashlib
 import tempfile
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ def download_model(model: UploadedModel, folder: Path) -> Path:
     Raises ChangedModelError where they are not those; an empty digest, of older studies, is not checked.
     """
     path = Path(mlflow.artifacts.download_artifacts(artifact_uri=model.uri, dst_path=str(folder))).resolve()
+    # MLflow's artifact repositories refer to themselves, and keep their threads until they are collected
+    gc.collect()
     data = (path / Model.load(str(path)).flavors["python_function"]["data"]).resolve()
     if path not in data.parents:
         raise UserError(

@@ -42,11 +42,10 @@ def _kill_one(name: str) -> Callable[[Bench, random.Random], str]:
 
 
 def kill_driver(bench: Bench, rng: random.Random) -> str:
-    """``kill -9`` the command itself; what it started must not outlive it."""
+    """``kill -9`` the command itself, and go on while what it started is still ending."""
     assert bench.command.process is not None
     bench.command.process.kill()
     bench.command.process.wait()
-    _no_orphans(bench)
     return ""
 
 
@@ -68,15 +67,16 @@ def _stop(what: signal.Signals) -> Callable[[Bench, random.Random], str]:
             raise BrokenPromiseError(f"{what.name}: exit code {process.returncode}")
         if seconds > STOPS_WITHIN:
             raise BrokenPromiseError(f"{what.name}: stopped after {seconds:.1f} s")
-        _no_orphans(bench)
+        no_orphans(bench, STOPS_WITHIN)
         return f"stopped after {seconds:.1f} s"
 
     return inject
 
 
-def _no_orphans(bench: Bench) -> None:
+def no_orphans(bench: Bench, seconds: float) -> None:
+    """Wait until nothing runs that the command has started; BrokenPromiseError beyond the deadline."""
     try:
-        processes.wait_until(lambda: not bench.command.family(), 40, "orphans to end")
+        processes.wait_until(lambda: not bench.command.family(), seconds, "orphans to end")
     except TimeoutError as error:
         raise BrokenPromiseError(f"orphans: {bench.command.family()}") from error
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tests.faults.bench import Bench, Moment, moment
-from tests.faults.catalog import BrokenPromiseError, Fault
+from tests.faults.catalog import BrokenPromiseError, Fault, no_orphans
 from tests.faults.study import differences, facts
 
 _RUNS = 12  # of the command, after the last fault
+# Ray's agents notice that their raylet is gone, and then try to report it to a server that is gone too
+_ORPHANS_END_WITHIN = 120.0  # seconds
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\)", re.MULTILINE)
 
 
@@ -37,6 +39,10 @@ def play(bench: Bench, faults: Sequence[Fault], rng: random.Random, wanted: dict
             played.problems.append(f"{fault.name}: {broken}")
         played.injected.append((fault, f"{when}: {done}" if done else str(when)))
     _finish(bench, played)
+    try:
+        no_orphans(bench, _ORPHANS_END_WITHIN)
+    except BrokenPromiseError as broken:
+        played.problems.append(str(broken))
     if _TRACEBACK.search(bench.command.output()):
         played.problems.append("a traceback was shown")
     played.problems += differences(wanted, facts(bench.tracking_uri, bench.command.folder))
