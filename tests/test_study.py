@@ -228,46 +228,6 @@ def test_a_diverged_trial_fails_alone_and_is_named(tmp_path):
     assert "scaling rule: fixed" in text  # the tables are printed all the same
 
 
-def test_killed_and_run_again_equals_uninterrupted(study, tmp_path):
-    part = [*COMMAND, "--target-batch-sizes", "64", "256", "--scaling-rules", "fixed"]
-    process = start(tmp_path, *part, "--max-concurrent", "1")
-    wait_until(lambda: "epoch 1/2" in output(tmp_path), process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    code, text = run(tmp_path, *part)
-    assert code == 0, text
-    again, uninterrupted = comparable(tmp_path), comparable(study)
-    assert len(again) == 2
-    assert again == {trial_hash: uninterrupted[trial_hash] for trial_hash in again}
-    trials, parents = runs(tmp_path)
-    assert len(trials) == 2
-    assert len(parents) == 2
-
-
-def comparable(folder):
-    """Every epoch of every trial, and its results, without times."""
-    found = {}
-    for trial in runs(folder)[0]:
-        histories = {
-            name: [(m.step, m.value) for m in client(folder).get_metric_history(trial.info.run_id, name)]
-            for name in "train_loss train_acc val_loss val_acc train_loss_per_step".split()
-        }
-        results = {k: v for k, v in trial.data.metrics.items() if "test" in k or "best" in k}
-        found[trial.data.tags["trial_hash"]] = (histories, results)
-    return found
-
-
-def test_interrupting_says_how_to_go_on(tmp_path):
-    process = start(tmp_path, *COMMAND, "--epochs", "200")
-    wait_until(lambda: "epoch 1/200" in output(tmp_path), process)
-    process.send_signal(signal.SIGINT)
-    started = time.monotonic()
-    assert process.wait(timeout=60) == 130
-    assert time.monotonic() - started < 60
-    assert "run the same command again to continue" in output(tmp_path)
-    assert runs(tmp_path)[1][0].info.status == "KILLED"
-
-
 @contextlib.contextmanager
 def background(folder, *command, **environment):
     """A server that runs, with its children, while the block does."""
@@ -297,40 +257,6 @@ def free_port():
 def accepts_connections(port):
     with socket.socket() as client_socket:
         return client_socket.connect_ex(("127.0.0.1", port)) == 0
-
-
-def test_an_existing_cluster_and_a_tracking_server(tmp_path):
-    tools, cluster, server = Path(sys.executable).parent, free_port(), free_port()
-    ray = f"{tools}/ray start --head --block --num-cpus 1 --node-ip-address 127.0.0.1"
-    ray += " --include-dashboard false"
-    mlflow = f"{tools}/mlflow server --workers 1 --backend-store-uri sqlite:///server.db"
-    mlflow += " --artifacts-destination served"
-    (tmp_path / "ray").mkdir()
-    (tmp_path / "server").mkdir()
-    with (
-        background(tmp_path / "ray", *ray.split(), "--port", str(cluster)) as head,
-        background(tmp_path / "server", *mlflow.split(), "--port", str(server)) as tracking,
-    ):
-        wait_until(lambda: accepts_connections(cluster), head)
-        wait_until(lambda: accepts_connections(server), tracking)
-        where = [
-            "--precision",
-            "fp32",
-            "--ray-address",
-            f"127.0.0.1:{cluster}",
-            "--tracking-uri",
-            f"http://127.0.0.1:{server}",
-        ]
-        what = "--space fixed_lr --name served --epochs 1 --models bert-tiny --target-batch-sizes 64"
-        code, text = run(tmp_path, *what.split(), *SMALL, *where)
-        assert code == 0, text
-        store = MlflowClient(f"http://127.0.0.1:{server}")
-        experiment = store.get_experiment_by_name("served")
-        trial = store.search_runs([experiment.experiment_id], "tags.trial_hash LIKE '%'")[0]
-        assert trial.info.status == "FINISHED"
-        assert "test_acc" in trial.data.metrics
-        assert list((tmp_path / "server" / "served").rglob("model.safetensors"))
-        assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_the_registered_model_answers_over_http(study, tmp_path):
