@@ -10,7 +10,7 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
 
-# about an hour on two cores: more than a hundred faults, then two hundred trials
+# hours on two cores: hundreds of faults, then two hundred trials
 faults: .venv/installed-dev
 	$(BIN)/python -m tests.faults.campaign
 	$(BIN)/python -m pytest -m campaign
