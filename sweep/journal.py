@@ -25,9 +25,8 @@ class Journal:
     def add(self, trial_hash: str, reports: Sequence[Report]) -> list[Report]:
         """Append the epochs that are new, and return all of ``reports`` as they stand in the journal."""
         known = {report["epoch"]: report for report in self.epochs(trial_hash)}
-        new = {r["epoch"]: r for r in reports if r["epoch"] not in known}
         now = int(time.time() * 1000)
-        stamped = {epoch: report | {"timestamp": now} for epoch, report in new.items()}
+        stamped = {r["epoch"]: r | {"timestamp": now} for r in reports if r["epoch"] not in known}
         if stamped:
             self._append(trial_hash, list(stamped.values()))
         known |= stamped

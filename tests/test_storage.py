@@ -47,7 +47,8 @@ def test_a_second_invocation_is_told_who_has_the_study(storage, holder):
 
 def test_another_study_is_free(tmp_path, holder):
     with StudyStorage(str(tmp_path), "books").lock():
-        pass
+        assert f"process {os.getpid()} on " in (tmp_path / "books.lock").read_text()
+        assert f"process {holder.pid} on " in (tmp_path / "films.lock").read_text()
 
 
 def test_the_lock_ends_with_its_process_even_when_that_is_killed(storage, holder):

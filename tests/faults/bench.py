@@ -3,7 +3,7 @@
 import contextlib
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -27,7 +27,6 @@ class Bench:
     database: Postgres | None = None
     cluster: Cluster | None = None
     network: Network | None = None
-    to_restore: list[str] = field(default_factory=list)
 
     @property
     def storage(self) -> Path:

@@ -187,14 +187,6 @@ def _later(rng: random.Random, bring_back: Callable[[], None]) -> str:
     return f"away for {seconds:.1f} s"
 
 
-def server_away_to_the_end(bench: Bench, rng: random.Random) -> str:
-    """Kill the server for good: the command must give up, say what is missing, and lose nothing."""
-    assert bench.server is not None
-    bench.server.kill()
-    bench.command.kill()
-    return ""
-
-
 # -- machines --------------------------------------------------------------------------------------
 
 
