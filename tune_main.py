@@ -129,10 +129,10 @@ def run_analyze(arguments: argparse.Namespace) -> int:
 
 
 def _check_places(tracking_uri: str, results_path: str) -> None:
-    from sweep.options import check_place
+    from sweep.options import check_characters
 
-    check_place("--tracking-uri", tracking_uri)
-    check_place("--results-path", results_path)
+    check_characters("--tracking-uri", tracking_uri)
+    check_characters("--results-path", results_path)
 
 
 def run_verify(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """WHAT is tried: plain data. Add a question: a new module with a ``SPACE``, and its line here."""
 
 from search_spaces import batch_lr_grid, fixed_lr, linear_ablation, sqrt_lr
-from search_spaces.errors import StoreAwayError, UserError, first_line, printable, unknown
+from search_spaces.errors import StoreAwayError, UserError, first_line, last_line, printable, unknown
 from search_spaces.space import Space, unique_trials
 from search_spaces.trial_config import TrialConfig
 
@@ -25,6 +25,7 @@ __all__ = [
     "UserError",
     "find_space",
     "first_line",
+    "last_line",
     "printable",
     "unique_trials",
     "unknown",

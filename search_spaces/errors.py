@@ -34,6 +34,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def last_line(error: BaseException) -> str:
+    """The last line of an error's message, where a chain of causes ends; its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+
+
 def unknown(kind: str, given: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a table, with near misses suggested."""
     known = sorted(map(str, known))

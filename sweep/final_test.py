@@ -1,9 +1,9 @@
 """The test phase: download each trial's models from MLflow, reload them, test them once."""
 
-import contextlib
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,8 @@ from typing import Any
 
 import ray
 
-from search_spaces import StoreAwayError, TrialConfig
+from search_spaces import StoreAwayError, TrialConfig, last_line
 from sweep.cluster import Resources
-from sweep.recorder import reason
 from tracking import ChangedModelError, TrialRun
 from trainables.encoder_trainable import quiet_worker, worker_device
 from trainables.evaluation import Evaluation, evaluate
@@ -22,6 +21,7 @@ from trainables.tokens import TokenArrays
 from trainables.windows import TokenTensors
 
 ModelFolder = dict[str, bytes]
+Patiently = Callable[[Callable[[], Any]], Any]  # calls a function of the store until it works
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def run_tests(
     trials: Iterable[UntestedTrial],
     test_splits: dict[str, TokenArrays],
     resources: Resources,
-    patiently: Callable[[Callable[[], Any]], Any],
+    patiently: Patiently,
 ) -> dict[str, str]:
     """Test every trial, as many at once as were trained at once.
 
@@ -44,47 +44,67 @@ def run_tests(
     trial hash -> reason for what failed; those trials stay untested, and the next invocation tries them
     again. Raises StoreAwayError where the store is away for too long.
     """
-    references = {model: ray.put(arrays) for model, arrays in test_splits.items()}
-    evaluate_remotely = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_evaluate_models)
-    failures: dict[str, str] = {}
-    running: deque = deque()
+    tests = _Tests(test_splits, resources, patiently)
+    for trial in trials:
+        if tests.under_way >= resources.concurrent:
+            tests.finish_oldest()
+        tests.start(trial)
+    while tests.under_way:
+        tests.finish_oldest()
+    return tests.failures
 
-    def fail(trial: UntestedTrial, why: str) -> None:
-        failures[trial.config.trial_hash] = why
-        with contextlib.suppress(Exception):  # the store may be what is broken
-            trial.run.fail(why)
 
-    def finish_oldest() -> None:
-        trial, reference = running.popleft()
-        arrays = test_splits[trial.config.model]
-        try:
+class _Tests:
+    """The tests under way, the oldest first, and why those failed that did."""
+
+    def __init__(
+        self, test_splits: dict[str, TokenArrays], resources: Resources, patiently: Patiently
+    ) -> None:
+        self.failures: dict[str, str] = {}
+        self._splits = test_splits
+        self._references = {model: ray.put(arrays) for model, arrays in test_splits.items()}
+        self._evaluate = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_evaluate_models)
+        self._patiently = patiently
+        self._running: deque = deque()
+
+    @property
+    def under_way(self) -> int:
+        """How many were started and are not finished."""
+        return len(self._running)
+
+    def start(self, trial: UntestedTrial) -> None:
+        """Download the trial's models, and have a worker evaluate them."""
+        with self._alone(trial, "model cannot be downloaded"):
+            models = self._patiently(partial(_download, trial.run))
+            split = self._references[trial.config.model]
+            self._running.append((trial, self._evaluate.remote(models, split, trial.config.precision)))
+
+    def finish_oldest(self) -> None:
+        """Wait for the results of the oldest, and write them."""
+        trial, reference = self._running.popleft()
+        split = self._splits[trial.config.model]
+        with self._alone(trial, "test failed"):
             results = ray.get(reference)
             best, last = results["best"], results.get("last", results["best"])
-            patiently(lambda: trial.run.log_test(best, last, arrays.labels, arrays.row_ids))
-        except StoreAwayError:
-            raise
-        except Exception as error:  # one trial's test must not take the others with it
-            fail(trial, f"test failed: {reason(error)}")
+            self._patiently(lambda: trial.run.log_test(best, last, split.labels, split.row_ids))
 
-    for trial in trials:
-        if len(running) >= resources.concurrent:
-            finish_oldest()
+    @contextmanager
+    def _alone(self, trial: UntestedTrial, what: str) -> Iterator[None]:
+        """One trial's failure must not take the others with it; a store that is away stops them all."""
         try:
-            models = patiently(partial(_download, trial.run))
+            yield
         except StoreAwayError:
             raise
         except ChangedModelError as error:
-            trial.run.discard_models()
-            fail(trial, f"{error}: run again to train it anew")
-            continue
+            self._patiently(trial.run.discard_models)
+            self._fail(trial, f"{error}: run again to train it anew")
         except Exception as error:
-            fail(trial, f"model cannot be downloaded: {reason(error)}")
-            continue
-        reference = evaluate_remotely.remote(models, references[trial.config.model], trial.config.precision)
-        running.append((trial, reference))
-    while running:
-        finish_oldest()
-    return failures
+            self._fail(trial, f"{what}: {last_line(error)}")
+
+    def _fail(self, trial: UntestedTrial, why: str) -> None:
+        self.failures[trial.config.trial_hash] = why
+        with suppress(Exception):  # the store may be what is broken
+            trial.run.fail(why)
 
 
 def _download(run: TrialRun) -> dict[str, ModelFolder]:

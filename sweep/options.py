@@ -146,10 +146,10 @@ def _check_places(options: SweepOptions) -> None:
         "--ray-address": options.ray_address or "",
     }
     for flag, place in places.items():
-        check_place(flag, place)
+        check_characters(flag, place)
 
 
-def check_place(flag: str, place: str) -> None:
+def check_characters(flag: str, place: str) -> None:
     """Raise UserError for a path or an address that no system could have."""
     if "\0" in place or not place.isprintable():
         raise UserError(f"{flag} '{place}' holds a character that cannot stand there")

@@ -12,12 +12,11 @@ from typing import Any
 import ray
 import torch
 
-from search_spaces import TrialConfig
+from search_spaces import TrialConfig, last_line
 from sweep.assets import ModelAssets
 from sweep.cluster import Resources
 from sweep.console import console
 from sweep.plan import Plan
-from sweep.recorder import reason
 from trainables.encoder_trainable import quiet_worker, worker_device
 from trainables.encoders import EncoderAssets
 from trainables.largest_batch import largest_physical_batch_size
@@ -100,7 +99,7 @@ def measured_sizes(
     try:
         answers = ray.get(remote.remote(searches, references, remembered, resources.gpus))
     except ray.exceptions.RayError as error:
-        answers = [replace(search, problem=reason(error)) for search in searches]
+        answers = [replace(search, problem=last_line(error)) for search in searches]
     for answer in answers:
         console.print(_line(answer), markup=False)
     found = {answer.key: answer.found for answer in answers if answer.found}
@@ -173,9 +172,9 @@ def _answer(
     try:
         size = largest_physical_batch_size(search.config, assets, device, search.limit, gpus or 1.0)
     except DoesNotFitError as error:
-        return replace(search, problem=reason(error))
+        return replace(search, problem=last_line(error))
     except Exception as error:  # a search is no reason to give up: a trial looks after itself
-        return replace(search, problem=f"{type(error).__name__}: {reason(error)}")
+        return replace(search, problem=f"{type(error).__name__}: {last_line(error)}")
     return replace(search, found=FittingSize(size, search.limit))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
-from search_spaces import TrialConfig
+from search_spaces import TrialConfig, last_line
 from sweep.journal import Report
 from sweep.plan import Plan
 from sweep.progress import Progress
@@ -110,7 +110,7 @@ class Recorder(Callback):
     def _submit(self, trial_hash: str, write: Callable[[], None]) -> None:
         def refused(error: Exception) -> None:
             if trial_hash not in self.failures:  # what follows the first one follows from it
-                self._fail(trial_hash, f"could not be tracked: {reason(error)}")
+                self._fail(trial_hash, f"could not be tracked: {last_line(error)}")
 
         self._writer.submit(trial_hash, write, refused)
 
@@ -178,9 +178,3 @@ def _worker_error(trial: TuneTrial) -> str:
     if not name or "ActorDied" in name or "ActorUnavailable" in name:
         return "its worker died"
     return message.strip() or name
-
-
-def reason(error: BaseException) -> str:
-    """The last line of an error's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
