@@ -7,9 +7,12 @@ import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+from uuid import uuid4
 
 from search_spaces import UserError, first_line
 from sweep.journal import Journal
+from tracking import PROCESS, STORAGE_ID
 from trainables.trial_folder import TrialFolder
 
 
@@ -30,6 +33,8 @@ class StudyStorage:
         self.study = study
         self.path = writable_folder(self.root / study, "--storage-path")
         self.journal = Journal(self.path / "journal")
+        # tags by which an invocation with another storage recognises the one that holds the lock
+        self.holder: dict[str, str] = {}
 
     @property
     def trials(self) -> Path:
@@ -68,20 +73,31 @@ class StudyStorage:
 
         The lock is the operating system's, so it ends with the process, however that ends.
         """
-        path = self.root / f"{self.study}.lock"
-        with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
+        with (self.root / f"{self.study}.lock").open("a+") as file:
+            is_free = _locked(file)
+            file.seek(0)
+            process, _, storage_id = file.read().partition("\n")
+            if not is_free:
                 raise UserError(
-                    f"study '{self.study}' is being run by {file.read().strip() or 'another process'}: "
+                    f"study '{self.study}' is being run by {process or 'another process'}: "
                     "wait until it ends, or give this one another --name"
-                ) from error
+                )
+            self.holder = {
+                PROCESS: f"process {os.getpid()} on {platform.node()}",
+                STORAGE_ID: storage_id or uuid4().hex,
+            }
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.write("\n".join(self.holder.values()))
             file.flush()
             yield
+
+
+def _locked(file: IO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def writable_folder(folder: Path, flag: str) -> Path:

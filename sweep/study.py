@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from search_spaces import StoreAwayError, TrialConfig, printable
@@ -92,27 +93,20 @@ def _finish(
         check_disk_space(plan, to_train, resources.concurrent, storage, options.tracking_uri)
         _announce(dashboard, options, resources)
         plan, to_train = with_measured_sizes(plan, to_train, assets, resources, storage.root)
-        patiently(lambda: _leave_behind(options.fresh, to_train, assets, store, storage))
-        patiently(store.end_killed_invocations)
-        invocation = patiently(lambda: start_invocation(plan, store))
+        invocation = patiently(lambda: start_invocation(plan, store, storage.holder))
         sweep = _Sweep(plan, options, store, storage, invocation, assets, resources, patiently)
         failures = sweep.run(to_train)
     seeds = len(plan.space.seeds)
     return {run_name(plan.trials[h], seeds): reason for h, reason in failures.items()}
 
 
-def _leave_behind(
-    fresh: bool,
+def _leave_changed(
     to_train: Sequence[TrialConfig],
     assets: Mapping[str, ModelAssets],
     store: StudyStore,
     storage: StudyStorage,
 ) -> None:
-    """Start anew what is not to be gone on with: all of it, or trials whose model or tokens changed."""
-    if fresh:
-        store.start_anew()
-        storage.clear()
-        return
+    """Leave behind the runs of trials whose model or tokens have changed, which start anew."""
     digests = {config.trial_hash: assets[config.model].trial.digest for config in to_train}
     for trial_hash, run in store.trial_runs().items():
         if run.assets_digest not in {"", digests.get(trial_hash, run.assets_digest)}:
@@ -123,10 +117,12 @@ def _leave_behind(
             run.leave_behind()
 
 
-def start_invocation(plan: Plan, store: StudyStore) -> InvocationRun:
-    """Open the parent run, with the plan and the test split in it."""
+def start_invocation(
+    plan: Plan, store: StudyStore, holder: Mapping[str, str] = MappingProxyType({})
+) -> InvocationRun:
+    """Open the parent run, with the plan, the test split and who carries it out in it."""
     title = f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
-    tags = {"space": plan.space.name, "question": plan.space.question}
+    tags = {"space": plan.space.name, "question": plan.space.question, **holder}
     invocation = store.start_invocation(title, plan.to_dict(), tags)
     test = plan.splits.test
     invocation.log_test_split(test.row_ids, test.labels, test.texts)
@@ -149,14 +145,27 @@ class _Sweep:
     def run(self, to_train: Sequence[TrialConfig]) -> dict[str, str]:
         status = "KILLED"
         try:
-            failures = self.train(to_train)
-            failures |= self.test(failures)
-            self.patiently(lambda: _register_best(self.plan, self.store))
+            with self.invocation.heartbeat():
+                self._take_over(to_train)
+                failures = self.train(to_train)
+                failures |= self.test(failures)
+                self.patiently(lambda: _register_best(self.plan, self.store))
             status = "FAILED" if failures else "FINISHED"
         finally:
             with suppress(StoreAwayError):  # the next invocation ends what this one leaves open
                 self.patiently(lambda: self.invocation.finish(status), seconds=_BRIEFLY)
         return failures
+
+    def _take_over(self, to_train: Sequence[TrialConfig]) -> None:
+        """Make sure that nobody else is at work, and leave behind what is not to be gone on with."""
+        say = partial(console.print, markup=False)
+        self.patiently(lambda: self.store.check_alone(self.invocation, say))
+        self.patiently(lambda: self.store.end_killed_invocations(self.invocation))
+        if self.options.fresh:
+            self.patiently(lambda: self.store.start_anew(self.invocation))
+            self.storage.clear()
+        else:
+            self.patiently(lambda: _leave_changed(to_train, self.assets, self.store, self.storage))
 
     def train(self, configs: Sequence[TrialConfig]) -> dict[str, str]:
         if not configs:

@@ -11,7 +11,7 @@ from sweep.disk_space import check_disk_space
 from sweep.options import SweepOptions
 from sweep.plan import make_plan, plan_tables
 from sweep.storage import StudyStorage
-from sweep.study import _leave_behind, _unfinished
+from sweep.study import _leave_changed, _unfinished
 from tests.helpers import message
 from tracking import StudyStore
 
@@ -71,7 +71,7 @@ def configs(plan):
 def test_unfinished_trials_of_the_same_weights_go_on(plan, store, storage, assets):
     open_all(plan, store, assets["bert-tiny"].digest)
     checkpoints(plan, storage)
-    _leave_behind(False, configs(plan), model_assets(assets), store, storage)
+    _leave_changed(configs(plan), model_assets(assets), store, storage)
     assert store.trial_runs().keys() == plan.trials.keys()
     assert kept(storage) == sorted(plan.trials)
 
@@ -80,19 +80,11 @@ def test_a_trial_whose_weights_changed_starts_anew_and_says_so(plan, store, stor
     open_all(plan, store, "other weights")
     checkpoints(plan, storage)
     first = configs(plan)[:1]  # the other one is finished, say
-    _leave_behind(False, first, model_assets(assets), store, storage)
+    _leave_changed(first, model_assets(assets), store, storage)
     assert store.trial_runs().keys() == plan.trials.keys() - {first[0].trial_hash}
     assert kept(storage) == sorted(plan.trials.keys() - {first[0].trial_hash})
     assert storage.journal.epochs(first[0].trial_hash) == []
     assert "its model or its tokens have changed: starting it anew" in capsys.readouterr().out
-
-
-def test_fresh_leaves_every_run_and_every_checkpoint_behind(plan, store, storage, assets):
-    open_all(plan, store, assets["bert-tiny"].digest)
-    checkpoints(plan, storage)
-    _leave_behind(True, configs(plan), model_assets(assets), store, storage)
-    assert store.trial_runs() == {}
-    assert kept(storage) == []
 
 
 def test_what_is_left_of_a_trained_trial_is_removed(plan, store, storage):

@@ -58,6 +58,23 @@ def test_the_lock_ends_with_its_process_even_when_that_is_killed(storage, holder
         assert str(os.getpid()) in (storage.root / "films.lock").read_text()
 
 
+def test_a_storage_is_known_by_the_same_id_to_every_invocation(tmp_path, storage):
+    again, other = StudyStorage(str(tmp_path), "films"), StudyStorage(str(tmp_path / "other"), "films")
+    for one in (storage, again, other):
+        with one.lock():
+            assert one.holder["process"].startswith(f"process {os.getpid()} on ")
+    assert again.holder["storage_id"] == storage.holder["storage_id"] != other.holder["storage_id"]
+
+
+def test_a_cleared_storage_holds_no_trial(storage):
+    folder = storage.trial_folder("0123456789ab").path / "epoch-000001"
+    folder.mkdir(parents=True)
+    storage.journal.add("0123456789ab", [{"epoch": 1}])
+    storage.clear()
+    assert not folder.exists()
+    assert storage.journal.epochs("0123456789ab") == []
+
+
 def test_tidying_leaves_unfinished_trials_and_what_others_put_there(storage):
     for trial_hash in ("0123456789ab", "ba9876543210"):
         (storage.trial_folder(trial_hash).path / "epoch-000001").mkdir(parents=True)

@@ -243,10 +243,10 @@ def test_the_registered_model_is_the_best_one_and_keeps_its_version(store, tmp_p
 def test_starting_anew_leaves_the_earlier_runs_in_mlflow_and_out_of_the_study(store, uri):
     first = open_trial(store, [config()])
     first.log_epochs([report(1)])
-    store.start_anew()
+    invocation = store.start_invocation("again", {"cells": []}, {})
+    store.start_anew(invocation)
     assert store.trial_runs() == {}
-    with pytest.raises(UserError, match="no runs yet"):
-        store.latest_invocation()
+    assert store.invocations() == [invocation]
     second = open_trial(store, [config()])
     assert second.run_id != first.run_id
     assert {h: run.run_id for h, run in store.trial_runs().items()} == {config().trial_hash: second.run_id}
@@ -255,10 +255,41 @@ def test_starting_anew_leaves_the_earlier_runs_in_mlflow_and_out_of_the_study(st
 
 def test_what_a_killed_invocation_left_running_is_ended_without_counting_its_time(store, uri):
     trial = open_trial(store, [config()])
-    store.end_killed_invocations()
-    ended = [MlflowClient(uri).get_run(r) for r in (trial.run_id, store.latest_invocation().run_id)]
-    assert [run.info.status for run in ended] == ["KILLED", "KILLED"]
+    killed = store.latest_invocation()
+    invocation = store.start_invocation("again", {"cells": []}, {})
+    store.end_killed_invocations(invocation)
+    runs = [MlflowClient(uri).get_run(r) for r in (trial.run_id, killed.run_id, invocation.run_id)]
+    assert [run.info.status for run in runs] == ["KILLED", "KILLED", "RUNNING"]
     assert store.wall_seconds() == 0
+
+
+def start(store, storage_id):
+    tags = {"process": f"process 7 on {storage_id}", "storage_id": storage_id}
+    return store.start_invocation("title", {"cells": []}, tags)
+
+
+def test_an_invocation_with_another_storage_is_seen_at_work(store):
+    first = start(store, "here")
+    with first.heartbeat(every=0.1):
+        second = start(store, "there")
+        said = []
+        with pytest.raises(UserError, match="run by process 7 on here with another --storage-path"):
+            store.check_alone(second, said.append, patience=60)
+        assert len(said) == 1
+        assert store.invocations() == [first]  # nobody sees the one that did nothing
+
+
+def test_an_invocation_with_another_storage_that_was_killed_is_no_longer_waited_for(store):
+    start(store, "here")
+    second = start(store, "there")
+    said = []
+    store.check_alone(second, said.append, patience=1)
+    assert "waiting up to 1 s" in said[0]
+
+
+def test_an_invocation_with_the_same_storage_was_killed_and_is_not_waited_for(store):
+    with start(store, "here").heartbeat(every=0.1):  # its lock is what keeps it alone
+        store.check_alone(start(store, "here"), pytest.fail, patience=60)
 
 
 def test_of_two_runs_of_one_trial_the_one_with_results_stays(store, uri):

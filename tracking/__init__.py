@@ -10,7 +10,7 @@ from tracking.model_files import ChangedModelError, ModelFiles
 from tracking.model_registry import register_best
 from tracking.patience import Patience
 from tracking.store_place import check_store_exists, sqlite_file
-from tracking.study_store import InvocationRun, StudyStore, check_study_name
+from tracking.study_store import PROCESS, STORAGE_ID, InvocationRun, StudyStore, check_study_name
 from tracking.trial_run import (
     EPOCH_METRICS,
     MEMORY_METRICS,
@@ -24,6 +24,8 @@ __all__ = [
     "EPOCH_METRICS",
     "MEMORY_METRICS",
     "NOISE_METRICS",
+    "PROCESS",
+    "STORAGE_ID",
     "ChangedModelError",
     "DatasetFacts",
     "InvocationRun",

@@ -3,7 +3,8 @@
 import getpass
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,10 +26,12 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from search_spaces import TrialConfig, UserError, first_line, unknown
+from tracking.heartbeat import EVERY, HEARTBEAT, PATIENCE, beating, heartbeat
 from tracking.store_place import answers, check_place, quiet_mlflow
 from tracking.stored_tables import read_table, texts, whole_numbers
 from tracking.trial_run import SUPERSEDED, DatasetFacts, TrialRun, run_name
 
+STORAGE_ID, PROCESS = "storage_id", "process"  # tags of an invocation: where its lock is, and who it is
 _PLAN = "plan.json"
 _TEST_SPLIT = "test_split.parquet"
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which pages the UI shows
@@ -82,6 +85,14 @@ class InvocationRun:
         except (MlflowException, OSError, ValueError, RecursionError) as error:
             raise UserError(f"the plan of run {self.run_id} cannot be read: {first_line(error)}") from error
 
+    def heartbeat(self, every: float = EVERY) -> AbstractContextManager[None]:
+        """Let other machines see that the invocation is at work, until the block ends."""
+        return heartbeat(self.client, self.run_id, every)
+
+    def leave_behind(self) -> None:
+        """Keep the run in MLflow, but no longer as the study's."""
+        self.client.set_tag(self.run_id, SUPERSEDED, "true")
+
     def finish(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""
         self.client.set_terminated(self.run_id, status)
@@ -109,16 +120,48 @@ class StudyStore:
         runs = sorted(self._search("tags.trial_hash LIKE '%'"), key=_results)  # the fullest wins
         return {run.data.tags["trial_hash"]: TrialRun(self.client, run) for run in runs}
 
-    def start_anew(self) -> None:
-        """Leave everything there is behind: it stays in MLflow, and no longer belongs to the study."""
+    def start_anew(self, invocation: InvocationRun) -> None:
+        """Leave behind what was before the invocation: it stays in MLflow, no longer as the study's."""
         for run in self._search():
-            self.client.set_tag(run.info.run_id, SUPERSEDED, "true")
+            if run.info.run_id != invocation.run_id:
+                self.client.set_tag(run.info.run_id, SUPERSEDED, "true")
 
-    def end_killed_invocations(self) -> None:
-        """End what invocations that were killed with -9 left running; only one can be at work."""
+    def check_alone(
+        self, invocation: InvocationRun, say: Callable[[str], None], patience: float = PATIENCE
+    ) -> None:
+        """Raise UserError where the study is being run with another storage, which has a lock of its own.
+
+        Two that start at once both see the other, because each is in the store before it looks. An
+        invocation with the storage of this one cannot be at work, whatever its status says.
+        """
+        storage = self.client.get_run(invocation.run_id).data.tags.get(STORAGE_ID)
+        others = {
+            run.info.run_id: run.data.tags.get(PROCESS, "another process")
+            for run in self._search("attributes.status = 'RUNNING' AND tags.role = 'invocation'")
+            if run.info.run_id != invocation.run_id
+            and HEARTBEAT in run.data.tags  # older studies have none
+            and run.data.tags.get(STORAGE_ID) != storage
+        }
+        if not others:
+            return
+        say(
+            f"this study was run with another --storage-path by {', '.join(others.values())}: waiting "
+            f"up to {patience:g} s to see whether it still is"
+        )
+        busy = beating(self.client, list(others), patience)
+        if busy is not None:
+            invocation.leave_behind()  # it is to do nothing
+            raise UserError(
+                f"study '{self.study}' is being run by {others[busy]} with another --storage-path: "
+                "wait until it ends, or give this one another --name"
+            )
+
+    def end_killed_invocations(self, invocation: InvocationRun) -> None:
+        """End what invocations that were killed with -9 left running; only this one is at work."""
         for run in self._search("attributes.status = 'RUNNING'"):
-            # nobody knows when it ended; it must not seem to have trained until now
-            self.client.set_terminated(run.info.run_id, "KILLED", run.info.start_time)
+            if run.info.run_id != invocation.run_id:
+                # nobody knows when it ended; it must not seem to have trained until now
+                self.client.set_terminated(run.info.run_id, "KILLED", run.info.start_time)
 
     def latest_invocation(self) -> InvocationRun:
         """The newest parent run; a UserError where the study does not exist."""
@@ -147,7 +190,7 @@ class StudyStore:
 
     def start_invocation(self, title: str, plan: dict[str, Any], tags: dict[str, str]) -> InvocationRun:
         """Create the parent run (and the experiment, the first time) and store the plan."""
-        run = self._create_run(title, {"role": "invocation", **tags})
+        run = self._create_run(title, {"role": "invocation", HEARTBEAT: "0", **tags})
         self.client.log_dict(run.info.run_id, plan, _PLAN)
         return InvocationRun(self.client, run.info.run_id)
 

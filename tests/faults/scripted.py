@@ -16,6 +16,7 @@ def run(campaign: "Campaign", count: int, wanted: dict) -> None:
     scripts: dict[tuple[str, int], Callable] = {
         ("MLflow away until the end", 4): away_to_the_end,
         ("a second invocation at once", 1): second_invocation,
+        ("another storage, at once and after a kill", 1): elsewhere,
         ("the study grows by cells", 1): growing,
         ("--fresh", 1): fresh,
     }
@@ -48,6 +49,22 @@ def second_invocation(campaign: "Campaign", wanted: dict) -> list[str]:
         code, said = second.run(), second.output()
         refused = code == 2 and "is being run by process" in said
         return ([] if refused else [f"exit code {code}"]) + _done(where, where.command.wait(), wanted)
+
+
+def elsewhere(campaign: "Campaign", wanted: dict) -> list[str]:
+    """A machine that shares only MLflow is refused at once; after the first one is lost it takes over."""
+    with bench.served(campaign.folder()) as where:
+        where.command.start().wait_for("epoch 1/")
+        other = Command(where.folder / "elsewhere", "--tracking-uri", where.tracking_uri)
+        code, said = other.run(), other.output()
+        refused = code == 2 and "with another --storage-path: wait until it ends" in said
+        problems = [] if refused else [f"not refused: exit code {code}"]
+        where.command.kill()
+        try:
+            code = other.run()
+        finally:
+            other.kill()
+        return problems + _done(where, code, wanted)
 
 
 def growing(campaign: "Campaign", wanted: dict) -> list[str]:
