@@ -82,6 +82,14 @@ def test_a_damaged_checkpoint_is_recognised(folder, name, damage):
         Checkpoint.load(folder)
 
 
+def test_a_file_that_the_disk_does_not_give_out_is_recognised(folder):
+    # reading a process's memory at 0 is an input/output error that does not need a broken disk
+    (folder / "last_weights.safetensors").unlink()
+    (folder / "last_weights.safetensors").symlink_to("/proc/self/mem")
+    with pytest.raises(CorruptCheckpointError, match="cannot be read: Input/output error"):
+        verified_files(folder)
+
+
 @pytest.mark.parametrize("manifest", ["", "null", "[]", "{}", '"text"', '{"progress.json": 1}', "\udcff"])
 def test_a_manifest_that_save_did_not_write_is_recognised(folder, manifest):
     (folder / "manifest.json").write_text(manifest, errors="surrogateescape")

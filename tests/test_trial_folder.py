@@ -90,6 +90,20 @@ def test_a_write_that_fails_leaves_what_was_there(folder, assets):
     assert folder.newest(digest(assets)).folder.name == "epoch-000003"
 
 
+def test_a_write_that_fails_leaves_the_one_that_was_gone_on_from_not_a_damaged_one(folder, assets):
+    (folder.path / "epoch-000003" / "progress.json").write_text("{}")
+    assert folder.newest(digest(assets)).folder.name == "epoch-000002"
+    with pytest.raises(KeyboardInterrupt):
+        folder.save(3, interrupted)
+    assert TrialFolder(folder.path.parent, folder.trial_hash).newest(digest(assets)).folder.name == (
+        "epoch-000002"
+    )
+
+
+def interrupted(partial):
+    raise KeyboardInterrupt
+
+
 def test_what_a_killed_worker_left_is_not_taken_for_a_checkpoint(folder, assets):
     (folder.path / "partial-0123").mkdir()
     (folder.path / "partial-0123" / "last_weights.safetensors").write_bytes(b"half")

@@ -98,11 +98,15 @@ def verified_files(folder: Path) -> dict[str, Path]:
     needed = {_LAST, _OPTIMIZER, _PROGRESS}
     if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_BEST}:
         raise CorruptCheckpointError(f"{folder} holds no complete checkpoint")
-    for name, expected in manifest.items():
-        path = folder / name
-        if not path.is_file() or _sha256(path) != expected:
+    files = {name: folder / name for name in manifest}
+    for name, path in files.items():
+        try:
+            is_whole = path.is_file() and _sha256(path) == manifest[name]
+        except OSError as error:
+            raise CorruptCheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        if not is_whole:
             raise CorruptCheckpointError(f"{path} is missing or has changed since it was written")
-    return {name: folder / name for name in manifest}
+    return files
 
 
 def check_origin(folder: Path, trial_hash: str, assets_digest: str) -> None:

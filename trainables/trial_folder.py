@@ -32,6 +32,7 @@ class TrialFolder:
     def __init__(self, storage: Path, trial_hash: str) -> None:
         self.path = storage / trial_hash
         self.trial_hash = trial_hash
+        self._good: Path | None = None  # the one that was found or saved last
 
     def save(self, epoch: int, write: Callable[[Path], None]) -> Path:
         """Let ``write`` fill a checkpoint; it takes its place only when it is complete and on disk.
@@ -39,8 +40,10 @@ class TrialFolder:
         Raises OSError where the disk is full or the folder cannot be written, leaving the last one.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for old in self._newest_first()[1:]:
-            shutil.rmtree(old, ignore_errors=True)
+        keep = self._good or next(iter(self._newest_first()), None)
+        for old in self._newest_first():
+            if old != keep:
+                shutil.rmtree(old, ignore_errors=True)
         partial = self.path / f"partial-{uuid4().hex}"  # another worker's, cut off, may still be at it
         partial.mkdir()
         try:
@@ -51,7 +54,8 @@ class TrialFolder:
             raise
         complete = self.path / _NAME.format(epoch)
         shutil.rmtree(complete, ignore_errors=True)  # only a damaged one is trained again
-        return partial.rename(complete)
+        self._good = partial.rename(complete)
+        return self._good
 
     def newest(self, assets_digest: str) -> Found:
         """The newest checkpoint that is whole and was trained from these assets."""
@@ -60,6 +64,7 @@ class TrialFolder:
             try:
                 verified_files(folder)
                 check_origin(folder, self.trial_hash, assets_digest)
+                self._good = folder
                 return Found(folder, damaged)
             except CorruptCheckpointError as error:
                 damaged.append(str(error))
