@@ -23,6 +23,7 @@ if os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").exi
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
+import psutil
 import ray
 from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -71,7 +72,11 @@ def ray_session(address: str | None) -> Iterator[str]:
     on_termination = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings(), contextlib.nullcontext() if address else _on_loopback():
         warnings.simplefilter("ignore")
-        context = _connect(address, arguments)
+        try:
+            context = _connect(address, arguments)
+        except BaseException:
+            _end_children()  # Ray gives up without taking its own processes along
+            raise
     signal.signal(signal.SIGTERM, on_termination)  # Ray puts its own in its place, which stops at once
     _hide_token()
     try:
@@ -111,10 +116,18 @@ def _job_brings_the_project() -> bool:
 def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
     try:
         return ray.init(**arguments)
+    except SystemExit as stopped:  # Ray's own answer to SIGTERM while it starts
+        raise KeyboardInterrupt from stopped
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         reason = first_line(error)
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise UserError(f"{where} cannot be reached ({reason}): check --ray-address") from error
+
+
+def _end_children() -> None:
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def check_shared(folder: Path) -> None:
@@ -148,20 +161,38 @@ def _exists(path: Path) -> bool:
 
 
 def resources_per_trial(options: SweepOptions) -> Resources:
-    """One GPU a trial where the cluster has any, else the CPU; UserError for more than there is."""
-    total = ray.cluster_resources()
-    gpus, cpus = total.get("GPU", 0.0), total.get("CPU", 1.0)
-    per_trial = options.gpus_per_trial
-    if per_trial is None:
-        per_trial = 1.0 if gpus else 0.0
-    if per_trial > gpus:
-        raise UserError(f"--gpus-per-trial {per_trial:g} is more than the {gpus:g} GPUs there are")
-    cpus_per_trial = options.cpus_per_trial
-    if cpus_per_trial is None:
-        cpus_per_trial = max(1.0, min(4.0, cpus * per_trial // gpus)) if per_trial else 1.0
-    if cpus_per_trial > cpus:
-        raise UserError(f"--cpus-per-trial {cpus_per_trial:g} is more than the {cpus:g} cores there are")
-    # 1.0 // 0.1 is 9
-    fits = int((gpus / per_trial if per_trial else cpus / cpus_per_trial) + 1e-9)
-    concurrent = max(1, min(fits, options.max_concurrent or fits))
-    return Resources(per_trial, cpus_per_trial, concurrent)
+    """One GPU a trial where the cluster has any, else the CPU; UserError for more than a machine has.
+
+    A trial runs on one machine, so what counts is what each has, not what all have together.
+    """
+    machines = [(has.get("GPU", 0.0), has.get("CPU", 0.0)) for has in _machines()]
+    gpus = options.gpus_per_trial
+    if gpus is None:
+        gpus = 1.0 if any(has for has, _ in machines) else 0.0
+    able = [(has_gpus, has_cpus) for has_gpus, has_cpus in machines if has_gpus >= gpus]
+    if not able:
+        most = max(has for has, _ in machines)
+        raise UserError(f"--gpus-per-trial {gpus:g} is more than the {most:g} GPUs of one machine")
+    cpus = options.cpus_per_trial or _cores_per_trial(gpus, able)
+    fits = sum(_fits(gpus, cpus, *machine) for machine in able)
+    if not fits:
+        most = max(has for _, has in able)
+        raise UserError(f"--cpus-per-trial {cpus:g} is more than the {most:g} cores of one machine")
+    return Resources(gpus, cpus, min(fits, options.max_concurrent or fits))
+
+
+def _machines() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _cores_per_trial(gpus: float, machines: list[tuple[float, float]]) -> float:
+    """A GPU's share of its machine's cores, one to four; one core where trials run on the CPU."""
+    if not gpus:
+        return 1.0
+    return max(1.0, min(4.0, *(has_cpus * gpus // has_gpus for has_gpus, has_cpus in machines)))
+
+
+def _fits(gpus: float, cpus: float, has_gpus: float, has_cpus: float) -> int:
+    """How many trials a machine takes at once."""
+    shares = [has_cpus / cpus, *([has_gpus / gpus] if gpus else [])]
+    return int(min(shares) + 1e-9)  # 1.0 // 0.1 is 9

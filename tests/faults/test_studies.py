@@ -7,7 +7,8 @@ import pytest
 from tests.faults import bench, catalog, in_process
 from tests.faults.bench import Moment
 from tests.faults.postgres import postgres_missing
-from tests.faults.study import differences, facts
+from tests.faults.study import NAME, differences, facts
+from tracking import StudyStore
 
 
 def finished(where, wanted):
@@ -44,6 +45,23 @@ def test_ctrl_c_stops_within_ten_seconds_and_leaves_no_process(uninterrupted, tm
         assert "stopped after" in interrupt.inject(where, random.Random(1))
         where.command.start()
         finished(where, uninterrupted)
+
+
+def test_a_study_that_grew_trains_only_what_is_new_and_fresh_trains_all_anew(tmp_path):
+    small = ("--models", "bert-tiny", "--epochs", "1", "--target-batch-sizes", "64")
+    with bench.local(tmp_path) as where:
+        assert where.command.run(*small) == 0, where.command.output()
+        one = facts(where.tracking_uri, where.command.folder)
+        assert where.command.run(*small, "256") == 0, where.command.output()
+        assert "1 of 2 trials are finished, 0 lack their test, 1 are to be trained" in where.command.said()
+        assert where.command.said().count("epoch 1/1") == 1
+        both = facts(where.tracking_uri, where.command.folder)
+        assert len(both) == 2
+        assert not differences(one, {h: both[h] for h in one})
+        assert where.command.run(*small, "256", "--fresh") == 0, where.command.output()
+        assert where.command.said().count("epoch 1/1") == 2
+        assert not differences(both, facts(where.tracking_uri, where.command.folder))
+        assert len(StudyStore(where.tracking_uri, NAME).invocations()) == 1  # the others stay in MLflow
 
 
 @pytest.mark.skipif(bool(postgres_missing()), reason=postgres_missing())
