@@ -1,7 +1,16 @@
 """WHAT is tried: plain data. Add a question: a new module with a ``SPACE``, and its line here."""
 
 from search_spaces import batch_lr_grid, fixed_lr, linear_ablation, sqrt_lr
-from search_spaces.errors import StoreAwayError, UserError, first_line, last_line, printable, unknown
+from search_spaces.errors import (
+    StoppedError,
+    StoreAwayError,
+    StoreFailedError,
+    UserError,
+    first_line,
+    last_line,
+    printable,
+    unknown,
+)
 from search_spaces.space import Space, unique_trials
 from search_spaces.trial_config import TrialConfig
 
@@ -20,7 +29,9 @@ def find_space(name: str) -> Space:
 __all__ = [
     "SPACES",
     "Space",
+    "StoppedError",
     "StoreAwayError",
+    "StoreFailedError",
     "TrialConfig",
     "UserError",
     "find_space",

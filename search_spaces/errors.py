@@ -14,8 +14,19 @@ class UserError(ValueError):
         super().__init__(shortened(printable(message)))
 
 
-class StoreAwayError(RuntimeError):
-    """The tracking store did not answer for as long as somebody was willing to wait; one line."""
+class StoppedError(RuntimeError):
+    """What a study needs has failed; one line. What was done is kept, and the same command goes on."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(printable(message)))
+
+
+class StoreAwayError(StoppedError):
+    """The tracking store did not answer for as long as somebody was willing to wait."""
+
+
+class StoreFailedError(StoppedError):
+    """The tracking store answers, and does not do what it is asked."""
 
 
 def printable(text: str) -> str:

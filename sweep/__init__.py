@@ -1,5 +1,5 @@
 """MANY trials: plan, prepare assets, launch or resume on Ray, progress, final test."""
 
-from search_spaces import StoreAwayError, UserError
+from search_spaces import StoppedError, UserError
 
-__all__ = ["StoreAwayError", "UserError"]
+__all__ = ["StoppedError", "UserError"]

@@ -10,7 +10,7 @@ import requests
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.tracking import MlflowClient
 
-from search_spaces import StoreAwayError
+from search_spaces import StoreAwayError, StoreFailedError
 from sweep.store_writer import StoreWriter
 from tracking import Patience
 from tracking.patience import is_temporary
@@ -80,7 +80,8 @@ def test_a_write_that_the_store_refuses_is_handed_back_and_the_next_is_made(stor
     writer.submit("trial", refuse, refusals.append)
     submit(writer, store, 1)
     assert writer.wait(WAIT)
-    assert [str(error) for error in refusals] == ["INVALID_PARAMETER_VALUE: too long"]
+    assert [type(error) for error in refusals] == [StoreFailedError]
+    assert "fails (INVALID_PARAMETER_VALUE: too long): mend that" in str(refusals[0])
     assert store.written == [1]
 
 
@@ -96,6 +97,11 @@ def test_a_write_that_keeps_failing_while_the_store_answers_is_at_fault_itself(s
     assert len(refusals) == 1
     assert len(attempts) == 5
     assert not store.said
+
+
+def test_a_mistake_in_a_write_is_not_blamed_on_the_store(store):
+    with pytest.raises(ZeroDivisionError):
+        store.patience().call(lambda: 1 / 0)
 
 
 def test_stopping_gives_up_what_waits(store):

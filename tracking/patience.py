@@ -15,7 +15,7 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 
-from search_spaces import StoreAwayError, first_line
+from search_spaces import StoreAwayError, StoreFailedError, first_line
 
 T = TypeVar("T")
 
@@ -24,6 +24,7 @@ _TEMPORARY_CODES = {
     ErrorCode.Name(code)
     for code in (INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE, REQUEST_LIMIT_EXCEEDED, DEADLINE_EXCEEDED)
 }
+_OF_THE_STORE = (MlflowException, requests.RequestException, OSError)
 _ATTEMPTS = 5  # at a call that fails although the store answers
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds
 
@@ -51,8 +52,9 @@ class Patience:
     def call(self, function: Callable[[], T], seconds: float | None = None) -> T:
         """The result of ``function``, which must be safe to repeat.
 
-        Raises what it raises where repeating is of no use, and StoreAwayError after ``seconds`` of a
-        store that is away (None: for as long as it takes), or once ``stop`` was called.
+        Raises StoreFailedError where repeating is of no use, and StoreAwayError after ``seconds`` of a
+        store that is away (None: for as long as it takes), or once ``stop`` was called. What is not the
+        store's passes.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         attempts, pause = 0, _FIRST_PAUSE
@@ -64,7 +66,7 @@ class Patience:
             except Exception as error:  # MLflow, requests and the database each have their own
                 attempts += self._is_at_fault(error)
                 if attempts >= _ATTEMPTS:
-                    raise
+                    raise _failed(error) from error
                 self._wait(pause, deadline, error)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -74,8 +76,10 @@ class Patience:
 
     def _is_at_fault(self, error: Exception) -> bool:
         """Whether the call is, and not the store, which is noted; raises what is not worth repeating."""
-        if not is_temporary(error):
+        if not isinstance(error, _OF_THE_STORE):
             raise error
+        if not is_temporary(error):
+            raise _failed(error) from error
         if self._answers():
             return True
         self._note(error)
@@ -95,3 +99,9 @@ class Patience:
         elif self._is_away and error is None:
             self._say("the tracking store answers again")
         self._is_away = error is not None
+
+
+def _failed(error: Exception) -> StoreFailedError:
+    return StoreFailedError(
+        f"the tracking store fails ({first_line(error)}): mend that, and run the same command again"
+    )

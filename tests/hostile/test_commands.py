@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import tune_main
 from search_spaces import UserError
+from sweep.flags import sweep_parser
 from sweep.storage import StudyStorage
 from tests.hostile.junk import NASTY, any_text, texts
 from tests.small_study import STUDY
@@ -84,15 +85,13 @@ def empty_folder(tmp_path_factory):
 
 
 @settings(max_examples=25)
-@given(pairs(tune_main.sweep_parser(), st.sampled_from(GOOD) | texts))
+@given(pairs(sweep_parser(), st.sampled_from(GOOD) | texts))
 def test_any_flags_of_a_sweep(argv):
     assert_works_or_says_why([*SWEEP, *argv, "--dry-run"])
 
 
 @settings(max_examples=60)
-@given(
-    st.lists(texts | st.sampled_from([*flags(tune_main.sweep_parser()), *tune_main.COMMANDS]), max_size=5)
-)
+@given(st.lists(texts | st.sampled_from([*flags(sweep_parser()), *tune_main.COMMANDS]), max_size=5))
 def test_any_words(argv):
     words = [word for word in argv if word not in {"-h", "--help"}]
     assert_works_or_says_why([*words, "--list-spaces", "--dry-run", "--no-such-flag"])
