@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tracking import is_other_training
+
 Report = dict[str, Any]
 
 
@@ -23,20 +25,28 @@ class Journal:
         self.folder = folder
 
     def add(self, trial_hash: str, reports: Sequence[Report]) -> list[Report]:
-        """Append the epochs that are new, and return all of ``reports`` as they stand in the journal."""
+        """Append the epochs that are new, and return all of ``reports`` as they stand in the journal.
+
+        An epoch that was trained again to another val_loss is a new one, in the place of the old.
+        """
         known = {report["epoch"]: report for report in self.epochs(trial_hash)}
         now = int(time.time() * 1000)
-        stamped = {r["epoch"]: r | {"timestamp": now} for r in reports if r["epoch"] not in known}
+        stamped = {
+            r["epoch"]: r | {"timestamp": now}
+            for r in reports
+            if r["epoch"] not in known or is_other_training(known[r["epoch"]]["val_loss"], r["val_loss"])
+        }
         if stamped:
             self._append(trial_hash, list(stamped.values()))
         known |= stamped
         return [known[report["epoch"]] for report in reports]
 
     def epochs(self, trial_hash: str) -> list[Report]:
-        """The entries of a trial, in the order they were made; lines cut off or damaged do not count."""
+        """The latest entry of each epoch, in their order; lines cut off or damaged do not count."""
         path = self._path(trial_hash)
         lines = path.read_bytes().splitlines() if path.exists() else []
-        return [report for line in lines if (report := _parsed(line)) is not None]
+        found = {report["epoch"]: report for line in lines if (report := _parsed(line)) is not None}
+        return [found[epoch] for epoch in sorted(found)]
 
     def forget(self, trial_hash: str) -> None:
         """Remove the entries of a trial that is safe in MLflow."""

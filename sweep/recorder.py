@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from sweep.plan import Plan
 from sweep.progress import Progress
 from sweep.storage import StudyStorage
 from sweep.store_writer import StoreWriter
-from tracking import EPOCH_METRICS, MEMORY_METRICS, NOISE_METRICS, ModelFiles, TrialRun
+from tracking import EPOCH_METRICS, MEMORY_METRICS, NOISE_METRICS, ModelFiles, OtherTrainingError, TrialRun
 from trainables.checkpoint import read_progress, weight_files
 from trainables.exported_model import ClassifierCard, export_model
 from trainables.trial import TrialAssets, best_epoch
@@ -85,7 +86,7 @@ class Recorder(Callback):
             self._progress.say(trial_hash, f"{damage}: left out")
         self._progress.epoch(trial_hash, dict(result))
         reports = self._journaled(trial_hash, [*result["earlier"], result])
-        self._submit(trial_hash, lambda: self._runs[trial_hash].log_epochs(reports))
+        self._submit(trial_hash, partial(self._log, trial_hash, reports))
 
     def on_trial_complete(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Upload the models; the checkpoint of the last epoch holds both."""
@@ -127,11 +128,27 @@ class Recorder(Callback):
             self._progress.say(
                 trial_hash, f"epoch {reports[-1]['epoch']} is not journaled: {error.strerror}"
             )
-            return reports
+            now = int(time.time() * 1000)  # an epoch has one time, however often it is written
+            return [report | {"timestamp": now} for report in reports]
 
     def _open(self, trial_hash: str) -> None:
         if trial_hash not in self._runs:
             self._runs[trial_hash] = self._open_run(self._plan.trials[trial_hash])
+
+    def _log(self, trial_hash: str, reports: Sequence[Report]) -> None:
+        try:
+            self._runs[trial_hash].log_epochs(reports)
+        except OtherTrainingError as error:
+            self._progress.say(trial_hash, f"{error}: it gets a new run")
+            self._runs[trial_hash].leave_behind()
+            self._runs[trial_hash] = self._open_run(self._plan.trials[trial_hash])
+            self._runs[trial_hash].log_epochs(self._until(trial_hash, reports))
+
+    def _until(self, trial_hash: str, reports: Sequence[Report]) -> list[Report]:
+        """All epochs up to the last of these; what the journal has beyond is of an earlier training."""
+        journaled = {report["epoch"]: report for report in self._storage.journal.epochs(trial_hash)}
+        known = journaled | {report["epoch"]: report for report in reports}
+        return [known[epoch] for epoch in sorted(known) if epoch <= reports[-1]["epoch"]]
 
     def _upload(self, trial_hash: str) -> None:
         run = self._runs[trial_hash]

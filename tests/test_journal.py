@@ -8,7 +8,8 @@ TRIAL = "0123456789ab"
 
 
 def report(epoch, **more):
-    return {"epoch": epoch, "val_acc": 0.1 * epoch, "step_curve": [[epoch, 0.5, 1 / 3, 1e-3]]} | more
+    curve = [[epoch, 0.5, 1 / 3, 1e-3]]
+    return {"epoch": epoch, "val_acc": 0.1 * epoch, "val_loss": 1 / epoch, "step_curve": curve} | more
 
 
 @pytest.fixture
@@ -29,9 +30,16 @@ def test_entries_come_back_exactly_and_stamped(journal):
 
 def test_an_epoch_is_entered_once_and_keeps_its_stamp(journal):
     first = journal.add(TRIAL, [report(1)])
-    again = Journal(journal.folder).add(TRIAL, [report(1), report(1, val_acc=0.9), report(2)])
+    again = Journal(journal.folder).add(TRIAL, [report(1), report(1, epoch_seconds=9.0), report(2)])
     assert again[:2] == [first[0], first[0]]
     assert [r["epoch"] for r in journal.epochs(TRIAL)] == [1, 2]
+
+
+def test_an_epoch_trained_again_to_another_loss_takes_the_place_of_the_first(journal):
+    journal.add(TRIAL, [report(1), report(2)])
+    (again,) = journal.add(TRIAL, [report(1, val_loss=0.9)])
+    assert again["val_loss"] == 0.9
+    assert [r["val_loss"] for r in journal.epochs(TRIAL)] == [0.9, 0.5]
 
 
 def test_an_epoch_twice_in_one_call_is_entered_once(journal):

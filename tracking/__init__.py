@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from search_spaces import StoreAwayError, UserError, first_line, printable, unknown
+from tracking.dataset_facts import DatasetFacts
 from tracking.model_files import ChangedModelError, ModelFiles
 from tracking.model_registry import register_best
 from tracking.patience import Patience
@@ -15,8 +16,9 @@ from tracking.trial_run import (
     EPOCH_METRICS,
     MEMORY_METRICS,
     NOISE_METRICS,
-    DatasetFacts,
+    OtherTrainingError,
     TrialRun,
+    is_other_training,
     run_name,
 )
 
@@ -30,6 +32,7 @@ __all__ = [
     "DatasetFacts",
     "InvocationRun",
     "ModelFiles",
+    "OtherTrainingError",
     "Patience",
     "StoreAwayError",
     "StudyStore",
@@ -38,6 +41,7 @@ __all__ = [
     "check_store_exists",
     "check_study_name",
     "first_line",
+    "is_other_training",
     "printable",
     "register_best",
     "run_name",

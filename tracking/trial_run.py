@@ -1,6 +1,7 @@
 """The MLflow run of one trial: its params, metrics, models and predictions."""
 
 import json
+import math
 import re
 import tempfile
 import time
@@ -12,11 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from search_spaces import TrialConfig, UserError
+from tracking.dataset_facts import DatasetFacts, dataset_input
 from tracking.model_files import ModelFiles, UploadedModel, download_model, upload_model
 from tracking.stored_tables import fractions, read_table, whole_numbers
 
@@ -44,16 +46,8 @@ SUPERSEDED = "superseded"  # the tag of runs that are no longer their study's
 _BATCH = 1000  # what the tracking API takes in one call
 
 
-@dataclass(frozen=True)
-class DatasetFacts:
-    """The data set, as MLflow shows it beside a run."""
-
-    name: str
-    source: str
-    digest: str
-    sizes: dict[str, int]
-    label_names: tuple[str, ...]
-    duplicates_dropped: int
+class OtherTrainingError(RuntimeError):
+    """A trial was trained again, without its checkpoint, to other numbers than its run holds."""
 
 
 class TestResult(Protocol):
@@ -71,7 +65,7 @@ class TrialRun:
 
     client: MlflowClient
     run: Run
-    _epochs_logged: set[int] = field(default_factory=set)
+    _epochs_logged: dict[int, float] = field(default_factory=dict)  # epoch -> val_loss
 
     @property
     def run_id(self) -> str:
@@ -100,8 +94,9 @@ class TrialRun:
 
     @property
     def is_tested(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.is_trained and all(name in self.metrics for name in TEST_METRICS)
+        """Whether nothing is left to do; its end is written last."""
+        is_finished = self.run.info.status == "FINISHED"
+        return is_finished and self.is_trained and all(name in self.metrics for name in TEST_METRICS)
 
     @property
     def assets_digest(self) -> str:
@@ -136,21 +131,28 @@ class TrialRun:
             tags[MLFLOW_PARENT_RUN_ID] = parent
         self.client.log_batch(self.run_id, params=params, tags=[RunTag(k, v) for k, v in tags.items()])
         if not (self.run.inputs and self.run.inputs.dataset_inputs):
-            self.client.log_inputs(self.run_id, [_dataset_input(dataset)])
+            self.client.log_inputs(self.run_id, [dataset_input(dataset)])
         self.client.update_run(self.run_id, status="RUNNING")
-        history = self.client.get_metric_history(self.run_id, "val_acc")
-        self._epochs_logged = {metric.step for metric in history}
+        history = {
+            name: self.client.get_metric_history(self.run_id, name) for name in ("val_acc", "val_loss")
+        }
+        complete = {metric.step for metric in history["val_acc"]}
+        self._epochs_logged = {m.step: m.value for m in history["val_loss"] if m.step in complete}
 
     def log_epochs(self, reports: Iterable[dict[str, Any]]) -> None:
         """Write the epochs that are not there yet, each exactly once.
 
         A report that carries its ``timestamp`` (ms) can be written again when nobody knows whether the
-        first attempt arrived: MLflow keeps one of two equal metrics.
+        first attempt arrived: MLflow keeps one of two equal metrics. Raises OtherTrainingError where an
+        epoch that is there was trained to another val_loss: a run must not hold parts of two trainings.
         """
         for report in reports:
-            if report["epoch"] not in self._epochs_logged:
+            epoch, val_loss = report["epoch"], report["val_loss"]
+            if is_other_training(self._epochs_logged.get(epoch, val_loss), val_loss):
+                raise OtherTrainingError(f"epoch {epoch} of {self.name} is there with another val_loss")
+            if epoch not in self._epochs_logged:
                 self._log_epoch(report)
-                self._epochs_logged.add(report["epoch"])
+                self._epochs_logged[epoch] = val_loss
 
     def _log_epoch(self, report: dict[str, Any]) -> None:
         now = report.get("timestamp") or _now()
@@ -265,6 +267,11 @@ class TrialRun:
         self.client.set_terminated(self.run_id, "FAILED")
 
 
+def is_other_training(before: float, now: float) -> bool:
+    """Whether two val_losses of one epoch cannot be of one training; what is not finite tells nothing."""
+    return math.isfinite(now) and before != now
+
+
 def run_name(cells: Sequence[TrialConfig], seeds: int = 1) -> str:
     """``modernbert-base · 256 · sqrt``; rules that agree are joined, ``fixed=sqrt=linear``."""
     config = cells[0]
@@ -284,19 +291,6 @@ def _cell(config: TrialConfig) -> dict[str, Any]:
         "scaling_rule": config.scaling_rule,
         "seed": config.seed,
     }
-
-
-def _dataset_input(facts: DatasetFacts) -> DatasetInput:
-    profile = {**facts.sizes, "duplicates_dropped": facts.duplicates_dropped}
-    dataset = Dataset(
-        name=facts.name,
-        digest=facts.digest,
-        source_type="local" if Path(facts.source).exists() else "hugging_face",
-        source=json.dumps({"uri": facts.source}),
-        schema=json.dumps({"labels": facts.label_names}),
-        profile=json.dumps(profile),
-    )
-    return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
 
 
 def _predictions(result: TestResult, labels: np.ndarray, rows: np.ndarray) -> pd.DataFrame:
