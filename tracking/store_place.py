@@ -39,7 +39,7 @@ def check_place(tracking_uri: str) -> None:
     except UserError:
         raise
     except Exception as error:  # requests, SQLAlchemy and MLflow each have their own
-        advice = f"move {path} away, which starts a new store" if path else "start it"
+        advice = f"see who holds {path}, and whether it may be written" if path else "start it"
         raise UserError(
             f"the tracking store {tracking_uri} does not answer ({first_line(error)}): "
             f"{advice}, or give another --tracking-uri"
@@ -70,11 +70,11 @@ def sqlite_file(tracking_uri: str) -> Path | None:
 def quiet_mlflow() -> None:
     """Keep MLflow's notices away from the user's table; errors still raise.
 
-    A call that fails is repeated by ``Patience``, which knows when to stop; MLflow alone would repeat
-    it for minutes.
+    A call that fails is repeated by ``Patience``, which knows when to stop and how to ask first whether
+    it arrived; MLflow alone would repeat it for minutes, and make a second run.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
