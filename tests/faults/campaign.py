@@ -86,8 +86,8 @@ def studies(
 ) -> None:
     """Inject each fault ``count`` times, a few to a study."""
     left = [fault for fault in faults for _ in range(count)]
-    campaign.rng.shuffle(left)
     while left:
+        campaign.rng.shuffle(left)
         started = time.monotonic()
         with place(campaign.folder()) as where:
             played = play(where, left[:_FAULTS_PER_ROUND], campaign.rng, wanted)

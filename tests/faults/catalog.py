@@ -1,5 +1,6 @@
 """The faults: each does one thing to a bench at a moment, and says what it did."""
 
+import contextlib
 import random
 import signal
 import time
@@ -17,23 +18,27 @@ class BrokenPromiseError(AssertionError):
     """What the promise forbids has happened."""
 
 
+# says what was done; None where there was nothing to be done it to
+Inject = Callable[[Bench, random.Random], str | None]
+
+
 @dataclass(frozen=True)
 class Fault:
     """A fault, and the line of the promise that it tries."""
 
     name: str
     line: int
-    inject: Callable[[Bench, random.Random], str]
+    inject: Inject
 
 
 # -- the command and its own Ray -------------------------------------------------------------------
 
 
-def _kill_one(name: str) -> Callable[[Bench, random.Random], str]:
-    def inject(bench: Bench, rng: random.Random) -> str:
+def _kill_one(name: str) -> Inject:
+    def inject(bench: Bench, rng: random.Random) -> str | None:
         victims = bench.processes(name)
         if not victims:
-            return "not running yet"
+            return None
         victim = rng.choice(victims)
         victim.kill()
         return f"pid {victim.pid}"
@@ -49,28 +54,40 @@ def kill_driver(bench: Bench, rng: random.Random) -> str:
     return ""
 
 
-def _stop(what: signal.Signals) -> Callable[[Bench, random.Random], str]:
-    def inject(bench: Bench, rng: random.Random) -> str:
+def stop(what: signal.Signals) -> Inject:
+    """Ctrl-C or SIGTERM, at any moment since the command can hear it."""
+
+    def inject(bench: Bench, rng: random.Random) -> str | None:
         process = bench.command.process
         assert process is not None
-        if "Ray dashboard" not in bench.command.said():
-            bench.command.wait_for("Ray dashboard")  # before it, there is nothing to be stopped
+        processes.wait_until(
+            lambda: processes.handles(process.pid, signal.SIGTERM) or not bench.command.is_running,
+            10,
+            "the command to listen",
+        )
+        if not bench.command.is_running or _lost_ray(bench):
+            return None  # it has ended, or is ending, of an earlier fault
         process.send_signal(what)
         try:
             seconds = processes.wait_until(lambda: not bench.command.is_running, 60, "the end")
         except TimeoutError as error:
             raise BrokenPromiseError(f"{what.name} did not stop the command") from error
         if process.returncode == 0:
-            return "too late"
+            return None  # too late
         said = bench.command.said()
         if process.returncode != 130 or "run the same command again to continue" not in said:
-            raise BrokenPromiseError(f"{what.name}: exit code {process.returncode}")
+            raise BrokenPromiseError(f"{what.name}: exit code {process.returncode}: {said[-500:]}")
         if seconds > STOPS_WITHIN:
             raise BrokenPromiseError(f"{what.name}: stopped after {seconds:.1f} s")
         no_orphans(bench, STOPS_WITHIN)
         return f"stopped after {seconds:.1f} s"
 
     return inject
+
+
+def _lost_ray(bench: Bench) -> bool:
+    has_ray = bench.processes("raylet") and bench.processes("gcs_server")
+    return "Ray dashboard" in bench.command.said() and not has_ray
 
 
 def no_orphans(bench: Bench, seconds: float) -> None:
@@ -84,13 +101,13 @@ def no_orphans(bench: Bench, seconds: float) -> None:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def damage_checkpoint(bench: Bench, rng: random.Random) -> str:
+def damage_checkpoint(bench: Bench, rng: random.Random) -> str | None:
     """Kill the command, and change, cut or remove a file of the newest checkpoint of a trial."""
     kill_driver(bench, rng)
     newest = [max(folder.glob("epoch-*"), default=None) for folder in (bench.storage / "trials").glob("*")]
     files = sorted(file for folder in newest if folder for file in folder.iterdir())
     if not files:
-        return "no checkpoint yet"
+        return None
     return damage(rng.choice(files), rng)
 
 
@@ -110,24 +127,24 @@ def damage(file: Path, rng: random.Random) -> str:
     return f"{file.name} {how} from byte {start}"
 
 
-def tear_journal(bench: Bench, rng: random.Random) -> str:
+def tear_journal(bench: Bench, rng: random.Random) -> str | None:
     """Kill the command, and cut a journal off in the middle of a line."""
     kill_driver(bench, rng)
     files = sorted((bench.storage / "journal").glob("*.jsonl"))
     if not files:
-        return "no journal yet"
+        return None
     file = rng.choice(files)
     length = rng.randrange(file.stat().st_size)
     file.write_bytes(file.read_bytes()[:length])
     return f"cut after byte {length}"
 
 
-def half_written_database(bench: Bench, rng: random.Random) -> str:
+def half_written_database(bench: Bench, rng: random.Random) -> str | None:
     """Kill the command and cut its database off; it must be refused, and go on from the backup."""
     kill_driver(bench, rng)
     file = bench.command.folder / "mlflow.db"
     if not file.exists():
-        return "no database yet"
+        return None
     whole = file.read_bytes()
     length = rng.randrange(1, len(whole))
     file.write_bytes(whole[:length])
@@ -138,18 +155,14 @@ def half_written_database(bench: Bench, rng: random.Random) -> str:
     return f"cut after {length} of {len(whole)} bytes, refused, and put back"
 
 
-def fill_disk(bench: Bench, rng: random.Random) -> str:
+def fill_disk(bench: Bench, rng: random.Random) -> str | None:
     """Fill the disk of the storage for a while."""
     ballast = bench.command.folder / "ray_results" / "ballast"
     if not ballast.parent.exists():
-        return "no storage yet"
-    with ballast.open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(1 << 16))
-                file.flush()
-        except OSError:
-            pass
+        return None
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
     seconds = rng.uniform(1.0, 8.0)
     time.sleep(seconds)  # for so long the disk is full, whatever happens
     ballast.unlink()
@@ -218,8 +231,8 @@ LOCAL = [
     Fault("kill -9 a trial's worker", 2, _kill_one("ray::")),
     Fault("kill -9 the raylet", 2, _kill_one("raylet")),
     Fault("kill -9 Ray's control server", 2, _kill_one("gcs_server")),
-    Fault("Ctrl-C", 2, _stop(signal.SIGINT)),
-    Fault("SIGTERM", 2, _stop(signal.SIGTERM)),
+    Fault("Ctrl-C", 2, stop(signal.SIGINT)),
+    Fault("SIGTERM", 2, stop(signal.SIGTERM)),
     Fault("damaged checkpoint", 5, damage_checkpoint),
     Fault("torn journal", 5, tear_journal),
     Fault("half-written SQLite file", 5, half_written_database),

@@ -2,11 +2,13 @@
 
 Runs one study of many one-epoch trials with one worker, which takes them all, and looks at the worker
 and at the command after each: resident memory, open files, threads; and at the disk that checkpoints
-take. Compares the tenth to thirtieth trial with the last twenty.
+take. Compares the tenth to thirtieth trial with the last twenty. Exit code 1 where the worker has grown
+by more than 2 %, or checkpoints took more than the command had announced.
 """
 
 import argparse
 import contextlib
+import re
 import signal
 import statistics
 import sys
@@ -20,6 +22,7 @@ from tests.faults import processes
 from tests.faults.study import Command
 
 _FIRST, _SPAN = 10, 20
+_FLAT = 1.02
 _WORKER = "ray::ResourceTrainable"
 
 
@@ -114,9 +117,18 @@ def main() -> int:
             for what, (early, late) in growth(uses).items():
                 print(f"| {process} | {what} | {early:.1f} | {late:.1f} | {late / early - 1:+.1%} |")
         print(f"checkpoints took at most {watch.most_checkpoint_bytes / 1e6:.2f} MB")
-        announced = [line for line in command.output().splitlines() if line.startswith("disk:")]
-        print(f"announced: {announced[0]}")
-    return code
+        announced = next(line for line in command.output().splitlines() if line.startswith("disk:"))
+        print(f"announced: {announced}")
+    worker_grew = any(late > _FLAT * early for early, late in growth(watch.worker).values())
+    too_much = watch.most_checkpoint_bytes > announced_bytes(announced)
+    return int(code != 0 or len(watch.workers) != 1 or worker_grew or too_much)
+
+
+def announced_bytes(line: str) -> float:
+    """From ``disk: checkpoints 0.08 GB at most, …``."""
+    found = re.search(r"checkpoints ([0-9.]+) GB", line)
+    assert found, line
+    return float(found[1]) * 1e9
 
 
 if __name__ == "__main__":

@@ -37,6 +37,16 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _FOREIGN}
 
 
+def handles(pid: int, what: signal.Signals) -> bool:
+    """Whether the process has a handler of its own for this signal; False for one that has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = next((line for line in status.splitlines() if line.startswith("SigCgt:")), "SigCgt: 0")
+    return bool(int(caught.split()[1], 16) >> (what - 1) & 1)
+
+
 def family(folder: Path) -> list[psutil.Process]:
     """Everything that descends from what was started in ``folder``, orphans and new sessions included."""
     found = []

@@ -25,7 +25,7 @@ class Round:
 
 
 def play(bench: Bench, faults: Sequence[Fault], rng: random.Random, wanted: dict) -> Round:
-    """Inject the faults one after the other; those that the study did not live to see are left out."""
+    """Inject the faults one after the other; those that found nothing to be done to are left out."""
     played = Round()
     _start(bench, played)
     for fault in faults:
@@ -37,7 +37,8 @@ def play(bench: Bench, faults: Sequence[Fault], rng: random.Random, wanted: dict
         except BrokenPromiseError as broken:
             done = f"BROKEN: {broken}"
             played.problems.append(f"{fault.name}: {broken}")
-        played.injected.append((fault, f"{when}: {done}" if done else str(when)))
+        if done is not None:
+            played.injected.append((fault, f"{when}: {done}" if done else str(when)))
     _finish(bench, played)
     try:
         no_orphans(bench, _ORPHANS_END_WITHIN)

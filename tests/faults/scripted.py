@@ -1,9 +1,10 @@
 """Faults that follow a script: a store that stays away, two invocations at once, a study that grows."""
 
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tests.faults import bench
+from tests.faults import bench, catalog
 from tests.faults.bench import Bench
 from tests.faults.study import Command, differences, facts
 
@@ -16,6 +17,7 @@ def run(campaign: "Campaign", count: int, wanted: dict) -> None:
     scripts: dict[tuple[str, int], Callable] = {
         ("MLflow away until the end", 4): away_to_the_end,
         ("a second invocation at once", 1): second_invocation,
+        ("Ctrl-C while the MLflow server hangs", 2): interrupted,
         ("another storage, at once and after a kill", 1): elsewhere,
         ("the study grows by cells", 1): growing,
         ("--fresh", 1): fresh,
@@ -64,7 +66,24 @@ def elsewhere(campaign: "Campaign", wanted: dict) -> list[str]:
             code = other.run()
         finally:
             other.kill()
+        problems += ["a traceback was shown"] if "Traceback" in other.output() else []
         return problems + _done(where, code, wanted)
+
+
+def interrupted(campaign: "Campaign", wanted: dict) -> list[str]:
+    """Ctrl-C while the server takes connections and does not answer, with MLflow's own timeouts."""
+    with bench.served(campaign.folder()) as where:
+        assert where.server is not None
+        where.command = Command(where.folder / "study", "--tracking-uri", where.tracking_uri)
+        where.command.start().wait_for("epoch 2/")
+        where.server.pause()
+        try:
+            catalog.stop(signal.SIGINT)(where, campaign.rng)
+            problems = []
+        except catalog.BrokenPromiseError as broken:
+            problems = [str(broken)]
+        where.server.resume()
+        return problems + _done(where, where.command.run(), wanted)
 
 
 def growing(campaign: "Campaign", wanted: dict) -> list[str]:
@@ -84,7 +103,8 @@ def fresh(campaign: "Campaign", wanted: dict) -> list[str]:
         where.command.start().wait_for("epoch 2/")
         where.command.kill()
         code = where.command.run("--fresh")
-        problems = [] if "go on" not in where.command.said() else ["went on"]
+        trained = where.command.said().count("epoch 1/3")
+        problems = [] if trained == len(wanted) else [f"{trained} trials began with their first epoch"]
         return problems + _done(where, code, wanted)
 
 
