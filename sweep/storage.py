@@ -5,9 +5,10 @@ import fcntl
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import TextIO
 from uuid import uuid4
 
 from search_spaces import UserError, first_line
@@ -68,34 +69,68 @@ class StudyStorage:
                 folder.rmdir()
 
     @contextlib.contextmanager
+    def scratch(self) -> Iterator[None]:
+        """Where this process's temporary files go while the lock is held.
+
+        Copies of models that a kill has left lie where the next invocation removes them.
+        """
+        folder = Path(tempfile.gettempdir()) / f"batchscale-{self.holder[STORAGE_ID]}"
+        before = tempfile.tempdir
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+        tempfile.tempdir = str(folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other invocations of the study out; a UserError that names the one at work.
 
         The lock is the operating system's, so it ends with the process, however that ends.
         """
-        with (self.root / f"{self.study}.lock").open("a+") as file:
-            is_free = _locked(file)
-            file.seek(0)
-            process, _, storage_id = file.read().partition("\n")
-            if not is_free:
+        path = self.root / f"{self.study}.lock"
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(open(path, "r+", opener=_made))
+                self._take(file)
+            except OSError as error:
                 raise UserError(
-                    f"study '{self.study}' is being run by {process or 'another process'}: "
-                    "wait until it ends, or give this one another --name"
-                )
-            self.holder = {
-                PROCESS: f"process {os.getpid()} on {platform.node()}",
-                STORAGE_ID: storage_id or uuid4().hex,
-            }
-            file.truncate(0)
-            file.write("\n".join(self.holder.values()))
-            file.flush()
+                    f"cannot lock {path} ({error.strerror}): choose another --storage-path"
+                ) from error
             yield
 
+    def _take(self, file: TextIO) -> None:
+        """Lock the file, and write into it who has it: the process, and the id of this storage."""
+        is_free = _locked(file)
+        process, _, storage_id = file.read().partition("\n")
+        if not is_free:
+            raise UserError(
+                f"study '{self.study}' is being run by {process or 'another process'}: "
+                "wait until it ends, or give this one another --name"
+            )
+        self.holder = {
+            PROCESS: f"process {os.getpid()} on {platform.node()}",
+            STORAGE_ID: storage_id or uuid4().hex,
+        }
+        file.seek(0)
+        file.write("\n".join(self.holder.values()))
+        file.truncate()
+        file.flush()
 
-def _locked(file: IO) -> bool:
+
+def _made(path: str, flags: int) -> int:
+    """Open a file that may not be there yet, without emptying it."""
+    return os.open(path, flags | os.O_CREAT, 0o666)
+
+
+def _locked(file: TextIO) -> bool:
+    """Whether the lock is this process's now; OSError where the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
     return True
 

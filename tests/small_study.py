@@ -3,9 +3,9 @@
 import contextlib
 
 from sweep.assets import prepare_assets
+from sweep.invocation import start_invocation
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
-from sweep.study import start_invocation
 from tests.helpers import CPU, trained
 from tracking import ModelFiles, StudyStore
 from trainables.checkpoint import weight_files

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,10 +11,13 @@ from sweep.assets import ModelAssets
 from sweep.disk_space import check_disk_space
 from sweep.options import SweepOptions
 from sweep.plan import make_plan, plan_tables
+from sweep.progress import Progress
+from sweep.recorder import Recorder
 from sweep.storage import StudyStorage
-from sweep.study import _leave_changed, _unfinished
+from sweep.store_writer import StoreWriter
+from sweep.study import _changed, _unfinished
 from tests.helpers import message
-from tracking import StudyStore
+from tracking import Patience, StudyStore
 
 OPTIONS = SweepOptions(
     space="batch_lr_grid",
@@ -68,23 +72,70 @@ def configs(plan):
     return [cells[0] for cells in plan.trials.values()]
 
 
-def test_unfinished_trials_of_the_same_weights_go_on(plan, store, storage, assets):
+def test_trials_of_the_same_weights_go_on(plan, store, assets):
     open_all(plan, store, assets["bert-tiny"].digest)
-    checkpoints(plan, storage)
-    _leave_changed(configs(plan), model_assets(assets), store, storage)
-    assert store.trial_runs().keys() == plan.trials.keys()
-    assert kept(storage) == sorted(plan.trials)
+    assert _changed(plan, store.trial_runs(), model_assets(assets)) == {}
 
 
-def test_a_trial_whose_weights_changed_starts_anew_and_says_so(plan, store, storage, assets, capsys):
+def test_trials_whose_weights_changed_start_anew_the_finished_ones_too(plan, store, assets):
     open_all(plan, store, "other weights")
-    checkpoints(plan, storage)
-    first = configs(plan)[:1]  # the other one is finished, say
-    _leave_changed(first, model_assets(assets), store, storage)
-    assert store.trial_runs().keys() == plan.trials.keys() - {first[0].trial_hash}
-    assert kept(storage) == sorted(plan.trials.keys() - {first[0].trial_hash})
-    assert storage.journal.epochs(first[0].trial_hash) == []
-    assert "its model or its tokens have changed: starting it anew" in capsys.readouterr().out
+    trained = next(iter(plan.trials))
+    store.client.set_tag(store.trial_runs()[trained].run_id, "trained", "true")
+    assert _changed(plan, store.trial_runs(), model_assets(assets)).keys() == plan.trials.keys()
+
+
+def test_a_model_that_nothing_is_left_to_do_for_is_not_looked_at(plan, store):
+    open_all(plan, store, "other weights")
+    assert _changed(plan, store.trial_runs(), {}) == {}
+
+
+def epoch(number, val_loss):
+    times = {"examples_per_second": 10.0, "epoch_seconds": 2.0}
+    accuracies = {"train_loss": 0.7, "train_acc": 0.5, "val_acc": 0.5, "best_val_acc": 0.5}
+    return times | accuracies | {"epoch": number, "val_loss": val_loss, "step_curve": [], "best_epoch": 1}
+
+
+def record(plan, store, storage, results):
+    """What Tune would tell of a trial whose worker reports these epochs, one after the other."""
+    invocation = store.start_invocation("title", plan.to_dict(), {})
+    writer = StoreWriter(Patience(store.answers, print))
+    recorder = Recorder(
+        plan,
+        lambda cells: store.open_trial(cells, 1, plan.dataset, invocation),
+        assets={},
+        storage=storage,
+        writer=writer,
+        progress=Progress(plan.trials, 1),
+    )
+    trial = SimpleNamespace(config={"trial": configs(plan)[0].to_dict()})
+    recorder.on_trial_start(0, [], trial)
+    for number, result in enumerate(results, 1):
+        recorder.on_trial_result(number, [], trial, result | {"earlier": [], "damaged": []})
+    assert writer.wait(60)
+    assert not recorder.failures
+
+
+def losses(store, plan):
+    return store.trial_runs()[configs(plan)[0].trial_hash].epochs()["val_loss"].to_dict()
+
+
+def test_a_trial_trained_again_to_the_same_numbers_keeps_its_run(plan, store, storage):
+    record(plan, store, storage, [epoch(1, 0.5), epoch(2, 0.4)])
+    (before,) = store.trial_runs().values()
+    record(plan, store, storage, [epoch(1, 0.5), epoch(2, 0.4), epoch(3, 0.3)])
+    (after,) = store.trial_runs().values()
+    assert before.run_id == after.run_id
+    assert losses(store, plan) == {1: 0.5, 2: 0.4, 3: 0.3}
+
+
+def test_a_trial_trained_again_to_other_numbers_gets_a_run_of_its_own(plan, store, storage, capsys):
+    record(plan, store, storage, [epoch(1, 0.5), epoch(2, 0.4), epoch(3, 0.3)])
+    (before,) = store.trial_runs().values()
+    record(plan, store, storage, [epoch(1, 0.5), epoch(2, 0.41)])  # the second by chance no longer the same
+    (after,) = store.trial_runs().values()
+    assert before.run_id != after.run_id
+    assert losses(store, plan) == {1: 0.5, 2: 0.41}
+    assert "epoch 2 of bert-tiny" in capsys.readouterr().out
 
 
 def test_what_is_left_of_a_trained_trial_is_removed(plan, store, storage):

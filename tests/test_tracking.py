@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import mlflow
@@ -11,7 +12,15 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from search_spaces import TrialConfig, UserError
-from tracking import ChangedModelError, DatasetFacts, ModelFiles, StudyStore, register_best, run_name
+from tracking import (
+    ChangedModelError,
+    DatasetFacts,
+    ModelFiles,
+    OtherTrainingError,
+    StudyStore,
+    register_best,
+    run_name,
+)
 from tracking.study_store import check_study_name
 from trainables.evaluation import Evaluation
 
@@ -25,12 +34,12 @@ def config(**changes):
     return TrialConfig(**values | changes)
 
 
-def report(epoch, val_acc=0.5):
+def report(epoch, val_acc=0.5, val_loss=0.6):
     return {
         "epoch": epoch,
         "train_loss": 0.7,
         "train_acc": 0.5,
-        "val_loss": 0.6,
+        "val_loss": val_loss,
         "val_acc": val_acc,
         "examples_per_second": 10.0,
         "epoch_seconds": 20.0,
@@ -270,7 +279,7 @@ def start(store, storage_id):
 
 def test_an_invocation_with_another_storage_is_seen_at_work(store):
     first = start(store, "here")
-    with first.heartbeat(every=0.1):
+    with first.heartbeat(pytest.fail, every=0.1):
         second = start(store, "there")
         said = []
         with pytest.raises(UserError, match="run by process 7 on here with another --storage-path"):
@@ -287,8 +296,16 @@ def test_an_invocation_with_another_storage_that_was_killed_is_no_longer_waited_
     assert "waiting up to 1 s" in said[0]
 
 
+def test_an_invocation_that_was_taken_for_dead_hears_of_it(store):
+    first, lost = start(store, "here"), threading.Event()
+    second = start(store, "there")
+    store.end_killed_invocations(second)
+    with first.heartbeat(lost.set, every=0.1):
+        assert lost.wait(30)
+
+
 def test_an_invocation_with_the_same_storage_was_killed_and_is_not_waited_for(store):
-    with start(store, "here").heartbeat(every=0.1):  # its lock is what keeps it alone
+    with start(store, "here").heartbeat(pytest.fail, every=0.1):  # its lock is what keeps it alone
         store.check_alone(start(store, "here"), pytest.fail, patience=60)
 
 
@@ -311,6 +328,17 @@ def test_an_epoch_written_twice_with_its_time_stamp_is_there_once(store, uri):
     for name in ("val_acc", "train_loss_per_step", "examples_per_second"):
         steps = [m.step for m in MlflowClient(uri).get_metric_history(run.run_id, name)]
         assert steps == sorted(set(steps))
+
+
+def test_a_run_never_holds_parts_of_two_trainings(store):
+    first = open_trial(store, [config()])
+    first.log_epochs([report(1), report(2)])
+    again = open_trial(store, [config()])
+    again.log_epochs([report(1), report(2), report(3)])
+    with pytest.raises(OtherTrainingError, match="epoch 2 of bert-tiny · 64 · fixed is there with another"):
+        open_trial(store, [config()]).log_epochs([report(1), report(2, val_loss=0.61), report(3)])
+    epochs = store.trial_runs()[config().trial_hash].epochs()
+    assert epochs["val_loss"].to_dict() == {1: 0.6, 2: 0.6, 3: 0.6}
 
 
 def model_files(folder, content=b"weights"):

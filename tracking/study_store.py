@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import Experiment, Run, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import (
     MLFLOW_PARENT_RUN_ID,
@@ -26,10 +27,11 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from search_spaces import TrialConfig, UserError, first_line, unknown
+from tracking.dataset_facts import DatasetFacts
 from tracking.heartbeat import EVERY, HEARTBEAT, PATIENCE, beating, heartbeat
 from tracking.store_place import answers, check_place, quiet_mlflow
 from tracking.stored_tables import read_table, texts, whole_numbers
-from tracking.trial_run import SUPERSEDED, DatasetFacts, TrialRun, run_name
+from tracking.trial_run import SUPERSEDED, TrialRun, run_name
 
 STORAGE_ID, PROCESS = "storage_id", "process"  # tags of an invocation: where its lock is, and who it is
 _PLAN = "plan.json"
@@ -85,9 +87,12 @@ class InvocationRun:
         except (MlflowException, OSError, ValueError, RecursionError) as error:
             raise UserError(f"the plan of run {self.run_id} cannot be read: {first_line(error)}") from error
 
-    def heartbeat(self, every: float = EVERY) -> AbstractContextManager[None]:
-        """Let other machines see that the invocation is at work, until the block ends."""
-        return heartbeat(self.client, self.run_id, every)
+    def heartbeat(self, lost: Callable[[], None], every: float = EVERY) -> AbstractContextManager[None]:
+        """Let other machines see that the invocation is at work, until the block ends.
+
+        Calls ``lost``, in another thread, where one of them took it for dead and has taken over.
+        """
+        return heartbeat(self.client, self.run_id, lost, every)
 
     def leave_behind(self) -> None:
         """Keep the run in MLflow, but no longer as the study's."""
@@ -229,17 +234,26 @@ class StudyStore:
             )
         return experiment
 
+    def _create_experiment(self) -> Experiment:
+        """The study's experiment; another invocation, or a try whose answer was lost, may have made it."""
+        try:
+            self.client.create_experiment(self.study, tags=_MODEL_TRAINING)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+        experiment = self._find_experiment()
+        assert experiment is not None
+        return experiment
+
     def _create_run(self, name: str, tags: dict[str, str]) -> Run:
-        if self._experiment is None:
-            experiment_id = self.client.create_experiment(self.study, tags=_MODEL_TRAINING)
-            self._experiment = self.client.get_experiment(experiment_id)
+        experiment = self._experiment = self._experiment or self._create_experiment()
         standard = {
             MLFLOW_RUN_NAME: name,
             MLFLOW_USER: getpass.getuser(),
             MLFLOW_SOURCE_NAME: "tune_main.py",
             MLFLOW_SOURCE_TYPE: "LOCAL",
         }
-        return self.client.create_run(self._experiment.experiment_id, tags=standard | tags)
+        return self.client.create_run(experiment.experiment_id, tags=standard | tags)
 
     def _search(self, query: str = "") -> list[Run]:
         """Runs of the study that match, the newest first, without those that were left behind."""
