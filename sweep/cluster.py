@@ -161,11 +161,17 @@ def _exists(path: Path) -> bool:
 
 
 def resources_per_trial(options: SweepOptions) -> Resources:
-    """One GPU a trial where the cluster has any, else the CPU; UserError for more than a machine has.
+    """What ``fitting_resources`` says of the machines that are there."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return fitting_resources(options, [(has.get("GPU", 0.0), has.get("CPU", 0.0)) for has in alive])
 
-    A trial runs on one machine, so what counts is what each has, not what all have together.
+
+def fitting_resources(options: SweepOptions, machines: list[tuple[float, float]]) -> Resources:
+    """One GPU a trial where any machine has one, else the CPU; ``machines`` are (GPUs, cores) each.
+
+    A trial runs on one machine, so what counts is what each has, not what all have together. UserError
+    for more than any of them has.
     """
-    machines = [(has.get("GPU", 0.0), has.get("CPU", 0.0)) for has in _machines()]
     gpus = options.gpus_per_trial
     if gpus is None:
         gpus = 1.0 if any(has for has, _ in machines) else 0.0
@@ -179,10 +185,6 @@ def resources_per_trial(options: SweepOptions) -> Resources:
         most = max(has for _, has in able)
         raise UserError(f"--cpus-per-trial {cpus:g} is more than the {most:g} cores of one machine")
     return Resources(gpus, cpus, min(fits, options.max_concurrent or fits))
-
-
-def _machines() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _cores_per_trial(gpus: float, machines: list[tuple[float, float]]) -> float:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,26 @@ def test_a_cleared_storage_holds_no_trial(storage):
     storage.clear()
     assert not folder.exists()
     assert storage.journal.epochs("0123456789ab") == []
+
+
+def test_temporary_files_that_a_kill_left_are_removed_by_the_next_invocation(storage):
+    with storage.lock():
+        with storage.scratch():
+            killed = Path(tempfile.mkdtemp())
+        assert not killed.exists()
+        killed.mkdir(parents=True)  # as if the process had been killed in there
+        with storage.scratch():
+            assert not killed.exists()
+            assert Path(tempfile.mkdtemp()).parent == killed.parent
+        assert not killed.parent.exists()
+        assert Path(tempfile.gettempdir()) == killed.parent.parent
+
+
+def test_a_lock_file_that_cannot_be_opened_is_one_line(storage):
+    (storage.root / "films.lock").mkdir()
+    with pytest.raises(UserError) as raised, storage.lock():
+        pass
+    assert "films.lock (Is a directory): choose another --storage-path" in message(raised)
 
 
 def test_tidying_leaves_unfinished_trials_and_what_others_put_there(storage):

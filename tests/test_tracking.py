@@ -164,6 +164,10 @@ def test_test_results_finish_the_run_and_predictions_are_stored_by_row(store, tm
     path = store.client.download_artifacts(run.run_id, "test_predictions.parquet", str(tmp_path))
     frame = pd.read_parquet(path)
     assert frame.pop("margin").tolist() == pytest.approx([0.6, 0.2])
+    store.client.set_tag(run.run_id, "trained", "true")
+    assert [again.is_tested for again in store.trial_runs().values()] == [True]
+    store.client.update_run(run.run_id, "RUNNING")  # as if a kill had come before the run's end was written
+    assert [again.is_tested for again in store.trial_runs().values()] == [False]
     assert frame.to_dict("list") == {
         "row_id": [17, 4],
         "label": [1, 0],
@@ -247,6 +251,23 @@ def test_the_registered_model_is_the_best_one_and_keeps_its_version(store, tmp_p
         mlflow.artifacts.download_artifacts("models:/films-study@best", dst_path=str(tmp_path / "m"))
     )
     assert [path.read_text() for path in files.rglob("classifier.json")] == ['{"seed": 2}']
+
+
+def test_a_version_that_an_interrupted_attempt_made_is_used(store, tmp_path):
+    run = trained_run(store, tmp_path, 1, 0.5)
+    store.client.create_registered_model(store.study)
+    source = run.tags["best_model"]
+    store.client.create_model_version(store.study, source, run_id=run.run_id)  # and then it was killed
+    register_best(store.client, store.study, run)
+    assert len(store.client.search_model_versions(f"name = '{store.study}'")) == 1
+    assert store.client.get_model_version_by_alias(store.study, "best").version == 1
+
+
+def test_two_invocations_that_begin_a_study_at_once_share_its_experiment(uri):
+    stores = [StudyStore(uri, "films-study"), StudyStore(uri, "films-study")]
+    for number, store in enumerate(stores):
+        store.start_invocation(f"{number}", {"cells": []}, {})
+    assert len(stores[0].invocations()) == len(stores[1].invocations()) == 2
 
 
 def test_starting_anew_leaves_the_earlier_runs_in_mlflow_and_out_of_the_study(store, uri):

@@ -1,0 +1,53 @@
+"""How many trials run at once, and on what: counted per machine, because a trial runs on one."""
+
+import pytest
+
+from search_spaces import UserError
+from sweep.cluster import Resources, fitting_resources
+from sweep.options import SweepOptions
+from tests.helpers import message
+
+
+def options(**values):
+    return SweepOptions(space="batch_lr_grid", **values)
+
+
+@pytest.mark.parametrize(
+    ("machines", "wishes", "expected"),
+    [
+        ([(0, 2)], {}, Resources(0, 1, 2)),
+        ([(0, 4), (0, 2)], {"cpus_per_trial": 2}, Resources(0, 2, 3)),
+        ([(0, 8)], {"max_concurrent": 3}, Resources(0, 1, 3)),
+        ([(1, 16)], {}, Resources(1, 4, 1)),
+        ([(1, 2)], {}, Resources(1, 2, 1)),
+        ([(1, 16)], {"gpus_per_trial": 0.1}, Resources(0.1, 1, 10)),
+        ([(0, 64), (1, 2)], {}, Resources(1, 2, 1)),  # the cores of the other machine are of no use
+        ([(8, 64), (4, 16)], {}, Resources(1, 4, 12)),
+        ([(4, 2)], {"cpus_per_trial": 1}, Resources(1, 1, 2)),  # four GPUs, and cores for two
+        ([(1, 8)], {"gpus_per_trial": 0}, Resources(0, 1, 8)),
+    ],
+)
+def test_what_fits(machines, wishes, expected):
+    assert fitting_resources(options(**wishes), machines) == expected
+
+
+@pytest.mark.parametrize(
+    ("machines", "wishes", "text"),
+    [
+        (
+            [(1, 8), (1, 8)],
+            {"gpus_per_trial": 2},
+            "--gpus-per-trial 2 is more than the 1 GPUs of one machine",
+        ),
+        (
+            [(0, 4), (0, 4)],
+            {"cpus_per_trial": 6},
+            "--cpus-per-trial 6 is more than the 4 cores of one machine",
+        ),
+        ([(0, 64), (1, 2)], {"cpus_per_trial": 4}, "--cpus-per-trial 4 is more than the 2 cores"),
+    ],
+)
+def test_what_no_machine_has_is_one_line(machines, wishes, text):
+    with pytest.raises(UserError) as raised:
+        fitting_resources(options(**wishes), machines)
+    assert text in message(raised)
