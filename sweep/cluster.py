@@ -28,9 +28,10 @@ import ray
 from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from search_spaces import UserError, first_line
+from search_spaces import StoppedError, UserError, first_line, last_line
 from sweep.options import SweepOptions
 
+_TINY = 1e-9  # 1.0 // 0.1 is 9
 _TOKEN = Path.home() / ".ray" / "auth_token"
 _PROJECT = Path(__file__).resolve().parent.parent
 _NOT_FOR_WORKERS = [
@@ -81,6 +82,8 @@ def ray_session(address: str | None) -> Iterator[str]:
     _hide_token()
     try:
         yield context.dashboard_url or ""
+    except ray.exceptions.RayError as error:
+        raise StoppedError(f"Ray has failed ({last_line(error)}): run the same command again") from error
     finally:
         ray.shutdown()
     if not address:  # after an error its logs are worth keeping
@@ -196,5 +199,9 @@ def _cores_per_trial(gpus: float, machines: list[tuple[float, float]]) -> float:
 
 def _fits(gpus: float, cpus: float, has_gpus: float, has_cpus: float) -> int:
     """How many trials a machine takes at once."""
-    shares = [has_cpus / cpus, *([has_gpus / gpus] if gpus else [])]
-    return int(min(shares) + 1e-9)  # 1.0 // 0.1 is 9
+    by_cores = int(has_cpus / cpus + _TINY)
+    if not gpus:
+        return by_cores
+    # a share is of one GPU: two trials at 0.4 on each, however many there are
+    by_gpus = int(has_gpus) * int(1 / gpus + _TINY) if gpus < 1 else int(has_gpus / gpus + _TINY)
+    return min(by_cores, by_gpus)

@@ -4,10 +4,10 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from threading import Thread
+from threading import Event, Thread
 from types import MappingProxyType
 
 from ray.exceptions import RayError
@@ -20,6 +20,7 @@ from sweep.console import console
 from sweep.environment import environment_tags
 from sweep.final_test import Patiently, UntestedTrial, run_tests
 from sweep.launch import train
+from sweep.missing import changed_runs, unfinished
 from sweep.options import SweepOptions
 from sweep.plan import Plan
 from sweep.progress import Progress
@@ -43,6 +44,13 @@ def start_invocation(
     return invocation
 
 
+def end_others(invocation: InvocationRun, store: StudyStore, patiently: Patiently) -> None:
+    """End what killed invocations left running; UserError where one with another storage is at work."""
+    say = partial(console.print, markup=False)
+    patiently(lambda: store.check_alone(invocation, say))
+    patiently(lambda: store.end_killed_invocations(invocation))
+
+
 @dataclass(frozen=True)
 class Sweep:
     """One invocation under way; its phases return trial hash -> reason for what failed."""
@@ -55,40 +63,51 @@ class Sweep:
     assets: dict[str, ModelAssets]
     resources: Resources
     patiently: Patiently
-    changed: Mapping[str, TrialRun]  # runs that are to start anew
+    _lost: Event = field(default_factory=Event)  # to another machine, which took this one for dead
 
-    def run(self, to_train: Sequence[TrialConfig]) -> dict[str, str]:
-        """Train, test what is untested, register the best; returns what failed."""
+    def run(self) -> dict[str, str]:
+        """Take over, train, test what is untested, register the best; returns what failed."""
         try:
-            with self.invocation.heartbeat(_taken_over):
-                failures = self.train(self._take_over(to_train))
+            with self.invocation.heartbeat(self._lose):
+                failures = self.train(self._take_over())
                 failures |= self.test(failures)
                 self.patiently(lambda: register_best_trial(self.plan, self.store))
-        except BaseException:
+        except BaseException as error:
+            if self._lost.is_set():
+                raise StoppedError(
+                    "another machine has taken this study over, because MLflow had not heard of this one"
+                ) from error
             _briefly(lambda: self.invocation.finish("KILLED"))
             raise
         self.patiently(lambda: self.invocation.finish("FAILED" if failures else "FINISHED"))
         return failures
 
-    def _take_over(self, to_train: Sequence[TrialConfig]) -> list[TrialConfig]:
+    def _lose(self) -> None:
+        self._lost.set()
+        os.kill(os.getpid(), signal.SIGINT)  # whatever the main thread waits for
+
+    def _take_over(self) -> list[TrialConfig]:
         """Make sure that nobody else is at work, and leave behind what is not to be gone on with.
 
-        Returns what is left to be trained: until now another machine may have been at work.
+        Returns what is to be trained: until now another machine may have been at work.
         """
-        say = partial(console.print, markup=False)
-        self.patiently(lambda: self.store.check_alone(self.invocation, say))
-        self.patiently(lambda: self.store.end_killed_invocations(self.invocation))
+        end_others(self.invocation, self.store, self.patiently)
         if self.options.fresh:
             self.patiently(lambda: self.store.start_anew(self.invocation))
             self.storage.clear()
             console.print("starting anew: earlier runs stay in MLflow, and no longer count")
-            return list(to_train)
-        for trial_hash, run in self.changed.items():
-            say(f"{run.name}: its model or its tokens have changed: starting it anew")
+        runs = self.patiently(self.store.trial_runs)
+        for trial_hash, run in changed_runs(self.plan, runs, self.assets).items():
+            console.print(
+                f"{run.name}: its model or its tokens have changed: starting it anew", markup=False
+            )
             self.storage.forget(trial_hash)
             self.patiently(run.leave_behind)
-        runs = self.patiently(self.store.trial_runs)
-        return [c for c in to_train if c.trial_hash not in runs or not runs[c.trial_hash].is_trained]
+            del runs[trial_hash]
+        to_train, to_test = unfinished(self.plan, runs, self.storage)
+        if any(config.model not in self.assets for config in [*to_train, *to_test]):
+            raise StoppedError("another machine has started the study anew: run the same command again")
+        return to_train
 
     def train(self, configs: Sequence[TrialConfig]) -> dict[str, str]:
         """Train to the end, and wait until all of it is in MLflow."""
@@ -118,8 +137,9 @@ class Sweep:
                 )
                 self._wait_for(writer)
             except (KeyboardInterrupt, OSError, RayError, TuneError) as error:
-                recorder.interrupt()
-                writer.wait(_BRIEFLY)
+                if not self._lost.is_set():  # else the runs are no longer this invocation's
+                    recorder.interrupt()
+                    writer.wait(_BRIEFLY)
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 raise StoppedError(
@@ -156,11 +176,6 @@ class Sweep:
         test_splits = {model: value.test for model, value in self.assets.items()}
         with console.status("testing"):
             return run_tests(untested, test_splits, self.resources, self.patiently)
-
-
-def _taken_over() -> None:
-    console.print("another machine has taken this study over, because MLflow had not heard of this one")
-    os.kill(os.getpid(), signal.SIGINT)  # as if the user had stopped it
 
 
 def _briefly(call: Callable[[], None]) -> None:

@@ -141,8 +141,9 @@ class Recorder(Callback):
         except OtherTrainingError as error:
             self._progress.say(trial_hash, f"{error}: it gets a new run")
             self._runs[trial_hash].leave_behind()
-            self._runs[trial_hash] = self._open_run(self._plan.trials[trial_hash])
-            self._runs[trial_hash].log_epochs(self._until(trial_hash, reports))
+            run = self._open_run(self._plan.trials[trial_hash])
+            run.log_epochs(self._until(trial_hash, reports))
+            self._runs[trial_hash] = run  # last, so that all of it is repeated if any of it fails
 
     def _until(self, trial_hash: str, reports: Sequence[Report]) -> list[Report]:
         """All epochs up to the last of these; what the journal has beyond is of an earlier training."""

@@ -106,6 +106,7 @@ class StudyStorage:
         """Lock the file, and write into it who has it: the process, and the id of this storage."""
         is_free = _locked(file)
         process, _, storage_id = file.read().partition("\n")
+        place = f"-{os.fstat(file.fileno()).st_ino}"  # a copy of the folder is another storage
         if not is_free:
             raise UserError(
                 f"study '{self.study}' is being run by {process or 'another process'}: "
@@ -113,7 +114,7 @@ class StudyStorage:
             )
         self.holder = {
             PROCESS: f"process {os.getpid()} on {platform.node()}",
-            STORAGE_ID: storage_id or uuid4().hex,
+            STORAGE_ID: storage_id if storage_id.endswith(place) else uuid4().hex + place,
         }
         file.seek(0)
         file.write("\n".join(self.holder.values()))

@@ -1,23 +1,22 @@
 """A study from the command line to tested models."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from search_spaces import TrialConfig
 from sweep.assets import ModelAssets, prepare_assets
 from sweep.cluster import Resources, check_shared, ray_session, resources_per_trial
 from sweep.console import console
 from sweep.disk_space import check_disk_space
 from sweep.final_test import Patiently
 from sweep.hardware import bf16_available
-from sweep.invocation import Sweep, register_best_trial, start_invocation
+from sweep.invocation import Sweep, end_others, register_best_trial, start_invocation
+from sweep.missing import changed_runs, unfinished
 from sweep.options import SweepOptions
 from sweep.physical_batch import with_measured_sizes
 from sweep.plan import Plan, make_plan, plan_tables
 from sweep.storage import StudyStorage, writable_folder
-from tracking import Patience, StudyStore, TrialRun, check_study_name, run_name
+from tracking import Patience, StudyStore, check_study_name, run_name
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,23 @@ def _finish(
 ) -> dict[str, str]:
     """Do what is left of the study; returns the failed trials by name, each with its reason."""
     runs = {} if options.fresh else patiently(store.trial_runs)
-    to_train, to_test = _unfinished(plan, runs, storage)
+    to_train, to_test = unfinished(plan, runs, storage)
     if not to_train and not to_test:
         console.print(f"all {len(plan.trials)} trials are already trained and tested")
         invocation = patiently(lambda: start_invocation(plan, store, storage.holder))
-        patiently(lambda: store.end_killed_invocations(invocation))
-        patiently(lambda: invocation.finish("FINISHED"))
+        end_others(invocation, store, patiently)
         patiently(lambda: register_best_trial(plan, store))
+        patiently(lambda: invocation.finish("FINISHED"))
         return {}
+    if runs:
+        console.print(
+            f"resuming: {len(plan.trials) - len(to_train) - len(to_test)} of {len(plan.trials)} trials are "
+            f"finished, {len(to_test)} lack their test, {len(to_train)} are to be trained"
+        )
     assets = _prepare(plan, {config.model for config in [*to_train, *to_test]})
-    changed = _changed(plan, runs, assets)
-    to_train += [plan.trials[h][0] for h in changed if plan.trials[h][0] not in to_train]
+    for trial_hash in changed_runs(plan, runs, assets):
+        del runs[trial_hash]
+    to_train, _ = unfinished(plan, runs, storage)
     with ray_session(options.ray_address) as dashboard:
         resources = resources_per_trial(options)
         check_shared(storage.path)
@@ -78,48 +83,10 @@ def _finish(
         _announce(dashboard, options, resources)
         plan, to_train = with_measured_sizes(plan, to_train, assets, resources, storage.root)
         invocation = patiently(lambda: start_invocation(plan, store, storage.holder))
-        sweep = Sweep(plan, options, store, storage, invocation, assets, resources, patiently, changed)
-        failures = sweep.run(to_train)
+        sweep = Sweep(plan, options, store, storage, invocation, assets, resources, patiently)
+        failures = sweep.run()
     seeds = len(plan.space.seeds)
     return {run_name(plan.trials[h], seeds): reason for h, reason in failures.items()}
-
-
-def _changed(
-    plan: Plan, runs: Mapping[str, TrialRun], assets: Mapping[str, ModelAssets]
-) -> dict[str, TrialRun]:
-    """The runs of the plan whose model or tokens have changed since, finished ones among them.
-
-    Their results say nothing about what is there now, and their models must not be tested on its tokens.
-    Models that nothing is left to be done for are not looked at.
-    """
-    found = {}
-    for trial_hash, cells in plan.trials.items():
-        run, now = runs.get(trial_hash), assets.get(cells[0].model)
-        if run and now and run.assets_digest not in {"", now.trial.digest}:
-            found[trial_hash] = run
-    return found
-
-
-def _unfinished(
-    plan: Plan, runs: dict[str, TrialRun], storage: StudyStorage
-) -> tuple[list[TrialConfig], list[TrialConfig]]:
-    """The trials that lack training, and those that lack only the test."""
-    to_train, to_test = [], []
-    for trial_hash, cells in plan.trials.items():
-        run = runs.get(trial_hash)
-        if run is None or not run.is_trained:
-            to_train.append(cells[0])
-            continue
-        storage.forget(trial_hash)  # a kill may have come between the upload and the removal
-        if not run.is_tested:
-            to_test.append(cells[0])
-    done = len(plan.trials) - len(to_train) - len(to_test)
-    if runs and (to_train or to_test):
-        console.print(
-            f"resuming: {done} of {len(plan.trials)} trials are finished, "
-            f"{len(to_test)} lack their test, {len(to_train)} are to be trained"
-        )
-    return to_train, to_test
 
 
 def _prepare(plan: Plan, models: set[str]) -> dict[str, ModelAssets]:

@@ -21,6 +21,8 @@ def options(**values):
         ([(1, 16)], {}, Resources(1, 4, 1)),
         ([(1, 2)], {}, Resources(1, 2, 1)),
         ([(1, 16)], {"gpus_per_trial": 0.1}, Resources(0.1, 1, 10)),
+        ([(8, 64)], {"gpus_per_trial": 0.4, "cpus_per_trial": 1}, Resources(0.4, 1, 16)),
+        ([(4, 64)], {"gpus_per_trial": 2}, Resources(2, 4, 2)),
         ([(0, 64), (1, 2)], {}, Resources(1, 2, 1)),  # the cores of the other machine are of no use
         ([(8, 64), (4, 16)], {}, Resources(1, 4, 12)),
         ([(4, 2)], {"cpus_per_trial": 1}, Resources(1, 1, 2)),  # four GPUs, and cores for two

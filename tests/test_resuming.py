@@ -9,13 +9,13 @@ import pytest
 from search_spaces import UserError
 from sweep.assets import ModelAssets
 from sweep.disk_space import check_disk_space
+from sweep.missing import changed_runs, unfinished
 from sweep.options import SweepOptions
 from sweep.plan import make_plan, plan_tables
 from sweep.progress import Progress
 from sweep.recorder import Recorder
 from sweep.storage import StudyStorage
 from sweep.store_writer import StoreWriter
-from sweep.study import _changed, _unfinished
 from tests.helpers import message
 from tracking import Patience, StudyStore
 
@@ -74,19 +74,19 @@ def configs(plan):
 
 def test_trials_of_the_same_weights_go_on(plan, store, assets):
     open_all(plan, store, assets["bert-tiny"].digest)
-    assert _changed(plan, store.trial_runs(), model_assets(assets)) == {}
+    assert changed_runs(plan, store.trial_runs(), model_assets(assets)) == {}
 
 
 def test_trials_whose_weights_changed_start_anew_the_finished_ones_too(plan, store, assets):
     open_all(plan, store, "other weights")
     trained = next(iter(plan.trials))
     store.client.set_tag(store.trial_runs()[trained].run_id, "trained", "true")
-    assert _changed(plan, store.trial_runs(), model_assets(assets)).keys() == plan.trials.keys()
+    assert changed_runs(plan, store.trial_runs(), model_assets(assets)).keys() == plan.trials.keys()
 
 
 def test_a_model_that_nothing_is_left_to_do_for_is_not_looked_at(plan, store):
     open_all(plan, store, "other weights")
-    assert _changed(plan, store.trial_runs(), {}) == {}
+    assert changed_runs(plan, store.trial_runs(), {}) == {}
 
 
 def epoch(number, val_loss):
@@ -143,7 +143,7 @@ def test_what_is_left_of_a_trained_trial_is_removed(plan, store, storage):
     checkpoints(plan, storage)
     trained = next(iter(plan.trials))
     store.client.set_tag(store.trial_runs()[trained].run_id, "trained", "true")
-    to_train, to_test = _unfinished(plan, store.trial_runs(), storage)
+    to_train, to_test = unfinished(plan, store.trial_runs(), storage)
     assert [config.trial_hash for config in to_test] == [trained]
     assert [config.trial_hash for config in to_train] == [h for h in plan.trials if h != trained]
     assert kept(storage) == sorted(plan.trials.keys() - {trained})

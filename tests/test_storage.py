@@ -1,6 +1,7 @@
 """The study's folder: one invocation at a time, and nothing removed that is not the study's."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,15 @@ def test_a_storage_is_known_by_the_same_id_to_every_invocation(tmp_path, storage
         with one.lock():
             assert one.holder["process"].startswith(f"process {os.getpid()} on ")
     assert again.holder["storage_id"] == storage.holder["storage_id"] != other.holder["storage_id"]
+
+
+def test_a_copy_of_a_storage_is_another_one(tmp_path, storage):
+    with storage.lock():
+        pass
+    shutil.copytree(storage.root, tmp_path / "copy")
+    copy = StudyStorage(str(tmp_path / "copy"), "films")
+    with copy.lock():
+        assert copy.holder["storage_id"] != storage.holder["storage_id"]
 
 
 def test_a_cleared_storage_holds_no_trial(storage):

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import requests
 from mlflow.exceptions import MlflowException
@@ -24,7 +24,6 @@ _TEMPORARY_CODES = {
     ErrorCode.Name(code)
     for code in (INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE, REQUEST_LIMIT_EXCEEDED, DEADLINE_EXCEEDED)
 }
-_OF_THE_STORE = (MlflowException, requests.RequestException, OSError)
 _ATTEMPTS = 5  # at a call that fails although the store answers
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds
 
@@ -54,11 +53,13 @@ class Patience:
 
         Raises StoreFailedError where repeating is of no use, and StoreAwayError after ``seconds`` of a
         store that is away (None: for as long as it takes), or once ``stop`` was called. What is not the
-        store's passes.
+        store's own error passes as it is.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         attempts, pause = 0, _FIRST_PAUSE
         while True:
+            if self._stopped.is_set():
+                raise StoreAwayError("nothing more is written to the tracking store")
             try:
                 result = function()
                 self._note(None)
@@ -66,7 +67,7 @@ class Patience:
             except Exception as error:  # MLflow, requests and the database each have their own
                 attempts += self._is_at_fault(error)
                 if attempts >= _ATTEMPTS:
-                    raise _failed(error) from error
+                    _give_up(error)
                 self._wait(pause, deadline, error)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -76,10 +77,8 @@ class Patience:
 
     def _is_at_fault(self, error: Exception) -> bool:
         """Whether the call is, and not the store, which is noted; raises what is not worth repeating."""
-        if not isinstance(error, _OF_THE_STORE):
-            raise error
         if not is_temporary(error):
-            raise _failed(error) from error
+            _give_up(error)
         if self._answers():
             return True
         self._note(error)
@@ -101,7 +100,10 @@ class Patience:
         self._is_away = error is not None
 
 
-def _failed(error: Exception) -> StoreFailedError:
-    return StoreFailedError(
-        f"the tracking store fails ({first_line(error)}): mend that, and run the same command again"
-    )
+def _give_up(error: Exception) -> NoReturn:
+    """Raise it, with the store's name where it is the store's; a full disk here has a name of its own."""
+    if isinstance(error, (MlflowException, requests.RequestException)):
+        raise StoreFailedError(
+            f"the tracking store fails ({first_line(error)}): mend that, and run the same command again"
+        ) from error
+    raise error

@@ -95,8 +95,9 @@ class InvocationRun:
         return heartbeat(self.client, self.run_id, lost, every)
 
     def leave_behind(self) -> None:
-        """Keep the run in MLflow, but no longer as the study's."""
+        """Keep the run in MLflow, ended, but no longer as the study's."""
         self.client.set_tag(self.run_id, SUPERSEDED, "true")
+        self.client.set_terminated(self.run_id, "KILLED")
 
     def finish(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""

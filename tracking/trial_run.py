@@ -106,6 +106,8 @@ class TrialRun:
     def leave_behind(self) -> None:
         """Keep the run in MLflow, but no longer as the trial's: a new one is to take its place."""
         self.client.set_tag(self.run_id, SUPERSEDED, "true")
+        if self.client.get_run(self.run_id).info.status == "RUNNING":
+            self.client.set_terminated(self.run_id, "KILLED")
 
     def describe(
         self,

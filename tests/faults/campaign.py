@@ -91,6 +91,8 @@ def studies(
         started = time.monotonic()
         with place(campaign.folder()) as where:
             played = play(where, left[:_FAULTS_PER_ROUND], campaign.rng, wanted)
+        if not played.injected and played.problems:
+            campaign.note("a round whose faults found nothing to do", 0, "", played.problems)
         for fault, what in played.injected:
             left.remove(fault)
             campaign.note(fault.name, fault.line, what, played.problems)
