@@ -57,6 +57,8 @@ def elsewhere(campaign: "Campaign", wanted: dict) -> list[str]:
     """A machine that shares only MLflow is refused at once; after the first one is lost it takes over."""
     with bench.served(campaign.folder()) as where:
         where.command.start().wait_for("epoch 1/")
+        for worker in where.processes("ray::"):
+            worker.suspend()  # so that the first one is still at work when the other has started
         other = Command(where.folder / "elsewhere", "--tracking-uri", where.tracking_uri)
         code, said = other.run(), other.output()
         refused = code == 2 and "with another --storage-path: wait until it ends" in said
