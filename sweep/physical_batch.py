@@ -58,19 +58,17 @@ def with_measured_sizes(
     assets: Mapping[str, ModelAssets],
     resources: Resources,
     storage: Path,
-) -> tuple[Plan, list[TrialConfig]]:
-    """The plan and the trials to train, with the physical batch size that fits onto this GPU.
+) -> Plan:
+    """The plan, with the physical batch size that fits onto this GPU for the models to be trained.
 
     Nothing changes where a size was given or trials run on the CPU. What was measured is kept in
     ``storage``. A model that cannot be measured keeps its size, which says so here and is halved by its
     trials where memory runs out. In a cluster of unlike GPUs the one that Ray picks is measured.
     """
     if not (plan.measures_physical and resources.gpus and to_train):
-        return plan, list(to_train)
+        return plan
     with console.status("measuring how many examples fit into memory at once"):
-        sizes = measured_sizes(to_train, assets, resources, storage)
-    plan = resized(plan, sizes)
-    return plan, [plan.trials[config.trial_hash][0] for config in to_train]
+        return resized(plan, measured_sizes(to_train, assets, resources, storage))
 
 
 def resized(plan: Plan, sizes: Mapping[str, int]) -> Plan:

@@ -81,7 +81,7 @@ def _finish(
         check_shared(storage.path)
         check_disk_space(plan, to_train, resources.concurrent, storage, options.tracking_uri)
         _announce(dashboard, options, resources)
-        plan, to_train = with_measured_sizes(plan, to_train, assets, resources, storage.root)
+        plan = with_measured_sizes(plan, to_train, assets, resources, storage.root)
         invocation = patiently(lambda: start_invocation(plan, store, storage.holder))
         sweep = Sweep(plan, options, store, storage, invocation, assets, resources, patiently)
         failures = sweep.run()

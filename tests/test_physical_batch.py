@@ -118,13 +118,13 @@ def test_a_search_that_ended_at_its_limit_knows_nothing_beyond(size, limit, aske
 def test_on_the_cpu_auto_stays_64_and_nothing_is_measured(plan, tmp_path):
     assert {cell.physical_batch_size for cell in plan.cells} == {64}
     waiting = replace(plan, measures_physical=True)
-    assert with_measured_sizes(waiting, plan.cells, {}, CPU, tmp_path) == (waiting, list(plan.cells))
+    assert with_measured_sizes(waiting, plan.cells, {}, CPU, tmp_path) == waiting
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_given_size_is_not_measured(plan, tmp_path):
     given = replace(plan, measures_physical=False)
-    assert with_measured_sizes(given, plan.cells, {}, GPU, tmp_path) == (given, list(plan.cells))
+    assert with_measured_sizes(given, plan.cells, {}, GPU, tmp_path) == given
 
 
 def test_sizes_reach_every_trial_and_exceed_no_target_batch_size(plan):
@@ -164,9 +164,8 @@ def test_a_gpu_that_cannot_be_measured_does_not_stop_the_study(
     plan, model_assets, machine, tmp_path, capsys
 ):
     waiting = replace(plan, measures_physical=True)
-    after, to_train = with_measured_sizes(waiting, plan.cells[1:], model_assets, GPU, tmp_path)
+    after = with_measured_sizes(waiting, plan.cells[1:], model_assets, GPU, tmp_path)
     assert after == replace(plan, measures_physical=False)
-    assert to_train == list(plan.cells[1:])
     assert list(tmp_path.iterdir()) == []
     printed = " ".join(capsys.readouterr().out.split())
     assert "physical batch size of bert-tiny: 64, not measured" in printed
