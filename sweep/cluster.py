@@ -71,14 +71,19 @@ def ray_session(address: str | None) -> Iterator[str]:
             raise
     signal.signal(signal.SIGTERM, on_termination)  # Ray puts its own in its place, which stops at once
     _hide_token()
+    failed = True  # until shown otherwise; then Ray's logs are worth keeping
     try:
         yield context.dashboard_url or ""
+        failed = False
+    except KeyboardInterrupt:
+        failed = False
+        raise
     except ray.exceptions.RayError as error:
         raise StoppedError(f"Ray has failed ({last_line(error)}): run the same command again") from error
     finally:
         ray.shutdown()
-    if not address:  # after an error its logs are worth keeping
-        shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)
+        if not (address or failed):
+            shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)
 
 
 @contextmanager
