@@ -79,7 +79,7 @@ def stop(what: signal.Signals) -> Inject:
             raise BrokenPromiseError(f"{what.name}: exit code {process.returncode}: {said[-500:]}")
         if seconds > STOPS_WITHIN:
             raise BrokenPromiseError(f"{what.name}: stopped after {seconds:.1f} s")
-        no_orphans(bench, STOPS_WITHIN)
+        no_orphans(bench, STOPS_WITHIN, all_runs=False)  # what a kill has left ends later, as it can
         return f"stopped after {seconds:.1f} s"
 
     return inject
@@ -90,12 +90,12 @@ def _lost_ray(bench: Bench) -> bool:
     return "Ray dashboard" in bench.command.said() and not has_ray
 
 
-def no_orphans(bench: Bench, seconds: float) -> None:
-    """Wait until nothing runs that the command has started; BrokenPromiseError beyond the deadline."""
+def no_orphans(bench: Bench, seconds: float, all_runs: bool = True) -> None:
+    """Wait until nothing runs that the command, or its latest run, has started; else BrokenPromiseError."""
     try:
-        processes.wait_until(lambda: not bench.command.family(), seconds, "orphans to end")
+        processes.wait_until(lambda: not bench.command.family(all_runs), seconds, "orphans to end")
     except TimeoutError as error:
-        raise BrokenPromiseError(f"orphans: {bench.command.family()}") from error
+        raise BrokenPromiseError(f"orphans: {bench.command.family(all_runs)}") from error
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -47,12 +47,16 @@ def handles(pid: int, what: signal.Signals) -> bool:
     return bool(int(caught.split()[1], 16) >> (what - 1) & 1)
 
 
-def family(folder: Path) -> list[psutil.Process]:
-    """Everything that descends from what was started in ``folder``, orphans and new sessions included."""
+def family(folder: Path, since: float = 0.0) -> list[psutil.Process]:
+    """Everything that descends from what was started in ``folder``, orphans and new sessions included.
+
+    Processes that began before ``since`` (seconds since 1970) are left out.
+    """
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(_MARK) == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+            is_of_it = process.environ().get(_MARK) == str(folder) and process.create_time() >= since
+            if is_of_it and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 

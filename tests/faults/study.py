@@ -5,6 +5,7 @@ import hashlib
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,11 +46,13 @@ class Command:
         self._command = [*enter, sys.executable, str(ROOT / "tune_main.py"), *study, *more]
         self._environment = _QUIET | (environment or {})
         self._said_before = 0
+        self._started = 0.0
         self.process: subprocess.Popen | None = None
 
     def start(self, *more: str) -> "Command":
         """Start it, or start it again."""
         self._said_before = len(self.output())
+        self._started = time.time() - 2.0  # the system's clock of processes is that coarse
         self.process = processes.start(self.folder, [*self._command, *more], self._environment)
         return self
 
@@ -82,9 +85,10 @@ class Command:
         """Start it and wait for its end."""
         return self.start(*more).wait()
 
-    def family(self) -> list[str]:
-        """The names of all processes that it has started and that still run."""
-        return [process.name() for process in processes.family(self.folder)]
+    def family(self, all_runs: bool = True) -> list[str]:
+        """The names of the processes that still run of those that it, or its latest run, has started."""
+        since = 0.0 if all_runs else self._started
+        return [process.name() for process in processes.family(self.folder, since)]
 
     def kill(self) -> None:
         """``kill -9`` everything it has started."""
