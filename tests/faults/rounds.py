@@ -44,8 +44,9 @@ def play(bench: Bench, faults: Sequence[Fault], rng: random.Random, wanted: dict
         no_orphans(bench, _ORPHANS_END_WITHIN)
     except BrokenPromiseError as broken:
         played.problems.append(str(broken))
-    if _TRACEBACK.search(bench.command.output()):
-        played.problems.append("a traceback was shown")
+    if shown := _TRACEBACK.search(bench.command.output()):
+        around = slice(max(0, shown.start() - 500), shown.start() + 3000)
+        played.problems.append(f"a traceback was shown: {bench.command.output()[around]}")
     played.problems += differences(wanted, facts(bench.tracking_uri, bench.command.folder))
     if (bench.storage / "trials").exists():
         played.problems.append("checkpoints of finished trials are left")
