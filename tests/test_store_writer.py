@@ -14,6 +14,7 @@ from search_spaces import StoreAwayError, StoreFailedError
 from sweep.store_writer import StoreWriter
 from tracking import Patience
 from tracking.patience import is_temporary
+from tracking.store_place import quiet_mlflow
 
 WAIT = 30.0
 
@@ -131,8 +132,11 @@ def test_what_a_server_that_is_not_there_raises_is_temporary(monkeypatch):
     assert is_temporary(raised.value)
 
 
-def test_what_a_locked_database_raises_is_temporary(migrated_database, tmp_path, monkeypatch):
+def test_what_a_locked_database_raises_is_temporary_and_not_shown(
+    migrated_database, tmp_path, monkeypatch, capfd
+):
     monkeypatch.chdir(tmp_path)
+    quiet_mlflow()
     shutil.copyfile(migrated_database, tmp_path / "locked.db")
     client = MlflowClient(f"sqlite:///{tmp_path}/locked.db")
     experiment = client.create_experiment("e")
@@ -142,6 +146,7 @@ def test_what_a_locked_database_raises_is_temporary(migrated_database, tmp_path,
             client.create_run(experiment)
         other.execute("ROLLBACK")
     assert is_temporary(raised.value)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_mistake_of_ours_is_not_temporary():
