@@ -10,7 +10,7 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
 
-# hours on two cores: hundreds of faults, then two hundred trials
+# over an hour on two cores: hundreds of faults, then two hundred trials
 faults: .venv/installed-dev
 	$(BIN)/python -m tests.faults.campaign
 	$(BIN)/python -m pytest -m campaign
