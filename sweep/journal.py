@@ -2,13 +2,12 @@
 
 import json
 import os
-import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tracking import is_other_training
+from tracking import is_other_training, now_ms
 
 Report = dict[str, Any]
 
@@ -30,7 +29,7 @@ class Journal:
         An epoch that was trained again to another val_loss is a new one, in the place of the old.
         """
         known = {report["epoch"]: report for report in self.epochs(trial_hash)}
-        now = int(time.time() * 1000)
+        now = now_ms()
         stamped = {
             r["epoch"]: r | {"timestamp": now}
             for r in reports

@@ -2,7 +2,6 @@
 
 import re
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,15 @@ from sweep.plan import Plan
 from sweep.progress import Progress
 from sweep.storage import StudyStorage
 from sweep.store_writer import StoreWriter
-from tracking import EPOCH_METRICS, MEMORY_METRICS, NOISE_METRICS, ModelFiles, OtherTrainingError, TrialRun
+from tracking import (
+    EPOCH_METRICS,
+    MEMORY_METRICS,
+    NOISE_METRICS,
+    ModelFiles,
+    OtherTrainingError,
+    TrialRun,
+    now_ms,
+)
 from trainables.checkpoint import read_progress, weight_files
 from trainables.exported_model import ClassifierCard, export_model
 from trainables.trial import TrialAssets, best_epoch
@@ -128,7 +135,7 @@ class Recorder(Callback):
             self._progress.say(
                 trial_hash, f"epoch {reports[-1]['epoch']} is not journaled: {error.strerror}"
             )
-            now = int(time.time() * 1000)  # an epoch has one time, however often it is written
+            now = now_ms()  # an epoch has one time, however often it is written
             return [report | {"timestamp": now} for report in reports]
 
     def _open(self, trial_hash: str) -> None:

@@ -19,6 +19,7 @@ from tracking.trial_run import (
     OtherTrainingError,
     TrialRun,
     is_other_training,
+    now_ms,
     run_name,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "check_study_name",
     "first_line",
     "is_other_training",
+    "now_ms",
     "printable",
     "register_best",
     "run_name",

@@ -157,7 +157,7 @@ class TrialRun:
                 self._epochs_logged[epoch] = val_loss
 
     def _log_epoch(self, report: dict[str, Any]) -> None:
-        now = report.get("timestamp") or _now()
+        now = report.get("timestamp") or now_ms()
         epoch = report["epoch"]
         metrics = [
             Metric(name, value, now, step)
@@ -229,7 +229,7 @@ class TrialRun:
     def _new_metrics(self, values: Mapping[str, float]) -> list[Metric]:
         """Results of the trial as a whole, without those that an earlier attempt has written."""
         known = self.client.get_run(self.run_id).data.metrics
-        now = _now()
+        now = now_ms()
         return [Metric(name, value, now, 0) for name, value in values.items() if known.get(name) != value]
 
     def epochs(self) -> pd.DataFrame:
@@ -282,8 +282,9 @@ def run_name(cells: Sequence[TrialConfig], seeds: int = 1) -> str:
     return " · ".join(parts + ([f"seed {config.seed}"] if seeds > 1 else []))
 
 
-def _now() -> int:
-    return int(time.time() * 1000)  # as MLflow counts
+def now_ms() -> int:
+    """The time as MLflow counts it: milliseconds since 1970."""
+    return int(time.time() * 1000)
 
 
 def _cell(config: TrialConfig) -> dict[str, Any]:
