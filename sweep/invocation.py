@@ -20,7 +20,7 @@ from sweep.console import console
 from sweep.environment import environment_tags
 from sweep.final_test import Patiently, UntestedTrial, run_tests
 from sweep.launch import train
-from sweep.missing import changed_runs, unfinished
+from sweep.missing import changed_runs, forget_trained, unfinished
 from sweep.options import SweepOptions
 from sweep.plan import Plan
 from sweep.progress import Progress
@@ -104,7 +104,8 @@ class Sweep:
             self.storage.forget(trial_hash)
             self.patiently(run.leave_behind)
             del runs[trial_hash]
-        to_train, to_test = unfinished(self.plan, runs, self.storage)
+        forget_trained(self.plan, runs, self.storage)
+        to_train, to_test = unfinished(self.plan, runs)
         if any(config.model not in self.assets for config in [*to_train, *to_test]):
             raise StoppedError("another machine has started the study anew: run the same command again")
         return to_train

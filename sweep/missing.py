@@ -9,23 +9,23 @@ from sweep.storage import StudyStorage
 from tracking import TrialRun
 
 
-def unfinished(
-    plan: Plan, runs: dict[str, TrialRun], storage: StudyStorage
-) -> tuple[list[TrialConfig], list[TrialConfig]]:
-    """The trials that lack training, and those that lack only the test.
-
-    Removes what the storage holds of those that are safe in MLflow.
-    """
+def unfinished(plan: Plan, runs: Mapping[str, TrialRun]) -> tuple[list[TrialConfig], list[TrialConfig]]:
+    """The trials that lack training, and those that lack only the test."""
     to_train, to_test = [], []
     for trial_hash, cells in plan.trials.items():
         run = runs.get(trial_hash)
         if run is None or not run.is_trained:
             to_train.append(cells[0])
-            continue
-        storage.forget(trial_hash)  # a kill may have come between the upload and the removal
-        if not run.is_tested:
+        elif not run.is_tested:
             to_test.append(cells[0])
     return to_train, to_test
+
+
+def forget_trained(plan: Plan, runs: Mapping[str, TrialRun], storage: StudyStorage) -> None:
+    """Remove what a kill between a trial's upload and its removal has left in the storage."""
+    for trial_hash in plan.trials:
+        if trial_hash in runs and runs[trial_hash].is_trained:
+            storage.forget(trial_hash)
 
 
 def changed_runs(

@@ -11,7 +11,7 @@ from sweep.disk_space import check_disk_space
 from sweep.final_test import Patiently
 from sweep.hardware import bf16_available
 from sweep.invocation import Sweep, end_others, register_best_trial, start_invocation
-from sweep.missing import changed_runs, unfinished
+from sweep.missing import changed_runs, forget_trained, unfinished
 from sweep.options import SweepOptions
 from sweep.physical_batch import with_measured_sizes
 from sweep.plan import Plan, make_plan, plan_tables
@@ -59,11 +59,12 @@ def _finish(
 ) -> dict[str, str]:
     """Do what is left of the study; returns the failed trials by name, each with its reason."""
     runs = {} if options.fresh else patiently(store.trial_runs)
-    to_train, to_test = unfinished(plan, runs, storage)
+    to_train, to_test = unfinished(plan, runs)
     if not to_train and not to_test:
         console.print(f"all {len(plan.trials)} trials are already trained and tested")
         invocation = patiently(lambda: start_invocation(plan, store, storage.holder))
         end_others(invocation, store, patiently)
+        forget_trained(plan, runs, storage)
         patiently(lambda: register_best_trial(plan, store))
         patiently(lambda: invocation.finish("FINISHED"))
         return {}
@@ -75,7 +76,7 @@ def _finish(
     assets = _prepare(plan, {config.model for config in [*to_train, *to_test]})
     for trial_hash in changed_runs(plan, runs, assets):
         del runs[trial_hash]
-    to_train, _ = unfinished(plan, runs, storage)
+    to_train, _ = unfinished(plan, runs)
     with ray_session(options.ray_address) as dashboard:
         resources = resources_per_trial(options)
         check_shared(storage.path)

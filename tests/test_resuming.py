@@ -9,7 +9,7 @@ import pytest
 from search_spaces import UserError
 from sweep.assets import ModelAssets
 from sweep.disk_space import check_disk_space
-from sweep.missing import changed_runs, unfinished
+from sweep.missing import changed_runs, forget_trained, unfinished
 from sweep.options import SweepOptions
 from sweep.plan import make_plan, plan_tables
 from sweep.progress import Progress
@@ -143,7 +143,8 @@ def test_what_is_left_of_a_trained_trial_is_removed(plan, store, storage):
     checkpoints(plan, storage)
     trained = next(iter(plan.trials))
     store.client.set_tag(store.trial_runs()[trained].run_id, "trained", "true")
-    to_train, to_test = unfinished(plan, store.trial_runs(), storage)
+    forget_trained(plan, store.trial_runs(), storage)
+    to_train, to_test = unfinished(plan, store.trial_runs())
     assert [config.trial_hash for config in to_test] == [trained]
     assert [config.trial_hash for config in to_train] == [h for h in plan.trials if h != trained]
     assert kept(storage) == sorted(plan.trials.keys() - {trained})
