@@ -31,7 +31,7 @@ from tracking.dataset_facts import DatasetFacts
 from tracking.heartbeat import EVERY, HEARTBEAT, PATIENCE, beating, heartbeat
 from tracking.store_place import answers, check_place, quiet_mlflow
 from tracking.stored_tables import read_table, texts, whole_numbers
-from tracking.trial_run import SUPERSEDED, TrialRun, run_name
+from tracking.trial_run import SUPERSEDED, TrialRun, leave_behind, run_name
 
 STORAGE_ID, PROCESS = "storage_id", "process"  # tags of an invocation: where its lock is, and who it is
 _PLAN = "plan.json"
@@ -95,9 +95,8 @@ class InvocationRun:
         return heartbeat(self.client, self.run_id, lost, every)
 
     def leave_behind(self) -> None:
-        """Keep the run in MLflow, ended, but no longer as the study's."""
-        self.client.set_tag(self.run_id, SUPERSEDED, "true")
-        self.client.set_terminated(self.run_id, "KILLED")
+        """Take back an invocation that is to do nothing."""
+        leave_behind(self.client, self.run_id)
 
     def finish(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""
@@ -130,7 +129,7 @@ class StudyStore:
         """Leave behind what was before the invocation: it stays in MLflow, no longer as the study's."""
         for run in self._search():
             if run.info.run_id != invocation.run_id:
-                self.client.set_tag(run.info.run_id, SUPERSEDED, "true")
+                leave_behind(self.client, run.info.run_id)
 
     def check_alone(
         self, invocation: InvocationRun, say: Callable[[str], None], patience: float = PATIENCE
@@ -156,7 +155,7 @@ class StudyStore:
         )
         busy = beating(self.client, list(others), patience)
         if busy is not None:
-            invocation.leave_behind()  # it is to do nothing
+            invocation.leave_behind()
             raise UserError(
                 f"study '{self.study}' is being run by {others[busy]} with another --storage-path: "
                 "wait until it ends, or give this one another --name"

@@ -104,10 +104,8 @@ class TrialRun:
         return self.tags.get("assets_digest", "")
 
     def leave_behind(self) -> None:
-        """Keep the run in MLflow, but no longer as the trial's: a new one is to take its place."""
-        self.client.set_tag(self.run_id, SUPERSEDED, "true")
-        if self.client.get_run(self.run_id).info.status == "RUNNING":
-            self.client.set_terminated(self.run_id, "KILLED")
+        """Make room for a new run of the trial."""
+        leave_behind(self.client, self.run_id)
 
     def describe(
         self,
@@ -267,6 +265,13 @@ class TrialRun:
         """Mark the run as failed, with its reason."""
         self.client.set_tag(self.run_id, "failure", reason[:5000])
         self.client.set_terminated(self.run_id, "FAILED")
+
+
+def leave_behind(client: MlflowClient, run_id: str) -> None:
+    """Keep a run in MLflow, ended, but no longer as its study's; safe to repeat."""
+    if client.get_run(run_id).info.status == "RUNNING":  # else it keeps the time of its end
+        client.set_terminated(run_id, "KILLED")
+    client.set_tag(run_id, SUPERSEDED, "true")  # last: nobody looks for such a run again
 
 
 def is_other_training(before: float, now: float) -> bool:
