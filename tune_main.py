@@ -41,7 +41,9 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     from sweep.options import SweepOptions, list_spaces, resolve_space
 
     if arguments.list_spaces:
-        print(list_spaces())
+        from sweep.console import console
+
+        console.print(list_spaces(), markup=False)
         return 0
     values = vars(arguments)
     settings = {name: values[name] for name in SETTINGS if values[name] is not None}
