@@ -99,6 +99,7 @@ class Recorder(Callback):
         """Upload the models; the checkpoint of the last epoch holds both."""
         trial_hash = _trial_hash(trial)
         self.ended.add(trial_hash)
+        _forget_averages(trial)
         if trial_hash not in self.failures:
             self._submit(trial_hash, partial(self._upload, trial_hash))
 
@@ -193,6 +194,12 @@ class Recorder(Callback):
 
 def _trial_hash(trial: TuneTrial) -> str:
     return TrialConfig.from_dict(trial.config["trial"]).trial_hash
+
+
+def _forget_averages(trial: TuneTrial) -> None:
+    """Tune keeps running averages of every number to its end: 64 KB a trial, which nothing here reads."""
+    trial.run_metadata.metric_analysis.clear()
+    trial.run_metadata.metric_n_steps.clear()
 
 
 def _worker_error(trial: TuneTrial) -> str:
