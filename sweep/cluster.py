@@ -117,7 +117,7 @@ def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
         return ray.init(**arguments)
     except SystemExit as stopped:  # Ray's own answer to SIGTERM while it starts
         raise KeyboardInterrupt from stopped
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
         reason = first_line(error)
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise UserError(f"{where} cannot be reached ({reason}): check --ray-address") from error

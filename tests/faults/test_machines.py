@@ -72,6 +72,18 @@ def submit(where, tmp_path):
     processes.wait_until(submitted, 500, "a node that takes jobs")
 
 
+def test_a_cluster_with_another_token_is_one_line(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("0" * 64)
+    with ray_cluster(loopback_places(1), head_cpus=1) as cluster:
+        cluster.wait_for(1)
+        environment = cluster.environment | {"RAY_AUTH_TOKEN_PATH": str(token)}
+        command = Command(tmp_path / "driver", "--ray-address", cluster.address, environment=environment)
+        assert command.run() == 2
+        assert command.output().count(f"error: the Ray cluster at {cluster.address} cannot be reached") == 1
+        assert "Traceback" not in command.output()
+
+
 @needs_postgres
 @pytest.mark.campaign
 def test_submitted_as_a_ray_job(uninterrupted, tmp_path):
