@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, Schema
 
 from search_spaces import UserError
+from tracking.stored_files import ChangedFileError, file_digest
 
 _SERVING_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 _SIGNATURE = ModelSignature(
@@ -24,7 +25,7 @@ _SIGNATURE = ModelSignature(
 )
 
 
-class ChangedModelError(RuntimeError):
+class ChangedModelError(ChangedFileError):
     """A model that came back from MLflow other than it was uploaded."""
 
 
@@ -89,9 +90,7 @@ def folder_digest(folder: Path) -> str:
     """16 hex digits that change with the name, the size and the bytes of any file in the folder."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size} {content}\n".encode())
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size} {file_digest(path)}\n".encode())
     return digest.hexdigest()[:16]
 
 

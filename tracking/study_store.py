@@ -30,6 +30,7 @@ from search_spaces import TrialConfig, UserError, first_line, unknown
 from tracking.dataset_facts import DatasetFacts
 from tracking.heartbeat import EVERY, HEARTBEAT, PATIENCE, beating, heartbeat
 from tracking.store_place import answers, check_place, quiet_mlflow
+from tracking.stored_files import store_file
 from tracking.stored_tables import read_table, texts, whole_numbers
 from tracking.trial_run import SUPERSEDED, TrialRun, leave_behind, run_name
 
@@ -63,7 +64,7 @@ class InvocationRun:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / _TEST_SPLIT
             frame.to_parquet(path, index=False)
-            self.client.log_artifact(self.run_id, str(path))
+            store_file(self.client, self.run_id, path)
 
     def test_split(self) -> pd.DataFrame:
         """The test split: columns ``row_id``, ``label``, ``text``; a UserError where it is not stored."""

@@ -20,6 +20,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from search_spaces import TrialConfig, UserError
 from tracking.dataset_facts import DatasetFacts, dataset_input
 from tracking.model_files import ModelFiles, UploadedModel, download_model, upload_model
+from tracking.stored_files import store_file
 from tracking.stored_tables import fractions, read_table, whole_numbers
 
 EPOCH_METRICS = (
@@ -218,7 +219,7 @@ class TrialRun:
             for which, result in (("best", best), ("last", last)):
                 path = Path(folder) / _PREDICTIONS[which]
                 _predictions(result, labels, rows).to_parquet(path, index=False)
-                self.client.log_artifact(self.run_id, str(path))
+                store_file(self.client, self.run_id, path)
         values = (best.loss, best.accuracy, last.loss, last.accuracy)
         metrics = self._new_metrics(dict(zip(TEST_METRICS, values, strict=True)))
         self.client.log_batch(self.run_id, metrics=metrics)

@@ -1,0 +1,105 @@
+"""A real MLflow store that damages what it takes: noticed at once, repeated, never taken for stored."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+
+from tests.helpers import make_config
+from tracking import ChangedModelError, DatasetFacts, ModelFiles, Patience, StudyStore
+from tracking.stored_files import ChangedFileError
+from trainables.evaluation import Evaluation
+
+DATASET = DatasetFacts("films", "/data", "abc123", {"train": 8, "val": 1, "test": 2}, ("no", "yes"), 0)
+RESULT = Evaluation(0.3, 0.5, np.array([1, 1]), np.array([[0.2, 0.8], [0.4, 0.6]]))
+
+
+@pytest.fixture
+def store(migrated_database, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(migrated_database, tmp_path / "mlflow.db")
+    return StudyStore(f"sqlite:///{tmp_path}/mlflow.db", "films-study")
+
+
+@pytest.fixture
+def run(store):
+    return store.open_trial([make_config()], 1, DATASET, store.start_invocation("title", {}, {}))
+
+
+@pytest.fixture
+def model(tmp_path):
+    files = ModelFiles(tmp_path / "classifier", "trainables.exported_model", ())
+    files.folder.mkdir()
+    (files.folder / "classifier.json").write_text('{"labels": ["no", "yes"]}')
+    return files
+
+
+def damage(folder, name):
+    """Cut the last byte off what the store holds under this name."""
+    (file,) = Path(folder).rglob(name)
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.fixture
+def bad_disk(tmp_path, monkeypatch):
+    """Damages the next so many uploads, each after it was answered with success."""
+    left = []
+
+    def after(method, name_of):
+        upload = getattr(MlflowClient, method)
+
+        def uploaded(client, *arguments):
+            upload(client, *arguments)
+            if left:
+                left.pop()
+                damage(tmp_path / "mlruns", name_of(arguments))
+
+        monkeypatch.setattr(MlflowClient, method, uploaded)
+
+    after("log_artifact", lambda arguments: Path(arguments[1]).name)
+    after("log_model_artifacts", lambda arguments: "classifier.json")
+    return lambda times: left.extend([True] * times)
+
+
+def patiently(store, call):
+    return Patience(store.answers, print).call(call, seconds=60)
+
+
+def test_predictions_that_the_store_damages_are_stored_again(store, run, bad_disk):
+    bad_disk(1)
+    patiently(store, lambda: run.log_test(RESULT, RESULT, np.array([1, 0]), np.array([17, 4])))
+    for which in ("best", "last"):
+        assert run.predictions(which)["row_id"].to_list() == [17, 4]
+    assert store.client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_trial_whose_predictions_cannot_be_stored_is_not_finished(store, run, bad_disk):
+    bad_disk(100)
+    with pytest.raises(ChangedFileError, match=r"test_predictions\.parquet"):
+        patiently(store, lambda: run.log_test(RESULT, RESULT, np.array([1, 0]), np.array([17, 4])))
+    assert store.client.get_run(run.run_id).info.status == "RUNNING"
+
+
+def test_a_model_that_the_store_damages_is_stored_again(store, run, model, bad_disk, tmp_path):
+    bad_disk(1)
+    patiently(store, lambda: run.log_models(model, None, best_epoch=1, best_val_acc=0.5))
+    assert store.trial_runs()[make_config().trial_hash].is_trained
+    assert (run.download_model("best", tmp_path / "back") / "classifier.json").read_text() == (
+        model.folder / "classifier.json"
+    ).read_text()
+
+
+def test_a_trial_whose_model_cannot_be_stored_is_not_trained(store, run, model, bad_disk):
+    bad_disk(100)
+    with pytest.raises(ChangedModelError):
+        run.log_models(model, None, best_epoch=1, best_val_acc=0.5)
+    assert not store.trial_runs()[make_config().trial_hash].is_trained
+
+
+def test_a_test_split_that_the_store_damages_is_noticed(store, bad_disk):
+    invocation = store.start_invocation("title", {}, {})
+    bad_disk(1)
+    with pytest.raises(ChangedFileError, match="test_split"):
+        invocation.log_test_split(np.array([17, 4]), np.array([1, 0]), ["a", "b"])
