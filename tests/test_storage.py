@@ -77,15 +77,6 @@ def test_a_copy_of_a_storage_is_another_one(tmp_path, storage):
         assert copy.holder["storage_id"] != storage.holder["storage_id"]
 
 
-def test_a_cleared_storage_holds_no_trial(storage):
-    folder = storage.trial_folder("0123456789ab").path / "epoch-000001"
-    folder.mkdir(parents=True)
-    storage.journal.add("0123456789ab", [{"epoch": 1}])
-    storage.clear()
-    assert not folder.exists()
-    assert storage.journal.epochs("0123456789ab") == []
-
-
 def test_temporary_files_that_a_kill_left_are_removed_by_the_next_invocation(storage):
     with storage.lock():
         with storage.scratch():

@@ -299,14 +299,15 @@ def start(store, storage_id):
 
 
 def test_an_invocation_with_another_storage_is_seen_at_work(store):
-    first = start(store, "here")
-    with first.heartbeat(pytest.fail, every=0.1):
+    first, lost = start(store, "here"), threading.Event()
+    with first.heartbeat(lost.set, every=0.1):
         second = start(store, "there")
         said = []
         with pytest.raises(UserError, match="run by process 7 on here with another --storage-path"):
             store.check_alone(second, said.append, patience=60)
         assert len(said) == 1
         assert store.invocations() == [first]  # nobody sees the one that did nothing
+    assert not lost.is_set()
 
 
 def test_an_invocation_with_another_storage_that_was_killed_is_no_longer_waited_for(store):
@@ -326,8 +327,12 @@ def test_an_invocation_that_was_taken_for_dead_hears_of_it(store):
 
 
 def test_an_invocation_with_the_same_storage_was_killed_and_is_not_waited_for(store):
-    with start(store, "here").heartbeat(pytest.fail, every=0.1):  # its lock is what keeps it alone
-        store.check_alone(start(store, "here"), pytest.fail, patience=60)
+    said = []
+    with start(store, "here").heartbeat(
+        lambda: said.append("lost"), every=0.1
+    ):  # its lock is what keeps it alone
+        store.check_alone(start(store, "here"), said.append, patience=60)
+    assert said == []
 
 
 def test_of_two_runs_of_one_trial_the_one_with_results_stays(store, uri):
