@@ -117,6 +117,8 @@ def damage(file: Path, rng: random.Random) -> str:
     start = rng.randrange(len(content))
     how = rng.choice(["changed", "cut", "zeroed", "removed"])
     end = min(len(content), start + rng.choice([1, 64, 4096]))
+    if not any(content[start:end]):
+        how = "changed"  # zeros for zeros would be no damage
     if how == "removed":
         file.unlink()
     elif how == "cut":

@@ -18,46 +18,53 @@ EPOCHS = 3
 
 
 def same(trial: Trial, other: Trial) -> bool:
-    """Whether two trials learnt the same, bit for bit."""
-    mine, others = weights(trial), weights(other)
-    return learnt(trial) == learnt(other) and all(torch.equal(mine[k], others[k]) for k in others)
+    """Whether two trials learnt the same, bit for bit, and would hand in the same best weights."""
+    pairs = [(weights(trial), weights(other)), (trial._best_weights, other._best_weights)]
+    are_equal = all(torch.equal(mine[k], others[k]) for mine, others in pairs for k in others)
+    return are_equal and learnt(trial) == learnt(other)
 
 
-def saved_trial(assets: TrialAssets, storage: Path) -> tuple[TrialFolder, Trial]:
-    """A trial that was saved after each epoch, and its folder."""
+def saved_trial(assets: TrialAssets, storage: Path, epochs: int) -> tuple[TrialFolder, Trial]:
+    """A trial that was saved after each of its first so many epochs, and its folder."""
     trial = Trial(tiny_config(epochs=EPOCHS), assets, CPU)
     folder = TrialFolder(storage, trial.config.trial_hash)
-    while not trial.is_finished:
+    for _ in range(epochs):
         folder.save(trial.run_epoch()["epoch"], trial.save)
     return folder, trial
 
 
-def resumed(assets: TrialAssets, folder: TrialFolder) -> Trial:
-    """The trial, gone on with as a worker does."""
+def resumed(assets: TrialAssets, folder: TrialFolder) -> tuple[Trial, list[str]]:
+    """The trial, gone on with as a worker does, and which checkpoints were left out."""
     trial = Trial(tiny_config(epochs=EPOCHS), assets, CPU)
     found = folder.newest(assets.digest)
     if found.folder:
         trial.restore(found.folder)
-    return train(trial)
+    return train(trial), found.damaged
 
 
 def damaged_checkpoints(
     assets: TrialAssets, scratch: Path, count: int, rng: random.Random
 ) -> Iterator[tuple[str, str]]:
-    """Damage the newest checkpoint in ``count`` places; yields what was done, and what is wrong then."""
-    folder, whole = saved_trial(assets, scratch / "whole")
+    """Damage the newest checkpoint in ``count`` places; yields what was done, and what is wrong then.
+
+    An epoch is left to be trained, so that a damaged optimizer would lead elsewhere.
+    """
+    folder, whole = saved_trial(assets, scratch / "whole", epochs=EPOCHS - 1)
+    train(whole)
     for number in range(count):
         copy = TrialFolder(scratch / str(number), folder.trial_hash)
         shutil.copytree(folder.path, copy.path)
-        files = sorted((copy.path / f"epoch-{EPOCHS:06d}").iterdir())
+        files = sorted((copy.path / f"epoch-{EPOCHS - 1:06d}").iterdir())
         done = damage(rng.choice(files), rng)
-        yield done, "" if same(resumed(assets, copy), whole) else "another result"
+        trial, left_out = resumed(assets, copy)
+        problem = "" if len(left_out) == 1 else f"left out: {left_out}"
+        yield done, problem or ("" if same(trial, whole) else "another result")
         shutil.rmtree(copy.path.parent)
 
 
 def every_byte_range(assets: TrialAssets, scratch: Path, ranges: int) -> Iterator[tuple[str, str]]:
     """Change each of so many ranges of every file, one at a time: none may pass for whole."""
-    folder, _ = saved_trial(assets, scratch)
+    folder, _ = saved_trial(assets, scratch, EPOCHS)
     newest = folder.path / f"epoch-{EPOCHS:06d}"
     for file in sorted(newest.iterdir()):
         content = file.read_bytes()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tests.faults import bench, catalog
 from tests.faults.bench import Bench
-from tests.faults.study import Command, differences, facts
+from tests.faults.study import Command, differences, facts, started_anew
 
 if TYPE_CHECKING:
     from tests.faults.campaign import Campaign
@@ -107,11 +107,16 @@ def fresh(campaign: "Campaign", wanted: dict) -> list[str]:
         code = where.command.run("--fresh")
         trained = where.command.said().count("epoch 1/3")
         problems = [] if trained == len(wanted) else [f"{trained} trials began with their first epoch"]
-        return problems + _done(where, code, wanted)
+        found = started_anew(facts(where.tracking_uri, where.command.folder))
+        return problems + _ended(where, code) + differences(wanted, found)
 
 
 def _done(where: Bench, code: int, wanted: dict) -> list[str]:
+    return _ended(where, code) + differences(wanted, facts(where.tracking_uri, where.command.folder))
+
+
+def _ended(where: Bench, code: int) -> list[str]:
     problems = [] if code == 0 else [f"exit code {code}"]
     if "Traceback" in where.command.output():
         problems.append("a traceback was shown")
-    return problems + differences(wanted, facts(where.tracking_uri, where.command.folder))
+    return problems

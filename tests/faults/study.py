@@ -104,7 +104,8 @@ def facts(tracking_uri: str, artifacts_from: Path, name: str = NAME) -> dict[str
     """Trial hash -> all that must not depend on what happened on the way, as text.
 
     Every epoch and step of every metric in order, the results, the status, the predictions and the
-    bytes of the models. Of times only their number of entries counts.
+    bytes of the models; how many runs the trial has, and how many were left behind for a new one. Of
+    times only their number of entries counts.
     """
     quiet_mlflow()
     with contextlib.chdir(artifacts_from):  # artifact locations may be relative
@@ -115,9 +116,13 @@ def facts(tracking_uri: str, artifacts_from: Path, name: str = NAME) -> dict[str
         )
         grouped = defaultdict(list)
         for run in runs:
-            if "superseded" not in run.data.tags:
-                grouped[run.data.tags["trial_hash"]].append(run)
+            grouped[run.data.tags["trial_hash"]].append(run)
         return {h: _facts(client, same) for h, same in grouped.items()}
+
+
+def started_anew(found: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The same facts, but for the runs that ``--fresh`` has left behind."""
+    return {h: values | {"left behind": "0"} for h, values in found.items()}
 
 
 def differences(wanted: dict[str, dict[str, str]], found: dict[str, dict[str, str]]) -> list[str]:
@@ -133,8 +138,12 @@ def differences(wanted: dict[str, dict[str, str]], found: dict[str, dict[str, st
 
 
 def _facts(client: MlflowClient, runs: list) -> dict[str, str]:
-    run = runs[0]
-    known = {"runs": str(len(runs)), "status": run.info.status}
+    current = [run for run in runs if "superseded" not in run.data.tags]
+    known = {"runs": str(len(current)), "left behind": str(len(runs) - len(current))}
+    if not current:
+        return known
+    run = current[0]
+    known["status"] = run.info.status
     for name in sorted(run.data.metrics):
         history = client.get_metric_history(run.info.run_id, name)
         values = [(m.step, "…" if name in _TIMES else m.value) for m in history]
@@ -154,7 +163,10 @@ def _predictions(client: MlflowClient, run_id: str, name: str) -> str:
             frame = pd.read_parquet(client.download_artifacts(run_id, name, folder))
         except Exception as error:  # which is a difference in itself
             return f"unreadable: {error}"
-    return hashlib.sha256(frame.to_json(orient="split", double_precision=15).encode()).hexdigest()
+    digest = hashlib.sha256(repr(frame.dtypes.to_dict()).encode())
+    for _, column in frame.items():
+        digest.update(column.to_numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _model(tracking_uri: str, uri: str) -> str:

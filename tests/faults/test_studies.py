@@ -7,7 +7,7 @@ import pytest
 from tests.faults import bench, catalog, in_process
 from tests.faults.bench import Moment
 from tests.faults.postgres import postgres_missing
-from tests.faults.study import NAME, differences, facts
+from tests.faults.study import NAME, differences, facts, started_anew
 from tracking import StudyStore
 
 
@@ -60,8 +60,10 @@ def test_a_study_that_grew_trains_only_what_is_new_and_fresh_trains_all_anew(tmp
         assert not differences(one, {h: both[h] for h in one})
         assert where.command.run(*small, "256", "--fresh") == 0, where.command.output()
         assert where.command.said().count("epoch 1/1") == 2
-        assert not differences(both, facts(where.tracking_uri, where.command.folder))
-        assert len(StudyStore(where.tracking_uri, NAME).invocations()) == 1  # the others stay in MLflow
+        anew = facts(where.tracking_uri, where.command.folder)
+        assert {values["left behind"] for values in anew.values()} == {"1"}  # they stay in MLflow
+        assert not differences(both, started_anew(anew))
+        assert len(StudyStore(where.tracking_uri, NAME).invocations()) == 1
 
 
 @pytest.mark.skipif(bool(postgres_missing()), reason=postgres_missing())
