@@ -37,6 +37,22 @@ def test_a_killed_worker_and_a_killed_command_change_nothing(uninterrupted, tmp_
         finished(where, uninterrupted)
 
 
+def test_a_trial_that_has_used_up_its_attempts_fails_and_is_tried_again_by_the_next_run(
+    uninterrupted, tmp_path
+):
+    with bench.local(tmp_path) as where:
+        where.command.start("--max-failures", "0")
+        assert Moment("epoch ", 1, 0.2).come(where.command)
+        (worker, *_) = where.processes("ray::")
+        worker.kill()
+        assert where.command.wait() == 1, where.command.output()
+        (failed,) = [line for line in where.command.said().splitlines() if line.startswith("failed: ")]
+        assert failed.endswith("its worker died")
+        assert where.command.said().count("epoch 3/3") == len(uninterrupted) - 1
+        where.command.start()
+        finished(where, uninterrupted)
+
+
 def test_ctrl_c_stops_within_ten_seconds_and_leaves_no_process(uninterrupted, tmp_path):
     with bench.local(tmp_path) as where:
         where.command.start()
