@@ -160,6 +160,8 @@ class Recorder(Callback):
         return [known[epoch] for epoch in sorted(known) if epoch <= reports[-1]["epoch"]]
 
     def _upload(self, trial_hash: str) -> None:
+        if trial_hash in self.failures:
+            return  # an epoch was refused since: its checkpoint is what the next run writes it from
         run = self._runs[trial_hash]
         config = self._plan.trials[trial_hash][0]
         assets = self._assets[config.model]

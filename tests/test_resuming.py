@@ -2,11 +2,14 @@
 
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
+from types import MappingProxyType
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from ray.tune.experiment import Trial as TuneTrial
 
-from search_spaces import UserError
+from search_spaces import TrialConfig, UserError
 from sweep.assets import ModelAssets
 from sweep.disk_space import check_disk_space
 from sweep.missing import changed_runs, forget_trained, unfinished
@@ -16,8 +19,9 @@ from sweep.progress import Progress
 from sweep.recorder import Recorder
 from sweep.storage import StudyStorage
 from sweep.store_writer import StoreWriter
-from tests.helpers import message
-from tracking import Patience, StudyStore
+from tests.helpers import CPU, message
+from tracking import Patience, StudyStore, TrialRun
+from trainables.trial import Trial
 
 OPTIONS = SweepOptions(
     space="batch_lr_grid",
@@ -95,20 +99,26 @@ def epoch(number, val_loss):
     return times | accuracies | {"epoch": number, "val_loss": val_loss, "step_curve": [], "best_epoch": 1}
 
 
-def record(plan, store, storage, results):
-    """What Tune would tell of a trial whose worker reports these epochs, one after the other."""
+def recording(plan, store, storage, assets=MappingProxyType({})):
+    """A recorder of the plan's first trial, its writer, and that trial as Tune would hand it over."""
     invocation = store.start_invocation("title", plan.to_dict(), {})
     writer = StoreWriter(Patience(store.answers, print))
     recorder = Recorder(
         plan,
         lambda cells: store.open_trial(cells, 1, plan.dataset, invocation),
-        assets={},
+        assets=assets,
         storage=storage,
         writer=writer,
         progress=Progress(plan.trials, 1),
     )
-    trial = SimpleNamespace(config={"trial": configs(plan)[0].to_dict()})
+    trial = TuneTrial("noop", config={"trial": configs(plan)[0].to_dict()}, stub=True)
     recorder.on_trial_start(0, [], trial)
+    return recorder, writer, trial
+
+
+def record(plan, store, storage, results):
+    """What Tune would tell of a trial whose worker reports these epochs, one after the other."""
+    recorder, writer, trial = recording(plan, store, storage)
     for number, result in enumerate(results, 1):
         recorder.on_trial_result(number, [], trial, result | {"earlier": [], "damaged": []})
     assert writer.wait(60)
@@ -136,6 +146,47 @@ def test_a_trial_trained_again_to_other_numbers_gets_a_run_of_its_own(plan, stor
     assert before.run_id != after.run_id
     assert losses(store, plan) == {1: 0.5, 2: 0.41}
     assert "epoch 2 of bert-tiny" in capsys.readouterr().out
+
+
+def trained_and_reported(plan, store, storage, assets):
+    """The plan's first trial, trained to its end, saved and reported; returns the recorder."""
+    recorder, writer, tune_trial = recording(plan, store, storage, assets)
+    trial = Trial(configs(plan)[0], assets["bert-tiny"], CPU)
+    while not trial.is_finished:
+        report = trial.run_epoch()
+        storage.trial_folder(tune_trial_hash(tune_trial)).save(report["epoch"], trial.save)
+        best = {"best_epoch": 1, "best_val_acc": 0.5}
+        recorder.on_trial_result(1, [], tune_trial, report | best | {"earlier": [], "damaged": []})
+    recorder.on_trial_complete(1, [], tune_trial)
+    assert writer.wait(60)
+    return recorder
+
+
+def tune_trial_hash(trial):
+    return TrialConfig.from_dict(trial.config["trial"]).trial_hash
+
+
+def test_what_a_trial_saved_goes_once_all_of_it_is_in_mlflow(plan, store, storage, assets):
+    assert not trained_and_reported(plan, store, storage, assets).failures
+    assert kept(storage) == []
+    assert [run.is_trained for run in store.trial_runs().values()] == [True]
+
+
+def test_a_trial_of_which_an_epoch_was_refused_keeps_what_it_saved(
+    plan, store, storage, assets, monkeypatch
+):
+    write = TrialRun.log_epochs
+
+    def refuse_the_second(run, reports):
+        if [report["epoch"] for report in reports] == [2]:
+            raise MlflowException("no more room", INVALID_PARAMETER_VALUE)
+        write(run, reports)
+
+    monkeypatch.setattr(TrialRun, "log_epochs", refuse_the_second)
+    recorder = trained_and_reported(plan, store, storage, assets)
+    assert ["no more room" in reason for reason in recorder.failures.values()] == [True]
+    assert kept(storage) == list(recorder.failures)
+    assert [run.is_trained for run in store.trial_runs().values()] == [False]
 
 
 def test_what_is_left_of_a_trained_trial_is_removed(plan, store, storage):
