@@ -22,65 +22,71 @@ class EncoderTrainable(tune.Trainable):
     built again: after the death of a worker, of a machine, or of the whole command.
     """
 
-    _earlier: list[EpochReport]
+    _trial: Trial | None
+    _folder: TrialFolder
+    _is_resumed: bool
     _damaged: list[str]
 
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], assets: dict[str, "ray.ObjectRef[TrialAssets]"], storage: str
     ) -> None:
-        """Build the trial, and go on from its newest good checkpoint where there is one."""
+        """Note what to train; the first step builds it."""
         quiet_worker()
         self._assets = assets
         self._study_storage = Path(storage)
-        self._build(config)
+        self._trial = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Let Tune hand this actor its next trial, which saves a process start and the imports."""
-        del self._trial
+        """Let Tune hand this actor its next trial, which saves a process start and the imports.
+
+        Tune fails a trial for good where this fails, and tries it again where a step does.
+        """
+        self._trial = None
         gc.collect()  # Accelerate ties a model to itself; its GPU memory must not wait for a later turn
-        self._build(new_config)
         return True
 
     def step(self) -> EpochReport:
         """One epoch, saved before it is reported; the report carries ``done`` with the last one.
 
-        The first one after a resumption also carries the ``earlier`` epochs, because whoever trained
-        them may have been killed before they were written down, and says which checkpoints were
-        ``damaged``. A trial that diverged reports its ``failure``: to try again would change nothing.
+        The first one after a resumption trains nothing: it reports the epochs that there are, ``earlier``
+        ones too, because whoever trained them may have been killed before they were written down, and
+        the next may fail. It says which checkpoints were ``damaged``. A trial that diverged reports its
+        ``failure``: to try again would change nothing.
         """
-        trial = self._trial
+        trial = self._trial = self._trial or self._build(self.config)
+        is_resumed, self._is_resumed = self._is_resumed, False
         try:
-            # a trial that was cut off after its last epoch has nothing left to train
-            report = trial.history[-1] if trial.is_finished else self._run_epoch()
+            report = trial.history[-1] if is_resumed else self._run_epoch(trial)
         except NonFiniteLossError as error:
             return {"failure": str(error), "done": True}
-        earlier, self._earlier = self._earlier, []
         damaged, self._damaged = self._damaged, []
         best = best_epoch(trial.history)
         return report | {
             "best_epoch": best,
             "best_val_acc": trial.history[best - 1]["val_acc"],
             "done": trial.is_finished,
-            "earlier": earlier,
+            "earlier": trial.history[:-1] if is_resumed else [],
             "damaged": damaged,
         }
 
-    def _run_epoch(self) -> EpochReport:
-        report = self._trial.run_epoch()
-        self._folder.save(report["epoch"], self._trial.save)
+    def _run_epoch(self, trial: Trial) -> EpochReport:
+        report = trial.run_epoch()
+        self._folder.save(report["epoch"], trial.save)
         return report
 
-    def _build(self, config: dict[str, Any]) -> None:
+    def _build(self, config: dict[str, Any]) -> Trial:
+        """The trial, gone on with from its newest good checkpoint where there is one."""
         trial_config = TrialConfig.from_dict(config["trial"])
         assets = ray.get(self._assets[trial_config.model])
-        self._trial = Trial(trial_config, assets, worker_device())
+        trial = Trial(trial_config, assets, worker_device())
         self._folder = TrialFolder(self._study_storage, trial_config.trial_hash)
         self._folder.remove_unfinished()
         found = self._folder.newest(assets.digest)
         self._damaged = found.damaged
         if found.folder:
-            self._trial.restore(found.folder)
-        self._earlier = list(self._trial.history)
+            trial.restore(found.folder)
+        self._is_resumed = bool(trial.history)
+        return trial
 
 
 def worker_device() -> torch.device:

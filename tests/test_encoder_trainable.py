@@ -1,0 +1,87 @@
+"""The class that Tune drives, on a real Ray: what its steps report when a trial goes on."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import ray
+import torch
+from ray import tune
+
+from sweep.cluster import ray_session
+from tests.helpers import CPU, tiny_config
+from trainables.encoder_trainable import EncoderTrainable
+from trainables.trial import Trial
+from trainables.trial_folder import TrialFolder
+
+CONFIG = tiny_config(epochs=3, train_size=64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here():
+    with ray_session(None):
+        yield
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return tmp_path / "trials"
+
+
+@pytest.fixture
+def trainable(assets, storage):
+    references = {"bert-tiny": ray.put(assets["bert-tiny"])}
+    bound = tune.with_parameters(EncoderTrainable, assets=references, storage=str(storage))
+    return bound(config={"trial": CONFIG.to_dict()})
+
+
+def saved(assets, storage, epochs, spoil=lambda model: None):
+    """A trial of CONFIG that was saved after each of so many epochs, the last time spoilt."""
+    trial = Trial(CONFIG, assets["bert-tiny"], CPU)
+    folder = TrialFolder(storage, CONFIG.trial_hash)
+    for epoch in range(1, epochs + 1):
+        trial.run_epoch()
+        if epoch == epochs:
+            spoil(trial.model)
+        folder.save(epoch, trial.save)
+
+
+def test_what_a_killed_worker_had_saved_is_reported_before_anything_is_trained(trainable, assets, storage):
+    saved(assets, storage, 2)
+    first = trainable.step()
+    assert [report["epoch"] for report in first["earlier"]] == [1]
+    assert (first["epoch"], first["done"]) == (2, False)
+    second = trainable.step()
+    assert second["earlier"] == []
+    assert (second["epoch"], second["done"]) == (3, True)
+
+
+def test_a_trial_that_was_cut_off_after_its_last_epoch_has_nothing_left_to_train(
+    trainable, assets, storage
+):
+    saved(assets, storage, 3)
+    report = trainable.step()
+    assert (report["epoch"], report["done"]) == (3, True)
+    assert [earlier["epoch"] for earlier in report["earlier"]] == [1, 2]
+
+
+def test_the_epochs_before_a_trial_diverged_are_reported_also_when_it_goes_on(trainable, assets, storage):
+    def spoil(model):
+        torch.nn.init.constant_(next(model.parameters()), math.nan)
+
+    saved(assets, storage, 2, spoil)
+    first = trainable.step()
+    assert [report["epoch"] for report in [*first["earlier"], first]] == [1, 2]
+    second = trainable.step()
+    assert second["done"]
+    assert "is nan at step" in second["failure"]
+
+
+def test_a_trial_that_cannot_be_built_fails_in_a_step_which_tune_tries_again(trainable):
+    trainable.step()
+    lost = replace(CONFIG, model="modernbert-tiny")  # nobody gave it the assets of that one
+    assert trainable.reset({"trial": lost.to_dict()})
+    with pytest.raises(KeyError):
+        trainable.step()
+    assert trainable.reset({"trial": CONFIG.to_dict()})
+    assert trainable.step()["epoch"] == 1
