@@ -103,3 +103,27 @@ def test_a_test_split_that_the_store_damages_is_noticed(store, bad_disk):
     bad_disk(1)
     with pytest.raises(ChangedFileError, match="test_split"):
         invocation.log_test_split(np.array([17, 4]), np.array([1, 0]), ["a", "b"])
+
+
+def add_a_file(stored):
+    (stored.parent / "stray.json").write_text("{}")
+
+
+def damage_its_description(stored):
+    (stored.parents[2] / "MLmodel").write_text("{")
+
+
+@pytest.mark.parametrize("harm", [add_a_file, damage_its_description])
+def test_a_model_that_was_harmed_in_mlflow_is_made_anew(store, run, model, harm, tmp_path):
+    run.log_models(model, None, best_epoch=1, best_val_acc=0.5)
+    (stored,) = (tmp_path / "mlruns").rglob("classifier.json")
+    harm(stored)
+    with pytest.raises(ChangedModelError):
+        run.download_model("best", tmp_path / "harmed")
+    run.discard_models()
+    run.discard_models()  # as after a kill
+    (again,) = store.trial_runs().values()
+    assert not again.is_trained
+    again.log_models(model, None, best_epoch=1, best_val_acc=0.5)
+    assert (again.download_model("best", tmp_path / "back") / "classifier.json").is_file()
+    assert len(store.client.search_logged_models([run.run.info.experiment_id])) == 1

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +11,7 @@ from uuid import uuid4
 
 import mlflow
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
 from mlflow.tracking import MlflowClient
@@ -50,7 +52,8 @@ def upload_model(client: MlflowClient, run: Run, name: str, files: ModelFiles) -
     """Upload a model of a run, read it back and compare.
 
     Safe to repeat: what an attempt that was cut off has left is written over, so that there is one
-    model of that name per run. Raises ChangedModelError where MLflow gives back something else.
+    model of that name per run. Raises ChangedModelError where MLflow gives back something else, and
+    discards it: what is wrong with it need not be what is written over.
     """
     model = _started_model(client, run, name) or client.create_logged_model(
         run.info.experiment_id, name, run.info.run_id, params=run.data.params
@@ -60,8 +63,12 @@ def upload_model(client: MlflowClient, run: Run, name: str, files: ModelFiles) -
         _save(folder, files, Model(run_id=run.info.run_id, model_uuid=uuid4().hex, model_id=model.model_id))
         client.log_model_artifacts(model.model_id, str(folder))
     uploaded = UploadedModel(f"models:/{model.model_id}", folder_digest(files.folder))
-    with tempfile.TemporaryDirectory() as temporary:
-        download_model(uploaded, Path(temporary))
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            download_model(uploaded, Path(temporary))
+    except ChangedModelError:
+        delete_model(client, uploaded.uri)
+        raise
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     if model.model_id not in _outputs(client, run):
         client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
@@ -76,7 +83,7 @@ def download_model(model: UploadedModel, folder: Path) -> Path:
     path = Path(mlflow.artifacts.download_artifacts(artifact_uri=model.uri, dst_path=str(folder))).resolve()
     # MLflow's artifact repositories refer to themselves, and keep their threads until they are collected
     gc.collect()
-    data = (path / Model.load(str(path)).flavors["python_function"]["data"]).resolve()
+    data = (path / _data_folder(model, path)).resolve()
     if path not in data.parents:
         raise UserError(
             f"{model.uri} names files outside itself: it is not a model that this program stored"
@@ -84,6 +91,19 @@ def download_model(model: UploadedModel, folder: Path) -> Path:
     if model.digest and folder_digest(data) != model.digest:
         raise ChangedModelError(f"{model.uri} is not what was uploaded")
     return data
+
+
+def delete_model(client: MlflowClient, uri: str) -> None:
+    """Mark a model as deleted, so that nobody uploads into it again."""
+    with suppress(MlflowException):  # an earlier attempt has deleted it
+        client.delete_logged_model(uri.removeprefix("models:/"))
+
+
+def _data_folder(model: UploadedModel, path: Path) -> str:
+    try:
+        return str(Model.load(str(path)).flavors["python_function"]["data"])
+    except Exception as error:  # MLflow, YAML and the file system each have their own
+        raise ChangedModelError(f"the MLmodel file of {model.uri} cannot be read") from error
 
 
 def folder_digest(folder: Path) -> str:

@@ -19,7 +19,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from search_spaces import TrialConfig, UserError
 from tracking.dataset_facts import DatasetFacts, dataset_input
-from tracking.model_files import ModelFiles, UploadedModel, download_model, upload_model
+from tracking.model_files import ModelFiles, UploadedModel, delete_model, download_model, upload_model
 from tracking.stored_files import store_file
 from tracking.stored_tables import fractions, read_table, whole_numbers
 
@@ -210,8 +210,11 @@ class TrialRun:
         return download_model(UploadedModel(uri, digest), folder)
 
     def discard_models(self) -> None:
-        """Forget the models, so that the next invocation trains the trial anew."""
+        """Delete the models, so that the next invocation trains the trial anew and makes others."""
         self.client.set_tag(self.run_id, "trained", "false")
+        uris = {self.tags.get(f"{which}_model", "") for which in _PREDICTIONS}
+        for uri in filter(_MODEL_URI.fullmatch, uris):
+            delete_model(self.client, uri)
 
     def log_test(self, best: TestResult, last: TestResult, labels: np.ndarray, rows: np.ndarray) -> None:
         """Write the test metrics and the per-example predictions, and finish the run; safe to repeat."""
