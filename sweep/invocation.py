@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +14,14 @@ from types import MappingProxyType
 from ray.exceptions import RayError
 from ray.tune import TuneError
 
-from search_spaces import StoppedError, StoreAwayError, TrialConfig, last_line, printable
+from search_spaces import (
+    StoppedError,
+    StoreAwayError,
+    TrialConfig,
+    UserError,
+    last_line,
+    printable,
+)
 from sweep.assets import ModelAssets
 from sweep.cluster import Resources
 from sweep.console import console
@@ -77,7 +85,8 @@ class Sweep:
                 raise StoppedError(
                     "another machine has taken this study over, because MLflow had not heard of this one"
                 ) from error
-            _briefly(lambda: self.invocation.finish("KILLED"))
+            was_refused = isinstance(error, UserError)  # before it did anything
+            _briefly(self.invocation.leave_behind if was_refused else self.invocation.stop)
             raise
         self.patiently(lambda: self.invocation.finish("FAILED" if failures else "FINISHED"))
         return failures
@@ -159,11 +168,15 @@ class Sweep:
         if writer.wait(_BRIEFLY):
             return
         console.print(f"waiting for the tracking store to take what is left: {_unwritten(writer)}")
-        if not writer.wait(self.options.store_patience):
-            raise StoreAwayError(
-                f"the tracking store lacks {_unwritten(writer)}, which wait in {self.storage.path}: "
-                "run the same command again to write them"
-            )
+        seen = time.monotonic()  # a slow store is not away, however long it takes
+        while not writer.wait(_BRIEFLY):
+            if self.store.answers():
+                seen = time.monotonic()
+            elif time.monotonic() - seen > self.options.store_patience:
+                raise StoreAwayError(
+                    f"the tracking store lacks {_unwritten(writer)}, which wait in {self.storage.path}: "
+                    "run the same command again to write them"
+                )
 
     def test(self, already_failed: dict[str, str]) -> dict[str, str]:
         """Test every trained trial of the plan that lacks its test."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from search_spaces import UserError
 from sweep.assets import ModelAssets, prepare_assets
 from sweep.cluster import Resources, check_shared, ray_session, resources_per_trial
 from sweep.console import console
@@ -63,7 +64,11 @@ def _finish(
     if not to_train and not to_test:
         console.print(f"all {len(plan.trials)} trials are already trained and tested")
         invocation = patiently(lambda: start_invocation(plan, store, storage.holder))
-        end_others(invocation, store, patiently)
+        try:
+            end_others(invocation, store, patiently)
+        except UserError:
+            patiently(invocation.leave_behind)
+            raise
         forget_trained(plan, runs, storage)
         patiently(lambda: register_best_trial(plan, store))
         patiently(lambda: invocation.finish("FINISHED"))

@@ -99,6 +99,10 @@ class InvocationRun:
         """Take back an invocation that is to do nothing."""
         leave_behind(self.client, self.run_id)
 
+    def stop(self) -> None:
+        """End the run before its end."""
+        self.finish("KILLED")
+
     def finish(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""
         self.client.set_terminated(self.run_id, status)
@@ -156,7 +160,6 @@ class StudyStore:
         )
         busy = beating(self.client, list(others), patience)
         if busy is not None:
-            invocation.leave_behind()
             raise UserError(
                 f"study '{self.study}' is being run by {others[busy]} with another --storage-path: "
                 "wait until it ends, or give this one another --name"
