@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+_SLICE = 1000  # texts in a call; Python hears Ctrl-C only between two
+
 
 @dataclass(frozen=True)
 class TokenArrays:
@@ -28,13 +30,15 @@ def tokenize(
     max_length: int,
 ) -> TokenArrays:
     """Tokenise with special tokens, truncating at ``max_length`` tokens."""
-    encoded = tokenizer(
-        list(texts),
-        truncation=True,
-        max_length=max_length,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )["input_ids"]
+    encoded: list[list[int]] = []
+    for start in range(0, len(texts), _SLICE):
+        encoded += tokenizer(
+            list(texts[start : start + _SLICE]),
+            truncation=True,
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
     lengths = np.fromiter((len(ids) for ids in encoded), np.int64, len(encoded))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = np.fromiter((i for ids in encoded for i in ids), np.int32, offsets[-1])
