@@ -11,6 +11,7 @@ from reports.csv_files import csv_text
 from tracking import UserError, first_line
 
 INSIDE = "inside"  # the section that looks inside the models: its folder, and its file's name
+PATIENCE = 60.0  # seconds, with an MLflow that stops to answer
 Value = str | int | float
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reports.charts import accuracy_pictures, curve_pictures, noise_pictures
-from reports.content import INSIDE, Picture, Section, TableContent, make_folder, read_section, write_section
+from reports.content import (
+    INSIDE,
+    PATIENCE,
+    Picture,
+    Section,
+    TableContent,
+    make_folder,
+    read_section,
+    write_section,
+)
 from reports.evidence.verdict_rows import verdicts_csv
 from reports.findings import Findings, find
 from reports.page import Page, html, markdown
@@ -16,7 +25,6 @@ from reports.tables import result_tables, results_csv
 from tracking import Patience, StudyStore, check_store_exists
 
 _PICTURES = "pictures"
-_PATIENCE = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
     check_store_exists(tracking_uri)
     store = StudyStore(tracking_uri, study)
     patience = Patience(store.answers, lambda line: None)
-    return patience.call(lambda: _write_report(store, study, results_path), _PATIENCE)
+    return patience.call(lambda: _write_report(store, study, results_path), PATIENCE)
 
 
 def _write_report(store: StudyStore, study: str, results_path: str) -> Report:

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from reports.content import INSIDE, Picture, Section, make_folder, write_section
+from reports.content import INSIDE, PATIENCE, Picture, Section, make_folder, write_section
 from reports.inside.attention import (
     AttentionRow,
     AttentionStatistics,
@@ -20,7 +21,7 @@ from reports.inside.reloaded import ReloadedModel, reload_model
 from reports.inside.sentences import Sentence, choose_sentences, given_sentences
 from reports.inside.tested import TestedCell, TestedStudy, choose_rule, tested_study
 from reports.study_data import read_study
-from tracking import StudyStore, TrialRun, check_store_exists
+from tracking import Patience, StudyStore, TrialRun, check_store_exists
 
 _ATTENTION_TEXTS = 256
 _LANDSCAPE_TEXTS = 600  # at most 1,000: more points hide each other
@@ -155,21 +156,23 @@ def write_inside(
     """Write ``results/<study>/inside/`` and log it to the newest parent run under ``inside/``.
 
     Returns the section and the folder; ``say`` gets a line per model. Raises UserError for an unknown
-    study, rule, layer or head, and for a study without tested trials or without its test split.
+    study, rule, layer or head, and for a study without tested trials or without its test split;
+    StoreAwayError where MLflow stops to answer meanwhile.
     """
     view = view or View()
     check_store_exists(tracking_uri)
     store = StudyStore(tracking_uri, study)
-    invocation = store.latest_invocation()
-    test_split = invocation.test_split()
-    tested = tested_study(read_study(store, invocation.plan()), test_split)
+    patiently = partial(Patience(store.answers, say).call, seconds=PATIENCE)
+    invocation = patiently(store.latest_invocation)
+    test_split = patiently(invocation.test_split)
+    tested = tested_study(patiently(lambda: read_study(store, invocation.plan())), test_split)
     given = given_sentences(view.texts)
     sentences = given or choose_sentences(tested.test, tested.correct(), tested.label_names)
     looking = _Looking(tested, choose_rule(tested, view.rule), view, sentences)
     folder = Path(results_path) / study / INSIDE
     make_folder(folder)
-    looking.inspect(store.trial_runs(), say)
+    looking.inspect(patiently(store.trial_runs), say)
     section = looking.section()
     write_section(section, folder, INSIDE)
-    invocation.log_folder(folder, INSIDE)
+    patiently(lambda: invocation.log_folder(folder, INSIDE))
     return section, folder
