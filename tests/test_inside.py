@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from PIL import Image
 
 import tune_main
@@ -26,7 +28,7 @@ from reports.study_data import read_study
 from search_spaces import UserError
 from tests.helpers import message
 from tests.small_study import STUDY, UNTRAINED
-from tracking import StudyStore
+from tracking import InvocationRun, StudyStore
 from trainables.exported_model import load_exported_model
 
 
@@ -341,6 +343,22 @@ def test_a_view_that_is_not_there_is_one_line(uri, view, expected, tmp_path):
         write_inside(uri, STUDY, str(tmp_path), view)
     assert expected in message(raised)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_mlflow_that_does_not_answer_for_a_moment_costs_no_analysis(uri, tmp_path, monkeypatch):
+    log_folder, away = InvocationRun.log_folder, [True]
+
+    def answer_the_second_time(run, folder, under=None):
+        if away:
+            away.pop()
+            raise MlflowException("no answer", TEMPORARILY_UNAVAILABLE)
+        log_folder(run, folder, under)
+
+    monkeypatch.setattr(InvocationRun, "log_folder", answer_the_second_time)
+    section, _ = write_inside(uri, STUDY, str(tmp_path))
+    stored = StudyStore(uri, STUDY).latest_invocation().download_folder(INSIDE, tmp_path)
+    assert not away
+    assert read_section(stored, INSIDE) == section
 
 
 def test_unknown_and_unfinished_studies_are_one_line(uri, tmp_path):
