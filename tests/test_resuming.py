@@ -213,6 +213,23 @@ def test_a_study_that_cannot_fit_is_one_line_before_anything_is_trained(plan, st
     assert "needs 640000.00 GB" in message(raised)  # two trials, two checkpoints, four tensors, four bytes
 
 
+def test_a_trial_never_has_more_on_disk_than_was_announced(plan, storage, assets):
+    trial = Trial(configs(plan)[0], assets["bert-tiny"], CPU)
+    folder, announced = storage.trial_folder(trial.config.trial_hash), plan.checkpoint_bytes([trial.config])
+
+    def size():
+        return sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file())
+
+    def write_and_look(partial):
+        trial.save(partial)
+        assert 0 < size() <= announced
+
+    for _ in range(trial.config.epochs):
+        folder.save(trial.run_epoch()["epoch"], write_and_look)
+    folder.save(trial.epoch + 1, write_and_look)  # a third, of which there is never room
+    assert len(list(folder.path.iterdir())) == 2
+
+
 def test_the_plan_announces_two_checkpoints_of_four_tensors_for_each_trial(plan):
     summary = plan_tables(plan)[0]
     weights = 4 * plan.parameters["bert-tiny"]
