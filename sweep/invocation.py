@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from threading import Event, Thread
-from types import MappingProxyType
 
 from ray.exceptions import RayError
 from ray.tune import TuneError
@@ -41,14 +40,14 @@ _BRIEFLY = 3.0  # seconds for a store to take what is left when the user wants t
 
 
 def start_invocation(
-    plan: Plan, store: StudyStore, holder: Mapping[str, str] = MappingProxyType({})
+    plan: Plan, store: StudyStore, holder: Mapping[str, str], patiently: Patiently
 ) -> InvocationRun:
     """Open the parent run, with the plan, the test split and who carries it out in it."""
     title = f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
     tags = {"space": plan.space.name, "question": plan.space.question, **holder}
-    invocation = store.start_invocation(title, plan.to_dict(), tags)
+    invocation: InvocationRun = patiently(lambda: store.start_invocation(title, plan.to_dict(), tags))
     test = plan.splits.test
-    invocation.log_test_split(test.row_ids, test.labels, test.texts)
+    patiently(lambda: invocation.log_test_split(test.row_ids, test.labels, test.texts))
     return invocation
 
 
@@ -85,8 +84,10 @@ class Sweep:
                 raise StoppedError(
                     "another machine has taken this study over, because MLflow had not heard of this one"
                 ) from error
-            was_refused = isinstance(error, UserError)  # before it did anything
-            _briefly(self.invocation.leave_behind if was_refused else self.invocation.stop)
+            if isinstance(error, UserError):  # it was refused before it did anything
+                self.patiently(self.invocation.leave_behind)
+            else:
+                _briefly(lambda: self.invocation.finish("KILLED"))
             raise
         self.patiently(lambda: self.invocation.finish("FAILED" if failures else "FINISHED"))
         return failures

@@ -63,7 +63,7 @@ def _finish(
     to_train, to_test = unfinished(plan, runs)
     if not to_train and not to_test:
         console.print(f"all {len(plan.trials)} trials are already trained and tested")
-        invocation = patiently(lambda: start_invocation(plan, store, storage.holder))
+        invocation = start_invocation(plan, store, storage.holder, patiently)
         try:
             end_others(invocation, store, patiently)
         except UserError:
@@ -88,7 +88,7 @@ def _finish(
         check_disk_space(plan, to_train, resources.concurrent, storage, options.tracking_uri)
         _announce(dashboard, options, resources)
         plan = with_measured_sizes(plan, to_train, assets, resources, storage.root)
-        invocation = patiently(lambda: start_invocation(plan, store, storage.holder))
+        invocation = start_invocation(plan, store, storage.holder, patiently)
         sweep = Sweep(plan, options, store, storage, invocation, assets, resources, patiently)
         failures = sweep.run()
     seeds = len(plan.space.seeds)

@@ -29,7 +29,8 @@ def storage(tmp_path):
 
 
 @pytest.fixture
-def trainable(assets, storage):
+def trainable(assets, storage, tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", str(tmp_path))  # not the home
     references = {"bert-tiny": ray.put(assets["bert-tiny"])}
     bound = tune.with_parameters(EncoderTrainable, assets=references, storage=str(storage))
     return bound(config={"trial": CONFIG.to_dict()})

@@ -116,6 +116,27 @@ def test_stopping_gives_up_what_waits(store):
     assert store.written == []
 
 
+def test_whatever_a_call_raises_while_the_store_is_away_is_repeated(store):
+    store.is_here.clear()
+
+    def hidden():
+        try:
+            store.write(1)
+        except requests.ConnectionError:
+            raise ValueError("no such artifact") from None  # as MLflow's clients do
+
+    Patience(store.is_here.is_set, lambda line: store.is_here.set()).call(hidden)
+    assert store.written == [1]
+
+
+def test_of_a_call_that_is_at_fault_its_own_error_is_raised_however_late(store):
+    def fail():
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        store.patience().call(fail, seconds=0.1)
+
+
 def test_patience_ends(store):
     store.is_here.clear()
     with pytest.raises(StoreAwayError, match="does not answer"):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.tracking import MlflowClient
 
 from tests.helpers import make_config
@@ -72,6 +74,19 @@ def test_predictions_that_the_store_damages_are_stored_again(store, run, bad_dis
     patiently(store, lambda: run.log_test(RESULT, RESULT, np.array([1, 0]), np.array([17, 4])))
     for which in ("best", "last"):
         assert run.predictions(which)["row_id"].to_list() == [17, 4]
+    assert store.client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_predictions_that_cannot_be_read_back_at_first_are_stored_again(store, run, monkeypatch):
+    download, failures = MlflowClient.download_artifacts, ["Failed to download artifacts"]
+
+    def fail_once(client, *arguments):
+        if failures:
+            raise MlflowException(failures.pop(), RESOURCE_DOES_NOT_EXIST)
+        return download(client, *arguments)
+
+    monkeypatch.setattr(MlflowClient, "download_artifacts", fail_once)
+    patiently(store, lambda: run.log_test(RESULT, RESULT, np.array([1, 0]), np.array([17, 4])))
     assert store.client.get_run(run.run_id).info.status == "FINISHED"
 
 

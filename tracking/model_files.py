@@ -52,10 +52,11 @@ def upload_model(client: MlflowClient, run: Run, name: str, files: ModelFiles) -
     """Upload a model of a run, read it back and compare.
 
     Safe to repeat: what an attempt that was cut off has left is written over, so that there is one
-    model of that name per run. Raises ChangedModelError where MLflow gives back something else, and
-    discards it: what is wrong with it need not be what is written over.
+    model of that name per run. Raises ChangedModelError where MLflow gives back something else; an
+    earlier attempt's is discarded then, because what is wrong with it need not be what is written over.
     """
-    model = _started_model(client, run, name) or client.create_logged_model(
+    earlier = _started_model(client, run, name)
+    model = earlier or client.create_logged_model(
         run.info.experiment_id, name, run.info.run_id, params=run.data.params
     )
     with tempfile.TemporaryDirectory() as temporary:
@@ -67,7 +68,8 @@ def upload_model(client: MlflowClient, run: Run, name: str, files: ModelFiles) -
         with tempfile.TemporaryDirectory() as temporary:
             download_model(uploaded, Path(temporary))
     except ChangedModelError:
-        delete_model(client, uploaded.uri)
+        if earlier:
+            delete_model(client, uploaded.uri)
         raise
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     if model.model_id not in _outputs(client, run):
@@ -102,7 +104,9 @@ def delete_model(client: MlflowClient, uri: str) -> None:
 def _data_folder(model: UploadedModel, path: Path) -> str:
     try:
         return str(Model.load(str(path)).flavors["python_function"]["data"])
-    except Exception as error:  # MLflow, YAML and the file system each have their own
+    except (OSError, MemoryError):  # this machine's trouble says nothing about the model
+        raise
+    except Exception as error:  # MLflow and YAML each have their own
         raise ChangedModelError(f"the MLmodel file of {model.uri} cannot be read") from error
 
 

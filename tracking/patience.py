@@ -39,7 +39,8 @@ class Patience:
     """Repeats calls to a store that is away.
 
     ``answers`` says whether the store is there; ``say`` is told once when it goes and once when it is
-    back. A call that fails ``_ATTEMPTS`` times although the store answers is at fault itself.
+    back. Whatever a call raises while the store is away is the store's fault, because MLflow's own clients
+    hide what they met; a call that fails ``_ATTEMPTS`` times although it answers is at fault itself.
     """
 
     def __init__(self, answers: Callable[[], bool], say: Callable[[str], None]) -> None:
@@ -51,8 +52,8 @@ class Patience:
     def call(self, function: Callable[[], T], seconds: float | None = None) -> T:
         """The result of ``function``, which must be safe to repeat.
 
-        Raises StoreFailedError where repeating is of no use, and StoreAwayError after ``seconds`` of a
-        store that is away (None: for as long as it takes), or once ``stop`` was called. What is not the
+        Raises StoreFailedError where repeating is of no use, and StoreAwayError where the store is away
+        after ``seconds`` (None: for as long as it takes), or once ``stop`` was called. What is not the
         store's own error passes as it is.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -65,29 +66,22 @@ class Patience:
                 self._note(None)
                 return result
             except Exception as error:  # MLflow, requests and the database each have their own
-                attempts += self._is_at_fault(error)
-                if attempts >= _ATTEMPTS:
+                is_at_fault = self._answers()
+                attempts += is_at_fault
+                is_late = deadline is not None and time.monotonic() + pause > deadline
+                if is_at_fault and (is_late or attempts >= _ATTEMPTS or not is_temporary(error)):
                     _give_up(error)
-                self._wait(pause, deadline, error)
+                if not is_at_fault:
+                    self._note(error)
+                if is_late or self._stopped.wait(pause):
+                    raise StoreAwayError(
+                        f"the tracking store does not answer ({first_line(error)})"
+                    ) from error
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     def stop(self) -> None:
         """Let every call that waits, now or later, end with StoreAwayError."""
         self._stopped.set()
-
-    def _is_at_fault(self, error: Exception) -> bool:
-        """Whether the call is, and not the store, which is noted; raises what is not worth repeating."""
-        if not is_temporary(error):
-            _give_up(error)
-        if self._answers():
-            return True
-        self._note(error)
-        return False
-
-    def _wait(self, pause: float, deadline: float | None, error: Exception) -> None:
-        late = deadline is not None and time.monotonic() + pause > deadline
-        if late or self._stopped.wait(pause):
-            raise StoreAwayError(f"the tracking store does not answer ({first_line(error)})") from error
 
     def _note(self, error: Exception | None) -> None:
         if error is not None and not self._is_away:

@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 
@@ -18,7 +19,10 @@ def store_file(client: MlflowClient, run_id: str, path: Path) -> None:
     """
     client.log_artifact(run_id, str(path))
     with tempfile.TemporaryDirectory() as folder:
-        stored = Path(client.download_artifacts(run_id, path.name, folder))
+        try:
+            stored = Path(client.download_artifacts(run_id, path.name, folder))
+        except MlflowException as error:  # which says of everything that there is no such file
+            raise ChangedFileError(f"{path.name} of run {run_id} cannot be read back") from error
         if file_digest(stored) != file_digest(path):
             raise ChangedFileError(f"{path.name} of run {run_id} is not what was stored")
 

@@ -99,10 +99,6 @@ class InvocationRun:
         """Take back an invocation that is to do nothing."""
         leave_behind(self.client, self.run_id)
 
-    def stop(self) -> None:
-        """End the run before its end."""
-        self.finish("KILLED")
-
     def finish(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""
         self.client.set_terminated(self.run_id, status)

@@ -64,13 +64,18 @@ class _Looking:
     sentences: Sequence[Sentence]
     found: dict[str, _Inspection] = field(default_factory=dict)  # by trial hash
 
-    def inspect(self, runs: dict[str, TrialRun], say: Callable[[str], None]) -> None:
+    def inspect(
+        self,
+        runs: dict[str, TrialRun],
+        patiently: Callable[[Callable[[], ReloadedModel]], ReloadedModel],
+        say: Callable[[str], None],
+    ) -> None:
         """Reload one model at a time: all of them may not fit into memory."""
         shown = {cell.trial.trial_hash for cell in self.study.at_rule(self.rule)}
         trials = self.study.trials
         for number, (trial_hash, trial) in enumerate(trials.items(), 1):
             say(f"looking inside {number} of {len(trials)}: {trial.name}")
-            model = reload_model(runs[trial_hash])
+            model = patiently(partial(reload_model, runs[trial_hash]))
             model.check(self.view.layer, self.view.head)
             self.found[trial_hash] = self._inspection(model, trial_hash, trial_hash in shown)
 
@@ -171,7 +176,7 @@ def write_inside(
     looking = _Looking(tested, choose_rule(tested, view.rule), view, sentences)
     folder = Path(results_path) / study / INSIDE
     make_folder(folder)
-    looking.inspect(patiently(store.trial_runs), say)
+    looking.inspect(patiently(store.trial_runs), patiently, say)
     section = looking.section()
     write_section(section, folder, INSIDE)
     patiently(lambda: invocation.log_folder(folder, INSIDE))
