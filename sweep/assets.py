@@ -1,8 +1,10 @@
 """Everything a trial reads, prepared once by the driver: token arrays and pretrained weights."""
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from trainables.encoders import EncoderAssets, load_encoder
 from trainables.reviews import Reviews, ReviewSplits
 from trainables.tokens import TokenArrays, pad_token, tokenize
 from trainables.trial import TrialAssets
+
+_SAYS_NOTHING = {"transformers_version", "_name_or_path"}  # of a model, beside where it comes from
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,15 @@ def prepare_assets(config: TrialConfig, splits: ReviewSplits) -> ModelAssets:
         classes=len(splits.label_names),
         train=train,
         val=val,
-        digest=_digest([train.tokens, val.tokens, *encoder.weights.values()]),
+        digest=_digest(encoder.config, [train.tokens, val.tokens, *encoder.weights.values()]),
     )
     return ModelAssets(trial, tokens(splits.test))
 
 
-def _digest(arrays: Iterable[np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _digest(config: Mapping[str, Any], arrays: Iterable[np.ndarray]) -> str:
+    """Of what decides what a trial learns and is not in its TrialConfig, such as the encoder's dropout."""
+    known = {name: value for name, value in config.items() if name not in _SAYS_NOTHING}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]

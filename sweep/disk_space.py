@@ -19,7 +19,7 @@ def check_disk_space(
 ) -> None:
     """Raise UserError where a disk lacks room for the checkpoints at any one time, and for the models.
 
-    Checkpoints that an earlier invocation left are part of the room there is. More may be needed while
+    Checkpoints that these trials have already are part of the room there is. More may be needed while
     the tracking store is away, because finished trials then keep their checkpoints: ``--dry-run`` says
     how much at most.
     """
@@ -30,11 +30,12 @@ def check_disk_space(
     }
     if sqlite_file(tracking_uri) is not None:  # a server keeps the models on its own disk
         needs[Path.cwd()] = plan.model_bytes(to_train)
+    taken = {storage.path.stat().st_dev: sum(_size(storage, config) for config in to_train)}
     on_device: defaultdict[int, int] = defaultdict(int)
     for folder, needed in needs.items():
         device = folder.stat().st_dev
         on_device[device] += needed
-        free = shutil.disk_usage(folder).free + _size(storage.path, device)
+        free = shutil.disk_usage(folder).free + taken.get(device, 0)
         if on_device[device] > free:
             raise UserError(
                 f"the disk of {folder} has {gigabytes(free)} free and the study needs "
@@ -42,7 +43,7 @@ def check_disk_space(
             )
 
 
-def _size(folder: Path, device: int) -> int:
-    if folder.stat().st_dev != device:
-        return 0
+def _size(storage: StudyStorage, config: TrialConfig) -> int:
+    """What the trial's checkpoints take now, which the next ones replace."""
+    folder = storage.trial_folder(config.trial_hash).path
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

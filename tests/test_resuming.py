@@ -1,5 +1,6 @@
 """What an invocation makes of what it finds: what goes on, what starts anew, whether there is room."""
 
+import json
 import shutil
 from dataclasses import replace
 from types import MappingProxyType
@@ -8,9 +9,10 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from ray.tune.experiment import Trial as TuneTrial
+from transformers import AutoConfig, AutoModel
 
 from search_spaces import TrialConfig, UserError
-from sweep.assets import ModelAssets
+from sweep.assets import ModelAssets, prepare_assets
 from sweep.disk_space import check_disk_space
 from sweep.missing import changed_runs, forget_trained, unfinished
 from sweep.options import SweepOptions
@@ -19,7 +21,7 @@ from sweep.progress import Progress
 from sweep.recorder import Recorder
 from sweep.storage import StudyStorage
 from sweep.store_writer import StoreWriter
-from tests.helpers import CPU, message
+from tests.helpers import CPU, message, tiny_config
 from tracking import Patience, StudyStore, TrialRun
 from trainables.trial import Trial
 
@@ -86,6 +88,18 @@ def test_trials_whose_weights_changed_start_anew_the_finished_ones_too(plan, sto
     trained = next(iter(plan.trials))
     store.client.set_tag(store.trial_runs()[trained].run_id, "trained", "true")
     assert changed_runs(plan, store.trial_runs(), model_assets(assets)).keys() == plan.trials.keys()
+
+
+def test_assets_differ_where_only_the_settings_of_the_model_do(assets, splits, tmp_path):
+    encoder = assets["bert-tiny"].encoder
+    encoder.write_tokenizer(tmp_path)
+    AutoModel.from_config(AutoConfig.for_model(**encoder.config)).save_pretrained(tmp_path)
+    config = tiny_config(model=str(tmp_path))
+    before, again = (prepare_assets(config, splits).trial.digest for _ in range(2))
+    assert before == again
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"hidden_dropout_prob": 0.5}))
+    assert prepare_assets(config, splits).trial.digest != before
 
 
 def test_a_model_that_nothing_is_left_to_do_for_is_not_looked_at(plan, store):
@@ -211,6 +225,22 @@ def test_a_study_that_cannot_fit_is_one_line_before_anything_is_trained(plan, st
         check_disk_space(huge, configs(huge), 2, storage, store.tracking_uri)
     assert "make room" in message(raised)
     assert "needs 640000.00 GB" in message(raised)  # two trials, two checkpoints, four tensors, four bytes
+
+
+def test_only_checkpoints_that_will_be_replaced_count_as_room(plan, storage, store):
+    large = replace(plan, parameters={"bert-tiny": 10**10})
+
+    def checkpoint_of(trial_hash):
+        folder = storage.trial_folder(trial_hash).path / "epoch-000001"
+        folder.mkdir(parents=True)
+        with (folder / "optimizer.pt").open("wb") as file:
+            file.truncate(4 * 10**12)  # without taking them from the disk
+
+    checkpoint_of("0123456789ab")  # of other settings: it stays
+    with pytest.raises(UserError, match="make room"):
+        check_disk_space(large, configs(large), 2, storage, store.tracking_uri)
+    checkpoint_of(configs(large)[0].trial_hash)
+    check_disk_space(large, configs(large), 2, storage, store.tracking_uri)
 
 
 def test_a_trial_never_has_more_on_disk_than_was_announced(plan, storage, assets):
