@@ -267,6 +267,22 @@ def test_a_headline_says_what_would_have_gone_unnoticed():
     assert alike.startswith("tiny: In all 1 comparison the two cannot be told apart: a difference of less ")
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_headline_does_not_hide_where_nothing_could_have_been_noticed(order):
+    points = {(b, "fixed", 1): answers(*n) for b, n in ((64, (12, 8)), (256, (8, 12)), (1024, (11, 9)))}
+    family = compare_cells(make_study(points, BATCH))
+    known, blind = family.verdicts[0], replace(family.verdicts[1], smallest_detectable=math.nan)
+    (text, _) = headline(replace(family, verdicts=[known, blind][::order]))
+    assert f"a difference of less than about {known.smallest_detectable:.1f} points, and" not in text
+    assert text.endswith(
+        "would probably have gone unnoticed, and in 1 of them any difference, however large."
+    )
+    (text, _) = headline(replace(family, verdicts=[blind]))
+    assert text.endswith(
+        "cannot be told apart, and no difference, however large, could have been detected."
+    )
+
+
 def test_a_headline_lists_the_largest_differences_first_and_counts_the_rest():
     points = {(b, "fixed", 1): answers(n, 60 - n) for b, n in ((64, 20), (256, 21), (512, 40), (1024, 60))}
     paragraph = headline(compare_cells(make_study(points, BATCH)))[0]

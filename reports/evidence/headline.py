@@ -45,8 +45,10 @@ def _rest(alike: Sequence[Verdict], total: int) -> list[str]:
         return []
     which = "all" if len(alike) == total else f"the other {len(alike)} of"
     subject = f"In {which} {counted(total, 'comparison')} the two cannot be told apart"
-    detectable = max(verdict.smallest_detectable for verdict in alike)
-    if math.isnan(detectable):
-        return [f"{subject}."]
-    unnoticed = f"a difference of less than about {number(detectable)} points"
-    return [f"{subject}: {unnoticed} would probably have gone unnoticed."]
+    detectable = [v.smallest_detectable for v in alike if not math.isnan(v.smallest_detectable)]
+    blind = len(alike) - len(detectable)
+    if not detectable:
+        return [f"{subject}, and no difference, however large, could have been detected."]
+    unnoticed = f"a difference of less than about {number(max(detectable))} points"
+    but = f", and in {blind} of them any difference, however large" if blind else ""
+    return [f"{subject}: {unnoticed} would probably have gone unnoticed{but}."]
