@@ -1,6 +1,5 @@
 """The Ray Tune class around Trial: one actor, one trial at a time, one ``step()`` per epoch."""
 
-import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from ray import tune
 
 from search_spaces import TrialConfig
+from trainables.memory import free_memory
 from trainables.trial import EpochReport, NonFiniteLossError, Trial, TrialAssets, best_epoch
 from trainables.trial_folder import TrialFolder
 
@@ -42,7 +42,7 @@ class EncoderTrainable(tune.Trainable):
         Tune fails a trial for good where this fails, and tries it again where a step does.
         """
         self._trial = None
-        gc.collect()  # Accelerate ties a model to itself; its GPU memory must not wait for a later turn
+        free_memory()  # Accelerate ties a model to itself; what the next trial, or another worker, can use
         return True
 
     def step(self) -> EpochReport:
@@ -90,14 +90,18 @@ class EncoderTrainable(tune.Trainable):
 
 
 def worker_device() -> torch.device:
-    """The GPU that Ray assigned to this worker, else the CPU with the cores it was given."""
+    """The GPU that Ray assigned, held to its share of it, else the CPU with the cores that were given."""
     if ray.get_gpu_ids():
         if not torch.cuda.is_available():
             raise RuntimeError(
                 "Ray assigned a GPU that PyTorch cannot use: install a CUDA build of torch that fits "
                 "the driver, or give --gpus-per-trial 0"
             )
-        return torch.device("cuda", 0)
+        device = torch.device("cuda", 0)
+        share = ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0)
+        if share < 1:  # PyTorch then gives back what it caches before it takes the neighbour's memory
+            torch.cuda.set_per_process_memory_fraction(share, device)
+        return device
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     return torch.device("cpu")
 

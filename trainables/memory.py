@@ -12,7 +12,10 @@ _Result = TypeVar("_Result")
 # or that; an error that merely looks like it ends, at one example, with its own words in the message.
 _MORE_WORDS = (
     "CUDA error: out of memory",  # not from PyTorch's allocator
+    "CUDA driver error: out of memory",  # with expandable segments
+    "NVML_SUCCESS == r",  # instead of it on slices of a GPU and in some containers (pytorch issue 112377)
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # no room for its handle
     "CUDNN_STATUS_ALLOC_FAILED",
     "could not create a primitive",
     "could not create a memory object",

@@ -153,7 +153,9 @@ class Trial:
         self.model.load_state_dict(checkpoint.weights)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.scheduler.load_state_dict(checkpoint.scheduler)
-        self._best_weights = checkpoint.best_weights or checkpoint.weights
+        best = checkpoint.best_weights or checkpoint.weights
+        # what was loaded is mapped from the file, which goes when newer checkpoints take its place
+        self._best_weights = {name: value.clone() for name, value in best.items()}
 
     def _train(self, epoch: int) -> tuple[list[StepResult], list[float], list[NoiseSample]]:
         config = self.config
