@@ -58,7 +58,7 @@ def write_small_study(folder):
         )
         plan = make_plan(options, bf16_available=False)
         store = StudyStore(f"sqlite:///{folder}/mlflow.db", STUDY)
-        invocation = start_invocation(plan, store)
+        invocation = start_invocation(plan, store, {}, lambda call: call())
         assets = {}
         for trial_hash, cells in plan.trials.items():
             config = cells[0]
