@@ -4,13 +4,12 @@ import argparse
 import contextlib
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 from sweep import StoppedError, UserError
 from sweep.flags import OPTIONS, PARSERS, SETTINGS, USAGE_ERROR
+from sweep.signals import hear_signals
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -30,10 +29,6 @@ def main(argv: Sequence[str]) -> int:
     except (UserError, StoppedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR if isinstance(error, UserError) else FAILED
-
-
-def _interrupt(signal_number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
@@ -150,9 +145,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)  # what a scheduler sends before it kills
-    # scripts start background commands with SIGINT ignored, which would leave no way to stop one cleanly
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    hear_signals()
     exit_code = main(sys.argv[1:])
     with contextlib.suppress(OSError):  # a pipe whose reader has gone
         sys.stdout.flush()

@@ -1,0 +1,53 @@
+"""A signal is heard, whatever the command is busy with; each in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CLEANING_UP = """
+import os, signal, sys, time, weakref
+from sweep.signals import hear_signals
+
+class Thing:
+    pass
+
+def goes(_):
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    time.sleep(0.01)
+
+if sys.argv[2] == "heard":
+    hear_signals()
+thing = Thing()
+watch = weakref.ref(thing, goes)
+try:
+    del thing  # what is raised in here is ignored
+    time.sleep(5)
+    print("not heard")
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+def said(what, listens):
+    done = subprocess.run(
+        [sys.executable, "-c", CLEANING_UP, what, listens],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip(), done.stderr
+
+
+@pytest.mark.parametrize("what", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_python_cleans_up_is_heard_and_shows_no_traceback(what):
+    assert said(what, "heard") == ("heard", "")
+
+
+def test_python_alone_would_not_hear_it():
+    words, shown = said("SIGINT", "ignored")
+    assert words == "not heard"
+    assert "Traceback" in shown
