@@ -2,6 +2,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: no test asks the hub
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -63,6 +64,14 @@ def migrated_database(tmp_path_factory):
     path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture
+def empty_store(migrated_database, tmp_path, monkeypatch):
+    """The URI of an empty MLflow store in the test's own folder, where the test then is."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(migrated_database, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture(scope="session")

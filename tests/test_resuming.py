@@ -1,7 +1,6 @@
 """What an invocation makes of what it finds: what goes on, what starts anew, whether there is room."""
 
 import json
-import shutil
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -11,7 +10,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from ray.tune.experiment import Trial as TuneTrial
 from transformers import AutoConfig, AutoModel
 
-from search_spaces import TrialConfig, UserError
+from search_spaces import UserError
 from sweep.assets import ModelAssets, prepare_assets
 from sweep.disk_space import check_disk_space
 from sweep.missing import changed_runs, forget_trained, unfinished
@@ -43,10 +42,8 @@ def plan():
 
 
 @pytest.fixture
-def store(migrated_database, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copyfile(migrated_database, tmp_path / "mlflow.db")
-    return StudyStore(f"sqlite:///{tmp_path}/mlflow.db", "films")
+def store(empty_store):
+    return StudyStore(empty_store, "films")
 
 
 @pytest.fixture
@@ -168,16 +165,12 @@ def trained_and_reported(plan, store, storage, assets):
     trial = Trial(configs(plan)[0], assets["bert-tiny"], CPU)
     while not trial.is_finished:
         report = trial.run_epoch()
-        storage.trial_folder(tune_trial_hash(tune_trial)).save(report["epoch"], trial.save)
+        storage.trial_folder(trial.config.trial_hash).save(report["epoch"], trial.save)
         best = {"best_epoch": 1, "best_val_acc": 0.5}
         recorder.on_trial_result(1, [], tune_trial, report | best | {"earlier": [], "damaged": []})
     recorder.on_trial_complete(1, [], tune_trial)
     assert writer.wait(60)
     return recorder
-
-
-def tune_trial_hash(trial):
-    return TrialConfig.from_dict(trial.config["trial"]).trial_hash
 
 
 def test_what_a_trial_saved_goes_once_all_of_it_is_in_mlflow(plan, store, storage, assets):

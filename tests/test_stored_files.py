@@ -1,6 +1,5 @@
 """A real MLflow store that damages what it takes: noticed at once, repeated, never taken for stored."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,8 @@ RESULT = Evaluation(0.3, 0.5, np.array([1, 1]), np.array([[0.2, 0.8], [0.4, 0.6]
 
 
 @pytest.fixture
-def store(migrated_database, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copyfile(migrated_database, tmp_path / "mlflow.db")
-    return StudyStore(f"sqlite:///{tmp_path}/mlflow.db", "films-study")
+def store(empty_store):
+    return StudyStore(empty_store, "films-study")
 
 
 @pytest.fixture

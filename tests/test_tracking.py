@@ -1,7 +1,6 @@
 """A real MLflow store on SQLite: what is written, once, and what is found again."""
 
 import json
-import shutil
 import threading
 from pathlib import Path
 
@@ -48,10 +47,8 @@ def report(epoch, val_acc=0.5, val_loss=0.6):
 
 
 @pytest.fixture
-def uri(migrated_database, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copyfile(migrated_database, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path}/mlflow.db"
+def uri(empty_store):
+    return empty_store
 
 
 @pytest.fixture
