@@ -168,7 +168,7 @@ def _answer(
     if known and known.answers(search.limit):
         return replace(search, found=known, source="remembered")
     try:
-        size = largest_physical_batch_size(search.config, assets, device, search.limit, gpus or 1.0)
+        size = largest_physical_batch_size(search.config, assets, device, search.limit)
     except DoesNotFitError as error:
         return replace(search, problem=last_line(error))
     except Exception as error:  # a search is no reason to give up: a trial looks after itself

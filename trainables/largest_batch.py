@@ -20,17 +20,16 @@ def largest_physical_batch_size(
     assets: TrialAssets,
     device: torch.device,
     limit: int,
-    share: float = 1.0,
 ) -> int:
     """The largest of 1, 2, 4, … and ``limit`` examples whose training fits into the memory of ``device``.
 
     Each size makes whole optimizer steps as a trial does where it needs most: every text ``max_length``
     tokens long, the optimizer's state allocated, and the second set of gradients that measuring the noise
-    takes. On a GPU the search keeps to nine tenths of ``share``, the part of it that a trial has; on a
-    CPU it ends where the machine refuses memory. Raises DoesNotFitError where not even one example fits.
+    takes. On a GPU the search keeps to nine tenths of what this process may have, which is a trial's share;
+    on a CPU it ends where the machine refuses memory. Raises DoesNotFitError where not even one fits.
     """
     largest = 0
-    with _memory_budget(device, (1 - HEADROOM) * min(share, 1.0)):
+    with _memory_budget(device, 1 - HEADROOM):
         for size in _doubled(limit):
             if not _fits(config, assets, device, size):
                 break
