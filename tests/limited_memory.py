@@ -41,7 +41,7 @@ def in_fresh_process(function, *arguments):
 def _predictably(function, *arguments):
     """In one thread, and with a C library that returns what is freed and does not keep it for later."""
     torch.set_num_threads(1)
-    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 12)
     return function(*arguments)
 
 
