@@ -15,13 +15,19 @@ _SCRATCH_COPIES = 4  # best and last model, the one being uploaded, and the one 
 
 
 def check_disk_space(
-    plan: Plan, to_train: Sequence[TrialConfig], concurrent: int, storage: StudyStorage, tracking_uri: str
+    plan: Plan,
+    to_train: Sequence[TrialConfig],
+    concurrent: int,
+    storage: StudyStorage,
+    tracking_uri: str,
+    *,
+    anew: bool = False,
 ) -> None:
     """Raise UserError where a disk lacks room for the checkpoints at any one time, and for the models.
 
-    Checkpoints that these trials have already are part of the room there is. More may be needed while
-    the tracking store is away, because finished trials then keep their checkpoints: ``--dry-run`` says
-    how much at most.
+    Checkpoints that the plan's trials have already are part of the room there is; all there are, where
+    the study is started ``anew``. More may be needed while the tracking store is away, because finished
+    trials then keep their checkpoints: ``--dry-run`` says how much at most.
     """
     by_size = sorted(to_train, key=plan.weight_bytes, reverse=True)
     needs: dict[Path, int] = {
@@ -30,7 +36,8 @@ def check_disk_space(
     }
     if sqlite_file(tracking_uri) is not None:  # a server keeps the models on its own disk
         needs[Path.cwd()] = plan.model_bytes(to_train)
-    taken = {storage.path.stat().st_dev: sum(_size(storage, config) for config in to_train)}
+    going = [folder for folder in storage.trials.glob("*") if anew or folder.name in plan.trials]
+    taken = {storage.path.stat().st_dev: sum(map(_size, going))}
     on_device: defaultdict[int, int] = defaultdict(int)
     for folder, needed in needs.items():
         device = folder.stat().st_dev
@@ -43,7 +50,5 @@ def check_disk_space(
             )
 
 
-def _size(storage: StudyStorage, config: TrialConfig) -> int:
-    """What the trial's checkpoints take now, which the next ones replace."""
-    folder = storage.trial_folder(config.trial_hash).path
+def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -10,8 +10,8 @@ _AGAIN = 0.1  # seconds
 def hear_signals() -> None:
     """Let SIGINT and SIGTERM raise KeyboardInterrupt in the main thread, in whatever it is busy with.
 
-    Python ignores what is raised while it cleans an object up, and shows a traceback of it; a
-    KeyboardInterrupt that came just then is raised again a moment later.
+    Python ignores what is raised while it cleans an object up, and shows a traceback of it; what a
+    signal raised just then, which may be Ray's SystemExit, becomes a KeyboardInterrupt a moment later.
     """
     # scripts start background commands with SIGINT ignored, which would leave no way to stop one cleanly
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,7 +25,7 @@ def _interrupt(signal_number: int, frame: object) -> NoReturn:
 
 
 def _unraisable(ignored: "sys.UnraisableHookArgs") -> None:
-    if isinstance(ignored.exc_value, KeyboardInterrupt):
+    if isinstance(ignored.exc_value, KeyboardInterrupt | SystemExit):
         signal.setitimer(signal.ITIMER_REAL, _AGAIN)
     else:
         sys.__unraisablehook__(ignored)

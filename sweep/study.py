@@ -85,7 +85,9 @@ def _finish(
     with ray_session(options.ray_address) as dashboard:
         resources = resources_per_trial(options)
         check_shared(storage.path)
-        check_disk_space(plan, to_train, resources.concurrent, storage, options.tracking_uri)
+        check_disk_space(
+            plan, to_train, resources.concurrent, storage, options.tracking_uri, anew=options.fresh
+        )
         _announce(dashboard, options, resources)
         plan = with_measured_sizes(plan, to_train, assets, resources, storage.root)
         invocation = start_invocation(plan, store, storage.holder, patiently)

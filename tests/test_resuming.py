@@ -220,20 +220,29 @@ def test_a_study_that_cannot_fit_is_one_line_before_anything_is_trained(plan, st
     assert "needs 640000.00 GB" in message(raised)  # two trials, two checkpoints, four tensors, four bytes
 
 
-def test_only_checkpoints_that_will_be_replaced_count_as_room(plan, storage, store):
+def fill(storage, trial_hash):
+    """A checkpoint of four terabytes, without taking them from the disk."""
+    folder = storage.trial_folder(trial_hash).path / "epoch-000001"
+    folder.mkdir(parents=True)
+    with (folder / "optimizer.pt").open("wb") as file:
+        file.truncate(4 * 10**12)
+
+
+def test_only_checkpoints_that_will_go_count_as_room(plan, storage, store):
     large = replace(plan, parameters={"bert-tiny": 10**10})
-
-    def checkpoint_of(trial_hash):
-        folder = storage.trial_folder(trial_hash).path / "epoch-000001"
-        folder.mkdir(parents=True)
-        with (folder / "optimizer.pt").open("wb") as file:
-            file.truncate(4 * 10**12)  # without taking them from the disk
-
-    checkpoint_of("0123456789ab")  # of other settings: it stays
+    fill(storage, "0123456789ab")  # of other settings: it stays, unless all is started anew
     with pytest.raises(UserError, match="make room"):
         check_disk_space(large, configs(large), 2, storage, store.tracking_uri)
-    checkpoint_of(configs(large)[0].trial_hash)
+    check_disk_space(large, configs(large), 2, storage, store.tracking_uri, anew=True)
+    fill(storage, configs(large)[0].trial_hash)
     check_disk_space(large, configs(large), 2, storage, store.tracking_uri)
+
+
+def test_what_a_kill_has_left_of_a_trained_trial_counts_as_room(plan, storage, store):
+    large = replace(plan, parameters={"bert-tiny": 10**10})
+    trained, *to_train = configs(large)
+    fill(storage, trained.trial_hash)
+    check_disk_space(large, to_train, 2, storage, store.tracking_uri)
 
 
 def test_a_trial_never_has_more_on_disk_than_was_announced(plan, storage, assets):

@@ -19,6 +19,8 @@ def goes(_):
     time.sleep(0.01)
 
 hear_signals()
+if "ray" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # Ray's own while it starts
 thing = Thing()
 watch = weakref.ref(thing, goes)
 try:
@@ -30,8 +32,8 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("what", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("what", [["SIGINT"], ["SIGTERM"], ["SIGTERM", "ray"]], ids=" ".join)
 def test_a_signal_while_python_cleans_up_is_heard_and_shows_no_traceback(what):
-    command = [sys.executable, "-c", CLEANING_UP, what]
+    command = [sys.executable, "-c", CLEANING_UP, *what]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert (done.stdout.strip(), done.stderr) == ("heard", "")

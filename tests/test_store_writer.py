@@ -137,6 +137,19 @@ def test_of_a_call_that_is_at_fault_its_own_error_is_raised_however_late(store):
         store.patience().call(fail, seconds=0.1)
 
 
+def test_a_call_that_fails_late_is_still_repeated_while_the_store_answers(store):
+    """Patience is for a store that is away: one read-back that differs must not cost a model."""
+    attempts = []
+
+    def differs_once():
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise OSError("read back differently")
+        return "whole"
+
+    assert store.patience().call(differs_once, seconds=0) == "whole"
+
+
 def test_patience_ends(store):
     store.is_here.clear()
     with pytest.raises(StoreAwayError, match="does not answer"):

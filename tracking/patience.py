@@ -69,11 +69,11 @@ class Patience:
                 is_at_fault = self._answers()
                 attempts += is_at_fault
                 is_late = deadline is not None and time.monotonic() + pause > deadline
-                if is_at_fault and (is_late or attempts >= _ATTEMPTS or not is_temporary(error)):
+                if is_at_fault and (attempts >= _ATTEMPTS or not is_temporary(error)):
                     _give_up(error)
                 if not is_at_fault:
                     self._note(error)
-                if is_late or self._stopped.wait(pause):
+                if (is_late and not is_at_fault) or self._stopped.wait(pause):
                     raise StoreAwayError(
                         f"the tracking store does not answer ({first_line(error)})"
                     ) from error

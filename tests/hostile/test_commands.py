@@ -121,14 +121,19 @@ ANALYZE = {
 }
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
 @settings(max_examples=5)
 @given(
     st.fixed_dictionaries(
         {"--head": ANALYZE["--head"]}, optional={k: ANALYZE[k] for k in ANALYZE if k != "--head"}
     )
 )
-def test_any_look_inside(small_study, arguments):
-    where = [f"--name={STUDY}", f"--tracking-uri={small_study}", "--results-path=/dev/null"]
+def test_any_look_inside(small_study, results, arguments):
+    where = [f"--name={STUDY}", f"--tracking-uri={small_study}", f"--results-path={results}"]
     assert_works_or_says_why(["analyze", *where, *(f"{flag}={value}" for flag, value in arguments.items())])
 
 
