@@ -1,12 +1,14 @@
 """A real MLflow store that damages what it takes: noticed at once, repeated, never taken for stored."""
 
+import gc
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
-from mlflow.tracking import MlflowClient
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from tests.helpers import make_config
 from tracking import ChangedModelError, DatasetFacts, ModelFiles, Patience, StudyStore
@@ -47,18 +49,18 @@ def bad_disk(tmp_path, monkeypatch):
     left = []
 
     def after(method, name_of):
-        upload = getattr(MlflowClient, method)
+        upload = getattr(LocalArtifactRepository, method)
 
-        def uploaded(client, *arguments):
-            upload(client, *arguments)
+        def uploaded(repository, *arguments):
+            upload(repository, *arguments)
             if left:
                 left.pop()
                 damage(tmp_path / "mlruns", name_of(arguments))
 
-        monkeypatch.setattr(MlflowClient, method, uploaded)
+        monkeypatch.setattr(LocalArtifactRepository, method, uploaded)
 
-    after("log_artifact", lambda arguments: Path(arguments[1]).name)
-    after("log_model_artifacts", lambda arguments: "classifier.json")
+    after("log_artifact", lambda arguments: Path(arguments[0]).name)
+    after("log_artifacts", lambda arguments: "classifier.json")
     return lambda times: left.extend([True] * times)
 
 
@@ -75,14 +77,14 @@ def test_predictions_that_the_store_damages_are_stored_again(store, run, bad_dis
 
 
 def test_predictions_that_cannot_be_read_back_at_first_are_stored_again(store, run, monkeypatch):
-    download, failures = MlflowClient.download_artifacts, ["Failed to download artifacts"]
+    download, failures = LocalArtifactRepository.download_artifacts, ["Failed to download artifacts"]
 
-    def fail_once(client, *arguments):
+    def fail_once(repository, *arguments):
         if failures:
             raise MlflowException(failures.pop(), RESOURCE_DOES_NOT_EXIST)
-        return download(client, *arguments)
+        return download(repository, *arguments)
 
-    monkeypatch.setattr(MlflowClient, "download_artifacts", fail_once)
+    monkeypatch.setattr(LocalArtifactRepository, "download_artifacts", fail_once)
     patiently(store, lambda: run.log_test(RESULT, RESULT, np.array([1, 0]), np.array([17, 4])))
     assert store.client.get_run(run.run_id).info.status == "FINISHED"
 
@@ -139,3 +141,24 @@ def test_a_model_that_was_harmed_in_mlflow_is_made_anew(store, run, model, harm,
     again.log_models(model, None, best_epoch=1, best_val_acc=0.5)
     assert (again.download_model("best", tmp_path / "back") / "classifier.json").is_file()
     assert len(store.client.search_logged_models([run.run.info.experiment_id])) == 1
+
+
+@pytest.fixture
+def uncollected():
+    """Python's garbage stays."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_files_that_come_and_go_leave_no_thread_behind(run, model, tmp_path):
+    before = set(threading.enumerate())
+    run.log_models(model, None, best_epoch=1, best_val_acc=0.5)
+    run.download_model("best", tmp_path / "back")
+    run.log_test(RESULT, RESULT, np.array([1, 0]), np.array([17, 4]))
+    run.predictions("best")
+    left = set(threading.enumerate()) - before
+    for thread in left:
+        thread.join(timeout=10)
+    assert not [thread for thread in left if thread.is_alive()]

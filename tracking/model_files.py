@@ -1,6 +1,5 @@
 """A model's files, from a folder into MLflow and back, proved to be the same."""
 
-import gc
 import hashlib
 import tempfile
 from contextlib import suppress
@@ -18,8 +17,10 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, Schema
 
 from search_spaces import UserError
+from tracking.artifacts import download_model_folder, upload_model_folder
 from tracking.stored_files import ChangedFileError, file_digest
 
+_MODELS = "models:/"  # with which the URI of a model begins
 _SERVING_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 _SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string")]),
@@ -62,11 +63,11 @@ def upload_model(client: MlflowClient, run: Run, name: str, files: ModelFiles) -
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         _save(folder, files, Model(run_id=run.info.run_id, model_uuid=uuid4().hex, model_id=model.model_id))
-        client.log_model_artifacts(model.model_id, str(folder))
-    uploaded = UploadedModel(f"models:/{model.model_id}", folder_digest(files.folder))
+        upload_model_folder(client, model.model_id, folder)
+    uploaded = UploadedModel(_MODELS + model.model_id, folder_digest(files.folder))
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            download_model(uploaded, Path(temporary))
+            download_model(client, uploaded, Path(temporary))
     except ChangedModelError:
         if earlier:
             delete_model(client, uploaded.uri)
@@ -77,14 +78,13 @@ def upload_model(client: MlflowClient, run: Run, name: str, files: ModelFiles) -
     return uploaded
 
 
-def download_model(model: UploadedModel, folder: Path) -> Path:
+def download_model(client: MlflowClient, model: UploadedModel, folder: Path) -> Path:
     """Download into ``folder``; returns where the files lie that were given as ModelFiles.
 
     Raises ChangedModelError where they are not those; an empty digest, of older studies, is not checked.
     """
-    path = Path(mlflow.artifacts.download_artifacts(artifact_uri=model.uri, dst_path=str(folder))).resolve()
-    # MLflow's artifact repositories refer to themselves, and keep their threads until they are collected
-    gc.collect()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = download_model_folder(client, model.uri.removeprefix(_MODELS), folder).resolve()
     data = (path / _data_folder(model, path)).resolve()
     if path not in data.parents:
         raise UserError(
@@ -98,7 +98,7 @@ def download_model(model: UploadedModel, folder: Path) -> Path:
 def delete_model(client: MlflowClient, uri: str) -> None:
     """Mark a model as deleted, so that nobody uploads into it again."""
     with suppress(MlflowException):  # an earlier attempt has deleted it
-        client.delete_logged_model(uri.removeprefix("models:/"))
+        client.delete_logged_model(uri.removeprefix(_MODELS))
 
 
 def _data_folder(model: UploadedModel, path: Path) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from tracking.artifacts import download, upload
+
 
 class ChangedFileError(OSError):
     """What came back from MLflow is not what was stored; as with any failing disk, a repeat may mend it."""
@@ -17,11 +19,11 @@ def store_file(client: MlflowClient, run_id: str, path: Path) -> None:
 
     Raises ChangedFileError where MLflow gives back something else.
     """
-    client.log_artifact(run_id, str(path))
+    upload(client, run_id, path)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            stored = Path(client.download_artifacts(run_id, path.name, folder))
-        except MlflowException as error:  # which says of everything that there is no such file
+            stored = download(client, run_id, path.name, Path(folder))
+        except MlflowException as error:
             raise ChangedFileError(f"{path.name} of run {run_id} cannot be read back") from error
         if file_digest(stored) != file_digest(path):
             raise ChangedFileError(f"{path.name} of run {run_id} is not what was stored")

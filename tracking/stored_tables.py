@@ -1,5 +1,6 @@
 """Tables that come back from a tracking store, checked: somebody else may have put them there."""
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -25,15 +26,14 @@ def texts(column: pd.Series) -> bool:
     return all(isinstance(value, str) for value in column)
 
 
-def read_table(
-    download: Callable[[str], str], folder: str, what: str, checks: Mapping[str, Check]
-) -> pd.DataFrame:
-    """The Parquet file that ``download`` puts into ``folder``; a UserError where it is not as written.
+def read_table(fetch: Callable[[Path], Path], what: str, checks: Mapping[str, Check]) -> pd.DataFrame:
+    """The Parquet file that ``fetch`` puts into a folder; a UserError where it is not as written.
 
     Parquet is data: nothing in it is run when it is read.
     """
     try:
-        frame = pd.read_parquet(Path(download(folder)))
+        with tempfile.TemporaryDirectory() as folder:
+            frame = pd.read_parquet(fetch(Path(folder)))
     except Exception as error:  # MLflow, pyarrow and the file system each have their own
         raise UserError(f"{what} cannot be read from MLflow: {first_line(error)}") from error
     for name, is_good in checks.items():

@@ -27,6 +27,7 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from search_spaces import TrialConfig, UserError, first_line, unknown
+from tracking.artifacts import download, upload
 from tracking.dataset_facts import DatasetFacts
 from tracking.heartbeat import EVERY, HEARTBEAT, PATIENCE, beating, heartbeat
 from tracking.store_place import answers, check_place, quiet_mlflow
@@ -50,13 +51,13 @@ class InvocationRun:
 
     def log_folder(self, folder: Path, under: str | None = None) -> None:
         """Upload the files of ``folder``, to the run's top or into its folder ``under``."""
-        self.client.log_artifacts(self.run_id, str(folder), under)
+        upload(self.client, self.run_id, folder, under)
 
     def download_folder(self, name: str, destination: Path) -> Path | None:
         """Download the run's folder ``name`` into ``destination``; None where there is none."""
         if not self._has(name):
             return None
-        return Path(self.client.download_artifacts(self.run_id, name, str(destination)))
+        return download(self.client, self.run_id, name, destination)
 
     def log_test_split(self, row_ids: np.ndarray, labels: np.ndarray, texts: Sequence[str]) -> None:
         """Store the test split: what trials were tested on, (n,) each, in the split's own order."""
@@ -72,10 +73,9 @@ class InvocationRun:
             raise UserError(
                 f"run {self.run_id} holds no test split: run the study's command again, which stores it"
             )
-        download = partial(self.client.download_artifacts, self.run_id, _TEST_SPLIT)
+        fetch = partial(download, self.client, self.run_id, _TEST_SPLIT)
         checks = {"row_id": whole_numbers, "label": whole_numbers, "text": texts}
-        with tempfile.TemporaryDirectory() as folder:
-            return read_table(download, folder, f"the test split of run {self.run_id}", checks)
+        return read_table(fetch, f"the test split of run {self.run_id}", checks)
 
     def _has(self, name: str) -> bool:
         return any(file.path == name for file in self.client.list_artifacts(self.run_id))

@@ -18,6 +18,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from search_spaces import TrialConfig, UserError
+from tracking.artifacts import download
 from tracking.dataset_facts import DatasetFacts, dataset_input
 from tracking.model_files import ModelFiles, UploadedModel, delete_model, download_model, upload_model
 from tracking.stored_files import store_file
@@ -207,7 +208,7 @@ class TrialRun:
         if not _MODEL_URI.fullmatch(uri):
             raise UserError(f"{which}_model of run {self.run_id} is '{uri}', no model of this MLflow store")
         digest = self.tags.get(f"{which}_model_digest", "")  # older studies have none
-        return download_model(UploadedModel(uri, digest), folder)
+        return download_model(self.client, UploadedModel(uri, digest), folder)
 
     def discard_models(self) -> None:
         """Delete the models, so that the next invocation trains the trial anew and makes others."""
@@ -257,9 +258,8 @@ class TrialRun:
         Columns ``row_id``, ``label``, ``prediction``, ``probability`` (of the predicted class) and
         ``margin`` (its lead over the second; absent from studies tested before it was stored).
         """
-        download = partial(self.client.download_artifacts, self.run_id, _PREDICTIONS[which])
-        with tempfile.TemporaryDirectory() as folder:
-            return read_table(download, folder, f"{_PREDICTIONS[which]} of {self.name}", _PREDICTION)
+        fetch = partial(download, self.client, self.run_id, _PREDICTIONS[which])
+        return read_table(fetch, f"{_PREDICTIONS[which]} of {self.name}", _PREDICTION)
 
     def interrupt(self) -> None:
         """Mark the run as stopped before its end; it goes on when the trial does."""
