@@ -23,7 +23,7 @@ def store_file(client: MlflowClient, run_id: str, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             stored = download(client, run_id, path.name, Path(folder))
-        except MlflowException as error:
+        except MlflowException as error:  # whatever its code, storing again may mend it
             raise ChangedFileError(f"{path.name} of run {run_id} cannot be read back") from error
         if file_digest(stored) != file_digest(path):
             raise ChangedFileError(f"{path.name} of run {run_id} is not what was stored")
