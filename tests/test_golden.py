@@ -1,0 +1,39 @@
+"""Numbers that must not move: the first two trials of the demo, on any CPU in fp32."""
+
+import pytest
+
+from sweep.assets import prepare_assets
+from sweep.options import SweepOptions
+from sweep.plan import make_plan
+from tests.helpers import trained
+
+GOLDEN = {
+    64: {
+        "val_acc": [0.61, 0.7325, 0.735, 0.7575, 0.7575],
+        "train_loss": [0.6843359017, 0.5320881975, 0.4796306056, 0.4716759384, 0.4492767745],
+        "val_loss": [0.6362667581, 0.5163064558, 0.5204429224, 0.5059056595, 0.5074405611],
+    },
+    256: {
+        "val_acc": [0.4875, 0.4875, 0.675, 0.705, 0.7425],
+        "train_loss": [0.6993420744, 0.6939260006, 0.6695323634, 0.5703453493, 0.4972931361],
+        "val_loss": [0.6928863651, 0.6906559615, 0.6191945148, 0.5496876323, 0.5277347663],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def demo():
+    options = SweepOptions(space="batch_lr_grid", demo=True, precision="fp32")
+    plan = make_plan(options, bf16_available=False)
+    first, second = (cells[0] for cells in list(plan.trials.values())[:2])
+    assets = prepare_assets(first, plan.splits).trial
+    return {config.target_batch_size: trained(config, assets).history for config in (first, second)}
+
+
+@pytest.mark.parametrize("target_batch_size", GOLDEN)
+def test_the_demo_learns_what_it_always_learnt(demo, target_batch_size):
+    expected = GOLDEN[target_batch_size]
+    history = demo[target_batch_size]
+    assert [report["val_acc"] for report in history] == expected["val_acc"]
+    for loss in ("train_loss", "val_loss"):
+        assert [report[loss] for report in history] == pytest.approx(expected[loss], rel=1e-5)
