@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from sweep import StoppedError, UserError
+from errors import StoppedError, UserError
 from sweep.flags import OPTIONS, PARSERS, SETTINGS, USAGE_ERROR
 from sweep.signals import hear_signals
 

@@ -11,7 +11,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -45,7 +44,7 @@ def main() -> None:
     print("target batch size  seconds a window  a measured one  windows measured  of training time")
     for target in options.targets:
         if measured_cut(target, config.physical_batch_size)[0] > 1:
-            _print_row(replace(config, target_batch_size=target), assets, options.windows)
+            _print_row(config.replace(target_batch_size=target), assets, options.windows)
 
 
 def _print_row(config: TrialConfig, assets: TrialAssets, windows: int) -> None:

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from errors import UserError, first_line
 from reports.csv_files import csv_text
-from tracking import UserError, first_line
 
 INSIDE = "inside"  # the section that looks inside the models: its folder, and its file's name
 PATIENCE = 60.0  # seconds, with an MLflow that stops to answer

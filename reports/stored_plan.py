@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tracking import UserError, printable
+from errors import UserError, printable
 
 AXES = ("model", "target_batch_size", "scaling_rule", "seed")
-SHARED_SETTINGS = ("optimizer", "scheduler", "epochs", "dropout", "max_length", "precision", "engine")
+SHARED_SETTINGS = ("optimizer", "scheduler", "epochs", "head_dropout", "max_length", "precision", "engine")
 _LARGEST = 2**63 - 1
 _PLAN = {"study": str, "question": str, "dataset": dict, "cells": list}
 _DATASET = {

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from errors import UserError, printable
 from reports.stored_plan import checked_plan
-from tracking import StudyStore, TrialRun, UserError, printable
+from tracking import StudyStore, TrialRun
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,16 @@
-"""WHAT is tried: plain data. Add a question: a new module with a ``SPACE``, and its line here."""
+"""WHAT is tried: plain data. A question is a module beside this one with a ``SPACE`` in it."""
 
-from search_spaces import batch_lr_grid, fixed_lr, linear_ablation, sqrt_lr
-from search_spaces.errors import (
-    StoppedError,
-    StoreAwayError,
-    StoreFailedError,
-    UserError,
-    first_line,
-    last_line,
-    printable,
-    unknown,
-)
-from search_spaces.space import Space, unique_trials
+import importlib
+import pkgutil
+
+from errors import unknown
+from search_spaces.space import Space, trial_name, unique_trials
 from search_spaces.trial_config import TrialConfig
 
+_MODULES = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+
 SPACES: dict[str, Space] = {
-    module.SPACE.name: module.SPACE for module in (batch_lr_grid, fixed_lr, sqrt_lr, linear_ablation)
+    module.SPACE.name: module.SPACE for module in _MODULES if hasattr(module, "SPACE")
 }
 
 
@@ -26,18 +21,4 @@ def find_space(name: str) -> Space:
     return SPACES[name]
 
 
-__all__ = [
-    "SPACES",
-    "Space",
-    "StoppedError",
-    "StoreAwayError",
-    "StoreFailedError",
-    "TrialConfig",
-    "UserError",
-    "find_space",
-    "first_line",
-    "last_line",
-    "printable",
-    "unique_trials",
-    "unknown",
-]
+__all__ = ["SPACES", "Space", "TrialConfig", "find_space", "trial_name", "unique_trials"]

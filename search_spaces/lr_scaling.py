@@ -11,7 +11,7 @@ rescale Adam's betas and epsilon, which is not done here.
 import math
 from collections.abc import Callable
 
-from search_spaces.errors import unknown
+from errors import unknown
 
 SCALING_RULES: dict[str, Callable[[float], float]] = {
     "fixed": lambda ratio: 1.0,

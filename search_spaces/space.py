@@ -1,7 +1,7 @@
 """Space -> cells -> unique trials."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,3 +48,11 @@ def unique_trials(cells: Iterable[TrialConfig]) -> dict[str, list[TrialConfig]]:
     for cell in cells:
         trials.setdefault(cell.trial_hash, []).append(cell)
     return trials
+
+
+def trial_name(cells: Sequence[TrialConfig], seeds: int = 1) -> str:
+    """``modernbert-base · 256 · sqrt``; rules that agree are joined, ``fixed=sqrt=linear``."""
+    config = cells[0]
+    rules = "=".join(dict.fromkeys(cell.scaling_rule for cell in cells))
+    parts = [config.model_name, str(config.target_batch_size), rules]
+    return " · ".join(parts + ([f"seed {config.seed}"] if seeds > 1 else []))

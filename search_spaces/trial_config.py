@@ -1,107 +1,120 @@
 """TrialConfig: everything that determines one trial, resolved, validated and immutable."""
 
-import dataclasses
 import hashlib
 import json
 import math
-import types
-import typing
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import Annotated, Any
 
-from search_spaces.errors import UserError, unknown
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from errors import UserError, unknown
 from search_spaces.lr_scaling import SCALING_RULES, scaled_learning_rate
+from search_spaces.optimization import OPTIMIZERS, SCHEDULERS
 
 ENGINES = ("torch", "accelerate")
 PRECISIONS = ("fp32", "bf16")
-OPTIMIZERS = ("adam", "adamw")
-SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine")
-LARGEST = 2**63 - 1  # what PyTorch, Arrow and SQLite can count to
+RENAMED = {"dropout": "head_dropout"}  # old key -> field
+_LARGEST = 2**63 - 1  # what PyTorch, Arrow and SQLite can count to
 
-# Fields that change how a trial is computed or spelled, but not what is learned. The learning rate
-# stands in for the three fields it derives from, the digest of the data for the place it came from.
+# The hash identifies what is learned. These fields change how a trial is computed or spelled instead:
+# the learning rate stands in for the three it derives from, the digest of the data for its place.
 _NOT_IN_HASH = frozenset(
     "physical_batch_size noise_every scaling_rule base_lr reference_batch_size "
     "dataset text_column label_column keep_duplicates train_size eval_size".split()
 )
+# A field added after these enters the hash only where it differs from its default, so that nobody's
+# finished study is trained again; a renamed field is hashed under its old key.
+_ALWAYS_IN_HASH = frozenset(
+    "model target_batch_size epochs seed optimizer weight_decay scheduler warmup_ratio head_dropout engine "
+    "precision max_length split_seed dataset_digest".split()
+)
+_HASHED_AS = {field: key for key, field in RENAMED.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialConfig:
-    """One fully resolved configuration, trained once. Sizes are in examples, lengths in tokens."""
+def _text(value: str) -> str:
+    if "\0" in value:  # no file can be called so, and no tracking store can keep it
+        raise UserError(f"a character that is not text: {value!r}")
+    return value
 
-    model: str
-    target_batch_size: int
-    scaling_rule: str
 
-    base_lr: float = 5e-5
-    reference_batch_size: int = 64
-    physical_batch_size: int = 64
-    epochs: int = 5
-    seed: int = 42
-    optimizer: str = "adam"
-    weight_decay: float = 0.0
-    scheduler: str = "constant"
-    warmup_ratio: float = 0.0
-    dropout: float = 0.1
-    engine: str = "torch"
-    precision: str = "fp32"
-    noise_every: int = 16  # measure the gradient noise in every nth window of an epoch; 0: never
+def _one_of(kind: str, choices: Iterable[str]) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in choices:
+            raise unknown(kind, value, choices)
+        return value
 
-    dataset: str = "stanfordnlp/imdb"
-    text_column: str = "text"
-    label_column: str = "label"
-    max_length: int = 128
-    split_seed: int = 42
+    return AfterValidator(check)
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_text)]
+Count = Annotated[int, Field(gt=0, le=_LARGEST)]
+
+
+class TrialConfig(BaseModel):
+    """One fully resolved configuration, trained once. Sizes are in examples, lengths in tokens.
+
+    Raises UserError, one line, for anything that is not valid.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    model: Text
+    target_batch_size: Count
+    scaling_rule: Annotated[str, _one_of("scaling rule", SCALING_RULES)]
+
+    base_lr: Annotated[float, Field(gt=0)] = 5e-5
+    reference_batch_size: Count = 64
+    physical_batch_size: Count = 64
+    epochs: Count = 5
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    optimizer: Annotated[str, _one_of("optimizer", OPTIMIZERS)] = "adam"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    scheduler: Annotated[str, _one_of("scheduler", SCHEDULERS)] = "constant"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    engine: Annotated[str, _one_of("engine", ENGINES)] = "torch"
+    precision: Annotated[str, _one_of("precision", PRECISIONS)] = "fp32"
+    # measure the gradient noise in every nth window of an epoch; 0: never
+    noise_every: Annotated[int, Field(ge=0, le=_LARGEST)] = 16
+
+    dataset: Text = "stanfordnlp/imdb"
+    text_column: Text = "text"
+    label_column: Text = "label"
+    # at least two special tokens and one of text
+    max_length: Annotated[int, Field(ge=3, le=_LARGEST)] = 128
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     keep_duplicates: bool = False
-    train_size: int | None = None
-    eval_size: int | None = None
-    dataset_digest: str = ""
+    train_size: Count | None = None
+    eval_size: Count | None = None
+    dataset_digest: Annotated[str, AfterValidator(_text)] = ""
 
-    def __post_init__(self) -> None:
-        self._check_types()
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"{name} must be positive, not {value}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise unknown(name.replace("_", " "), getattr(self, name), choices)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
-        if not 0 <= self.warmup_ratio < 1:
-            raise UserError(f"warmup_ratio must be in [0, 1), not {self.warmup_ratio}")
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _user_error(error) from None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "TrialConfig":
         if self.warmup_ratio and self.scheduler == "constant":
             raise UserError("warmup_ratio does nothing under scheduler constant: set constant_with_warmup")
-        if self.weight_decay < 0:
-            raise UserError(f"weight_decay must not be negative, not {self.weight_decay}")
         if not 0 < self.learning_rate < math.inf:
             direction = "larger" if self.learning_rate == 0 else "smaller"
             raise UserError(
                 f"base_lr {self.base_lr} is scaled to {self.learning_rate}: make it {direction}"
             )
-        if self.noise_every < 0:
-            raise UserError(f"noise_every must not be negative, not {self.noise_every}: 0 turns it off")
-        if self.max_length < 3:
-            raise UserError("max_length must be at least 3: two special tokens and one of text")
-        if not 0 <= self.seed < 2**63 or not 0 <= self.split_seed < 2**32:
-            raise UserError("seed must be in [0, 2^63) and split_seed in [0, 2^32)")
-
-    def _check_types(self) -> None:
-        for name, kinds in _FIELD_TYPES.items():
-            value = getattr(self, name)
-            if type(value) is int and abs(value) > LARGEST:
-                raise UserError(f"{name} must be between -2^63 and 2^63")
-            if float in kinds and type(value) is int:
-                object.__setattr__(self, name, value := float(value))
-            if type(value) not in kinds:
-                wanted = " or ".join("nothing" if k is type(None) else k.__name__ for k in kinds)
-                raise UserError(f"{name} must be {wanted}, not {_shown(value)}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{name} must be a finite number, not {value}")
-            if isinstance(value, str):
-                _check_text(name, value)
+        return self
 
     @property
     def learning_rate(self) -> float:
@@ -134,78 +147,74 @@ class TrialConfig:
     @property
     def trial_hash(self) -> str:
         """12 hex digits that identify what is learned, whatever the configuration was called."""
-        facts = {k: v for k, v in self.to_dict().items() if k not in _NOT_IN_HASH}
+        facts = {
+            _HASHED_AS.get(name, name): value
+            for name, value in self.to_dict().items()
+            if name not in _NOT_IN_HASH
+            and (name in _ALWAYS_IN_HASH or value != type(self).model_fields[name].default)
+        }
         facts["learning_rate"] = self.learning_rate
         text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    def replace(self, **changes: Any) -> "TrialConfig":
+        """A copy with other values, validated."""
+        return TrialConfig(**self.to_dict() | changes)
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as a plain dict; ``from_dict`` is its inverse."""
-        return dataclasses.asdict(self)
+        return dict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "TrialConfig":
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
         """Build from exactly the fields: an unknown or a missing key is a UserError."""
-        for key in values:
-            if key not in FIELDS:
-                raise unknown("configuration key", key, FIELDS)
         missing = [name for name in FIELDS if name not in values]
+        config = cls.from_stored(values)
         if missing:
             raise UserError(f"configuration lacks {', '.join(missing)}")
-        return cls(**values)
+        return config
+
+    @classmethod
+    def from_stored(cls, values: Mapping[str, Any]) -> "TrialConfig":
+        """Build from what any version of this program stored: old keys are read, new ones may be absent."""
+        return cls(**{RENAMED.get(str(name), str(name)): value for name, value in values.items()})
 
 
-def _check_text(name: str, value: str) -> None:
-    if not value and name != "dataset_digest":
-        raise UserError(f"{name} must not be empty")
-    # no file can be called so, and no tracking store can keep it
-    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
-        raise UserError(f"{name} holds a character that is not text: {value!r}")
-
-
-def _shown(value: Any) -> str:
-    """A value as messages show it; of what is neither number nor text, its type."""
-    return repr(value) if isinstance(value, (int, float, str, type(None))) else type(value).__name__
-
-
-def _kinds(annotation: Any) -> tuple[type, ...]:
-    is_union = isinstance(annotation, types.UnionType)
-    return typing.get_args(annotation) if is_union else (annotation,)
-
-
-FIELDS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(TrialConfig))
-_FIELD_TYPES = {f.name: _kinds(f.type) for f in dataclasses.fields(TrialConfig)}
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "engine": ENGINES,
-    "precision": PRECISIONS,
-    "optimizer": OPTIMIZERS,
-    "scheduler": SCHEDULERS,
-    "scaling_rule": tuple(SCALING_RULES),
-}
-_POSITIVE = (
-    "target_batch_size physical_batch_size reference_batch_size base_lr epochs train_size eval_size"
-).split()
+FIELDS: tuple[str, ...] = tuple(TrialConfig.model_fields)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """``"dropout=0.2"`` -> ``("dropout", 0.2)``, typed as the TrialConfig field of that name."""
-    name, equals, value = text.partition("=")
+    """``"head_dropout=0.2"`` -> ``("head_dropout", 0.2)``, typed as the TrialConfig field of that name."""
+    key, equals, value = text.partition("=")
+    name = RENAMED.get(key, key)
     if not equals:
         raise UserError(f"'{text}' is not of the form key=value")
     if name not in FIELDS:
-        raise unknown("configuration key", name, FIELDS)
-    return name, _parse(name, value)
-
-
-def _parse(name: str, value: str) -> Any:
-    kinds = _FIELD_TYPES[name]
-    if type(None) in kinds and value.lower() in {"", "none", "all"}:
-        return None
-    if bool in kinds:
-        if value.lower() not in {"true", "false"}:
-            raise UserError(f"{name} must be true or false, not '{value}'")
-        return value.lower() == "true"
+        raise unknown("configuration key", key, FIELDS)
+    field = TrialConfig.model_fields[name]
+    if field.default is None and value.lower() in {"", "none", "all"}:
+        return name, None
+    kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     try:
-        return kinds[0](value)
-    except ValueError:
-        raise UserError(f"{name} must be {kinds[0].__name__}, not '{value}'") from None
+        return name, TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise _user_error(error, name) from None
+
+
+def _user_error(error: ValidationError, field: str | None = None) -> UserError:
+    """The first of Pydantic's complaints as one line; all keys that are missing at once."""
+    complaints = error.errors(include_url=False)
+    missing = [str(each["loc"][0]) for each in complaints if each["type"] == "missing"]
+    if missing:
+        return UserError(f"configuration lacks {', '.join(missing)}")
+    first = complaints[0]
+    name = field or (str(first["loc"][0]) if first["loc"] else "")
+    if first["type"] == "extra_forbidden":
+        return unknown("configuration key", name, FIELDS)
+    if first["type"] == "value_error":
+        reason = str(first["ctx"]["error"])
+        return UserError(f"{name} holds {reason}" if reason.startswith("a character") else reason)
+    wanted = re.sub(r"^\w+ should ", "must ", first["msg"]).partition(", ")[0]
+    given = first["input"]
+    shown = repr(given) if isinstance(given, int | float | str | None) else type(given).__name__
+    return UserError(f"{name} {wanted}, not {shown}")

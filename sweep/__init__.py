@@ -15,7 +15,3 @@ if (
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-
-from search_spaces import StoppedError, UserError
-
-__all__ = ["StoppedError", "UserError"]

@@ -19,7 +19,7 @@ import ray
 from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from search_spaces import StoppedError, UserError, first_line, last_line
+from errors import StoppedError, UserError, first_line, last_line
 from sweep.options import SweepOptions
 
 _TINY = 1e-9  # 1.0 // 0.1 is 9

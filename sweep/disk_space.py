@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from search_spaces import TrialConfig, UserError
+from errors import UserError
+from search_spaces import TrialConfig
 from sweep.plan import Plan, gigabytes
 from sweep.storage import StudyStorage
 from tracking import sqlite_file

@@ -11,7 +11,8 @@ from typing import Any
 
 import ray
 
-from search_spaces import StoreAwayError, TrialConfig, last_line
+from errors import StoreAwayError, last_line
+from search_spaces import TrialConfig
 from sweep.cluster import Resources
 from tracking import ChangedModelError, TrialRun
 from trainables.encoder_trainable import quiet_worker, worker_device

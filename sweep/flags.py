@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from search_spaces import UserError
+from errors import UserError
 
 USAGE_ERROR = 2  # exit code
 

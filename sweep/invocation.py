@@ -13,14 +13,8 @@ from threading import Event, Thread
 from ray.exceptions import RayError
 from ray.tune import TuneError
 
-from search_spaces import (
-    StoppedError,
-    StoreAwayError,
-    TrialConfig,
-    UserError,
-    last_line,
-    printable,
-)
+from errors import StoppedError, StoreAwayError, UserError, last_line, printable
+from search_spaces import TrialConfig
 from sweep.assets import ModelAssets
 from sweep.cluster import Resources
 from sweep.console import console

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from search_spaces import SPACES, Space, UserError, find_space
+from errors import UserError
+from search_spaces import SPACES, Space, find_space
 from search_spaces.space import AXES
 from search_spaces.trial_config import parse_setting
 from trainables import demo_reviews

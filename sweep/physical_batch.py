@@ -12,7 +12,8 @@ from typing import Any
 import ray
 import torch
 
-from search_spaces import TrialConfig, last_line
+from errors import last_line
+from search_spaces import TrialConfig
 from sweep.assets import ModelAssets
 from sweep.cluster import Resources
 from sweep.console import console
@@ -74,7 +75,7 @@ def with_measured_sizes(
 def resized(plan: Plan, sizes: Mapping[str, int]) -> Plan:
     """The plan at these physical batch sizes by model; no window is larger than its target batch size."""
     cells = [
-        replace(cell, physical_batch_size=min(sizes[cell.model], cell.target_batch_size))
+        cell.replace(physical_batch_size=min(sizes[cell.model], cell.target_batch_size))
         if cell.model in sizes
         else cell
         for cell in plan.cells

@@ -9,7 +9,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from search_spaces import Space, TrialConfig, UserError, printable, unique_trials
+from errors import UserError, printable
+from search_spaces import Space, TrialConfig, unique_trials
 from sweep.hardware import gpu_expected
 from sweep.options import SweepOptions, check_distinct, resolve_space
 from tracking import DatasetFacts
@@ -112,7 +113,7 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
     parameters = {model: count_parameters(model) for model in space.models}
     splits = load_splits(first)
     digest = splits.digest()
-    cells = [replace(cell, dataset_digest=digest) for cell in space.cells()]
+    cells = [cell.replace(dataset_digest=digest) for cell in space.cells()]
     measures = options.physical_batch_size == "auto" and gpu_expected(options)
     return Plan(options.study, space, cells, splits, parameters, measures)
 

@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from search_spaces import TrialConfig, printable
+from errors import printable
+from search_spaces import TrialConfig, trial_name
 from sweep.console import console
-from tracking import run_name
 
 _COLUMNS = ("epoch", "train loss", "train acc", "val loss", "val acc", "best", "examples/s", "ETA")
 
@@ -32,7 +32,7 @@ class Progress:
     def __init__(self, trials: Mapping[str, Sequence[TrialConfig]], concurrent: int) -> None:
         seeds = len({cells[0].seed for cells in trials.values()})
         self._rows = {
-            trial_hash: _Row(run_name(cells, seeds), cells[0].epochs)
+            trial_hash: _Row(trial_name(cells, seeds), cells[0].epochs)
             for trial_hash, cells in trials.items()
         }
         self._concurrent = concurrent

@@ -10,7 +10,8 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
-from search_spaces import TrialConfig, last_line
+from errors import last_line
+from search_spaces import TrialConfig
 from sweep.journal import Report
 from sweep.plan import Plan
 from sweep.progress import Progress
@@ -31,7 +32,7 @@ from trainables.trial import TrialAssets, best_epoch
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _LOADER = "trainables.exported_model"
-_LOADER_CODE = (_PROJECT / "trainables", _PROJECT / "search_spaces")
+_LOADER_CODE = tuple(_PROJECT / name for name in ("trainables", "search_spaces", "errors.py"))
 _REPORT_KEYS = ("epoch", "step_curve", *EPOCH_METRICS, *NOISE_METRICS, *MEMORY_METRICS)
 
 
@@ -187,7 +188,7 @@ class Recorder(Callback):
             model=config.model_name,
             label_names=self._plan.splits.label_names,
             max_length=config.max_length,
-            dropout=config.dropout,
+            dropout=config.head_dropout,
             trial_hash=config.trial_hash,
             epoch=epoch,
             val_acc=val_acc,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 from uuid import uuid4
 
-from search_spaces import UserError, first_line
+from errors import UserError, first_line
 from sweep.journal import Journal
 from tracking import PROCESS, STORAGE_ID
 from trainables.trial_folder import TrialFolder

@@ -5,7 +5,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 
-from tracking import Patience, StoreAwayError
+from errors import StoreAwayError
+from tracking import Patience
 
 Write = Callable[[], None]
 Refused = Callable[[Exception], None]

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from search_spaces import UserError
+from errors import UserError
+from search_spaces import trial_name
 from sweep.assets import ModelAssets, prepare_assets
 from sweep.cluster import Resources, check_shared, ray_session, resources_per_trial
 from sweep.console import console
@@ -17,7 +18,7 @@ from sweep.options import SweepOptions
 from sweep.physical_batch import with_measured_sizes
 from sweep.plan import Plan, make_plan, plan_tables
 from sweep.storage import StudyStorage, writable_folder
-from tracking import Patience, StudyStore, check_study_name, run_name
+from tracking import Patience, StudyStore, check_study_name
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _finish(
         sweep = Sweep(plan, options, store, storage, invocation, assets, resources, patiently)
         failures = sweep.run()
     seeds = len(plan.space.seeds)
-    return {run_name(plan.trials[h], seeds): reason for h, reason in failures.items()}
+    return {trial_name(plan.trials[h], seeds): reason for h, reason in failures.items()}
 
 
 def _prepare(plan: Plan, models: set[str]) -> dict[str, ModelAssets]:

@@ -6,7 +6,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from search_spaces import printable
+from errors import printable
 from search_spaces.trial_config import ENGINES
 from sweep.console import console
 from trainables.encoders import ENCODERS, canonical_model, load_architecture, outline

@@ -30,7 +30,7 @@ def add_trial(plan, run, cells, assets, folder):
         config.model_name,
         plan.splits.label_names,
         config.max_length,
-        config.dropout,
+        config.head_dropout,
         config.trial_hash,
         best,
         val_acc,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from search_spaces import UserError
+from errors import UserError
 from tests.helpers import (
     CPU,
     METRICS,

@@ -164,7 +164,7 @@ def exported(request, assets, splits, tmp_path_factory):
         model=model,
         label_names=splits.label_names,
         max_length=trial.config.max_length,
-        dropout=trial.config.dropout,
+        dropout=trial.config.head_dropout,
         trial_hash=trial.config.trial_hash,
         epoch=1,
         val_acc=trial.history[0]["val_acc"],

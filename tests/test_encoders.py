@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from search_spaces import UserError
+from errors import UserError
 from tests.helpers import TINY_MODELS, message
 from trainables.encoders import (
     DEMO_VOCABULARY,

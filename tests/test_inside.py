@@ -15,6 +15,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from PIL import Image
 
 import tune_main
+from errors import UserError
 from reports.content import INSIDE, TableContent, read_section
 from reports.inside import View, write_inside
 from reports.inside.attention import text_statistics
@@ -25,7 +26,6 @@ from reports.inside.errors import EVERY, shorten, with_margin, wrong_sets
 from reports.inside.reloaded import Reading, reload_model, unpadded
 from reports.inside.sentences import choose_sentences
 from reports.study_data import read_study
-from search_spaces import UserError
 from tests.helpers import message
 from tests.small_study import STUDY, UNTRAINED
 from tracking import InvocationRun, StudyStore

@@ -1,10 +1,8 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
 
-from search_spaces import UserError
+from errors import UserError
 from tests.helpers import (
     CPU,
     TINY_MODELS,
@@ -216,7 +214,7 @@ def test_ragged_micro_batches_have_no_noise_scale(assets):
 
 def test_measuring_is_not_part_of_what_is_learned():
     config = make_config()
-    assert replace(config, noise_every=0).trial_hash == config.trial_hash
+    assert config.replace(noise_every=0).trial_hash == config.trial_hash
     assert [n for n in range(40) if config.measures_noise(n)] == [0, 16, 32]
 
 

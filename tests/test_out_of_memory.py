@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from search_spaces import UserError
+from errors import UserError
 from tests.helpers import (
     CPU,
     METRICS,
@@ -181,7 +181,7 @@ def test_a_trial_halved_in_its_first_window_learns_what_the_smaller_size_learns(
     halved = new_trial(assets, **recipe)
     starve(place(halved), 2)  # the second of four micro-batches: one has left its gradient
     train(halved)
-    expected = trained(replace(halved.config, physical_batch_size=8), assets["bert-tiny"])
+    expected = trained(halved.config.replace(physical_batch_size=8), assets["bert-tiny"])
     assert sizes(halved) == [8, 8]
     assert "gradient_variance" in halved.history[0]  # measured in the repeated window, too
     assert learnt(halved) == learnt(expected)  # with dropout: its generator starts again as well
@@ -192,7 +192,7 @@ def test_a_window_may_be_halved_more_than_once(assets):
     halved = new_trial(assets)
     starve(before_forward(halved), 2, 3)
     train(halved)
-    expected = trained(replace(halved.config, physical_batch_size=4), assets["bert-tiny"])
+    expected = trained(halved.config.replace(physical_batch_size=4), assets["bert-tiny"])
     assert learnt(halved) == learnt(expected)
     assert_identical(weights(halved), weights(expected))
 
@@ -279,7 +279,7 @@ def test_evaluation_halves_its_batches_and_not_the_physical_batch_size(assets):
 def resumed(trial, assets, folder, **overrides):
     """A new trial that goes on from where this one is."""
     trial.save(folder)
-    other = Trial(replace(trial.config, **overrides), assets["bert-tiny"], CPU)
+    other = Trial(trial.config.replace(**overrides), assets["bert-tiny"], CPU)
     other.restore(folder)
     return other
 
@@ -440,11 +440,11 @@ def test_on_a_gpu_the_search_finds_what_fits_and_a_trial_finds_it_too(heavy, lim
     config = heavy_config(engine=engine, target_batch_size=32768, physical_batch_size=32768, epochs=1)
     found = largest_physical_batch_size(config, many, limited_gpu, 32768)
     assert 1 < found < 32768
-    kept = train(Trial(replace(config, physical_batch_size=found), many, limited_gpu))
+    kept = train(Trial(config.replace(physical_batch_size=found), many, limited_gpu))
     assert sizes(kept) == [found]
     halved = train(Trial(config, many, limited_gpu))
     assert found <= sizes(halved)[0] < 32768  # the search leaves a tenth
-    expected = trained_on(limited_gpu, replace(config, physical_batch_size=sizes(halved)[0]), many)
+    expected = trained_on(limited_gpu, config.replace(physical_batch_size=sizes(halved)[0]), many)
     assert halved.history[0]["train_loss"] == pytest.approx(expected.history[0]["train_loss"], rel=1e-4)
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import tune_main
+from errors import UserError
 from reports import write_report
 from reports.charts.noise import noise_scale
 from reports.content import Picture, Section, TableContent
@@ -19,7 +20,6 @@ from reports.findings import find
 from reports.page import Page, html, markdown
 from reports.render import markdown_table
 from reports.study_data import read_study
-from search_spaces import UserError
 from tests.helpers import message
 from tests.small_study import STUDY
 from tracking import StudyStore

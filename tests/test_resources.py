@@ -2,7 +2,7 @@
 
 import pytest
 
-from search_spaces import UserError
+from errors import UserError
 from sweep.cluster import Resources, fitting_resources
 from sweep.options import SweepOptions
 from tests.helpers import message

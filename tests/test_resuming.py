@@ -10,7 +10,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from ray.tune.experiment import Trial as TuneTrial
 from transformers import AutoConfig, AutoModel
 
-from search_spaces import UserError
+from errors import UserError
 from sweep.assets import ModelAssets, prepare_assets
 from sweep.disk_space import check_disk_space
 from sweep.missing import changed_runs, forget_trained, unfinished

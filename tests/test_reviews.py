@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from search_spaces import UserError
+from errors import UserError
 from tests.helpers import SHARED, make_config, message, needs_shared
 from trainables import demo_reviews
 from trainables.reviews import SPLITS, load_reviews, load_splits

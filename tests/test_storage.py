@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces import UserError
+from errors import UserError
 from sweep.storage import StudyStorage
 from tests.helpers import message
 

@@ -10,7 +10,7 @@ import requests
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.tracking import MlflowClient
 
-from search_spaces import StoreAwayError, StoreFailedError
+from errors import StoreAwayError, StoreFailedError
 from sweep.store_writer import StoreWriter
 from tracking import Patience
 from tracking.patience import is_temporary

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 
-from search_spaces import TrialConfig, UserError
+from errors import UserError
+from search_spaces import TrialConfig, trial_name
 from tracking import (
     ChangedModelError,
     DatasetFacts,
@@ -18,7 +19,6 @@ from tracking import (
     OtherTrainingError,
     StudyStore,
     register_best,
-    run_name,
 )
 from tracking.study_store import check_study_name
 from trainables.evaluation import Evaluation
@@ -222,8 +222,8 @@ def test_study_names_cannot_escape_their_folder(name):
 
 def test_run_names_tell_seeds_apart_only_where_there_are_several():
     cells = [config(scaling_rule="sqrt", target_batch_size=256)]
-    assert run_name(cells) == "bert-tiny · 256 · sqrt"
-    assert run_name(cells, seeds=2) == "bert-tiny · 256 · sqrt · seed 42"
+    assert trial_name(cells) == "bert-tiny · 256 · sqrt"
+    assert trial_name(cells, seeds=2) == "bert-tiny · 256 · sqrt · seed 42"
 
 
 def trained_run(store, folder, seed, val_acc):

@@ -5,7 +5,6 @@ import os
 # read when MLflow is imported, which would report each use to its makers
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-from search_spaces import StoreAwayError, UserError, first_line, printable, unknown
 from tracking.dataset_facts import DatasetFacts
 from tracking.model_files import ChangedModelError, ModelFiles
 from tracking.model_registry import register_best
@@ -20,7 +19,6 @@ from tracking.trial_run import (
     TrialRun,
     is_other_training,
     now_ms,
-    run_name,
 )
 
 __all__ = [
@@ -35,18 +33,12 @@ __all__ = [
     "ModelFiles",
     "OtherTrainingError",
     "Patience",
-    "StoreAwayError",
     "StudyStore",
     "TrialRun",
-    "UserError",
     "check_store_exists",
     "check_study_name",
-    "first_line",
     "is_other_training",
     "now_ms",
-    "printable",
     "register_best",
-    "run_name",
     "sqlite_file",
-    "unknown",
 ]

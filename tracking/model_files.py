@@ -16,7 +16,7 @@ from mlflow.models.signature import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, Schema
 
-from search_spaces import UserError
+from errors import UserError
 from tracking.artifacts import download_model_folder, upload_model_folder
 from tracking.stored_files import ChangedFileError, file_digest
 

@@ -15,7 +15,7 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 
-from search_spaces import StoreAwayError, StoreFailedError, first_line
+from errors import StoreAwayError, StoreFailedError, first_line
 
 T = TypeVar("T")
 

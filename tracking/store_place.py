@@ -12,7 +12,7 @@ from uuid import uuid4
 import requests
 from mlflow.tracking import MlflowClient
 
-from search_spaces import UserError, first_line
+from errors import UserError, first_line
 
 _SERVER_TIMEOUT = 10  # seconds
 _SQLITE = "sqlite:///"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from search_spaces import UserError, first_line
+from errors import UserError, first_line
 
 Check = Callable[[pd.Series], bool]
 

@@ -26,14 +26,15 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
-from search_spaces import TrialConfig, UserError, first_line, unknown
+from errors import UserError, first_line, unknown
+from search_spaces import TrialConfig, trial_name
 from tracking.artifacts import download, upload
 from tracking.dataset_facts import DatasetFacts
 from tracking.heartbeat import EVERY, HEARTBEAT, PATIENCE, beating, heartbeat
 from tracking.store_place import answers, check_place, quiet_mlflow
 from tracking.stored_files import store_file
 from tracking.stored_tables import read_table, texts, whole_numbers
-from tracking.trial_run import SUPERSEDED, TrialRun, leave_behind, run_name
+from tracking.trial_run import SUPERSEDED, TrialRun, leave_behind
 
 STORAGE_ID, PROCESS = "storage_id", "process"  # tags of an invocation: where its lock is, and who it is
 _PLAN = "plan.json"
@@ -209,7 +210,7 @@ class StudyStore:
     ) -> TrialRun:
         """The run of the trial that serves ``cells``: the one it already has, or a new one."""
         identity = {"trial_hash": cells[0].trial_hash, MLFLOW_PARENT_RUN_ID: parent.run_id}
-        run = self._only_run(cells[0].trial_hash) or self._create_run(run_name(cells, seeds), identity)
+        run = self._only_run(cells[0].trial_hash) or self._create_run(trial_name(cells, seeds), identity)
         trial_run = TrialRun(self.client, run)
         trial_run.describe(cells, dataset, parent.run_id, tags)
         return trial_run

@@ -17,7 +17,8 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from search_spaces import TrialConfig, UserError
+from errors import UserError
+from search_spaces import TrialConfig
 from tracking.artifacts import download
 from tracking.dataset_facts import DatasetFacts, dataset_input
 from tracking.model_files import ModelFiles, UploadedModel, delete_model, download_model, upload_model
@@ -281,14 +282,6 @@ def leave_behind(client: MlflowClient, run_id: str) -> None:
 def is_other_training(before: float, now: float) -> bool:
     """Whether two val_losses of one epoch cannot be of one training; what is not finite tells nothing."""
     return math.isfinite(now) and before != now
-
-
-def run_name(cells: Sequence[TrialConfig], seeds: int = 1) -> str:
-    """``modernbert-base · 256 · sqrt``; rules that agree are joined, ``fixed=sqrt=linear``."""
-    config = cells[0]
-    rules = "=".join(dict.fromkeys(cell.scaling_rule for cell in cells))
-    parts = [config.model_name, str(config.target_batch_size), rules]
-    return " · ".join(parts + ([f"seed {config.seed}"] if seeds > 1 else []))
 
 
 def now_ms() -> int:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from search_spaces import unknown
+from errors import unknown
 from trainables.evaluation import autocast
 from trainables.windows import Batch
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from search_spaces import first_line
+from errors import first_line
 
 _MANIFEST = "manifest.json"
 _LAST = "last_weights.safetensors"

@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from search_spaces import UserError, first_line
+from errors import UserError, first_line
 from trainables.seeding import derive_seed, generator
 
 DEMO_VOCABULARY = 4096

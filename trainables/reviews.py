@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from search_spaces import TrialConfig, UserError, first_line, unknown
+from errors import UserError, first_line, unknown
+from search_spaces import TrialConfig
 from trainables import demo_reviews
 
 SPLITS = ("train", "val", "test")

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, AdamW
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from search_spaces import TrialConfig
+from search_spaces.optimization import OPTIMIZERS, learning_rate_factor
 from trainables.accumulation import StepResult, build_engine
 from trainables.checkpoint import Checkpoint, Weights, check_origin
 from trainables.encoders import EncoderAssets
@@ -24,7 +24,6 @@ from trainables.tokens import TokenArrays
 from trainables.windows import TokenTensors, epoch_windows
 
 CURVE_POINTS_PER_EPOCH = 50
-_OPTIMIZERS: dict[str, type[Adam]] = {"adam": Adam, "adamw": AdamW}
 
 EpochReport = dict[str, Any]
 
@@ -68,17 +67,19 @@ class Trial:
         self.history: list[EpochReport] = []
         self.train = TokenTensors(assets.train, assets.pad_token, device)
         self.val = TokenTensors(assets.val, assets.pad_token, device)
-        self.model = assets.encoder.build(assets.classes, config.dropout, config.seed).to(device)
-        # fused: one kernel for all parameters, on the CPU as well
-        self.optimizer = _OPTIMIZERS[config.optimizer](
+        self.model = assets.encoder.build(assets.classes, config.head_dropout, config.seed).to(device)
+        spec = OPTIMIZERS[config.optimizer]
+        self.optimizer = getattr(torch.optim, spec.torch_name)(
             self.model.parameters(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
-            fused=True,
+            **spec.options,
         )
         steps = config.epochs * self.steps_per_epoch
-        self.scheduler = get_scheduler(
-            config.scheduler, self.optimizer, round(config.warmup_ratio * steps), steps
+        warmup_steps = round(config.warmup_ratio * steps)
+        self.scheduler = LambdaLR(
+            self.optimizer,
+            lambda step: learning_rate_factor(config.scheduler, step, warmup_steps, steps),
         )
         self.engine = build_engine(
             config.engine, self.model, self.optimizer, config.precision, config.accumulation_steps
@@ -168,7 +169,7 @@ class Trial:
                 self._update()
                 results.append(result)
                 noise += samples
-                rates.append(self.scheduler.get_last_lr()[0])
+                rates.append(float(self.scheduler.get_last_lr()[0]))
                 self.scheduler.step()
         _check_finite(results, first_step=self.epoch * self.steps_per_epoch + 1, epoch=epoch)
         return results, rates, noise

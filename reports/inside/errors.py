@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from errors import UserError
 from reports.content import TableContent, table_of
 from reports.inside.tested import TestedCell, TestedStudy
 from reports.study_data import TrialData
-from tracking import UserError
 
 TEXT_LENGTH = 200  # characters of a text in a table
 _MISTAKES_PER_LIST = 5

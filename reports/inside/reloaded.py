@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracking import TrialRun, UserError, first_line
+from errors import UserError, first_line
+from tracking import TrialRun
 from trainables.exported_model import ExportedModel, load_exported_model
 from trainables.windows import Batch
 

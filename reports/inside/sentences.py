@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from errors import UserError
 from reports.inside.tested import count_words
-from tracking import UserError
 
 _READABLE_WORDS = range(4, 17)
 

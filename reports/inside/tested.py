@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from errors import UserError, unknown
 from reports.study_data import Cell, StudyData, TrialData
-from tracking import UserError, unknown
 
 _DEFAULT_RULE = "fixed"
 _SEED = 0  # of every sample, so that a second analysis shows the same texts

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tune_main
-from search_spaces import UserError
+from errors import UserError
 from sweep.flags import sweep_parser
 from sweep.storage import StudyStorage
 from tests.hostile.junk import NASTY, any_text, texts

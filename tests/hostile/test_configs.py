@@ -2,13 +2,13 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_spaces import SPACES, TrialConfig, UserError
+from errors import UserError
+from search_spaces import SPACES, TrialConfig
 from search_spaces.trial_config import FIELDS, parse_setting
 from sweep.options import SweepOptions, resolve_space
 from sweep.plan import make_plan, plan_tables
@@ -24,7 +24,7 @@ LIKELY = {
     "scaling_rule": st.sampled_from(["fixed", "sqrt", "linear"]),
     "base_lr": st.floats(1e-8, 1.0) | st.floats(0, allow_infinity=False),
     "seed": st.integers(0, 2**63 - 1),
-    "dropout": st.floats(0, 1),
+    "head_dropout": st.floats(0, 1),
 }
 
 
@@ -142,7 +142,7 @@ def test_a_plan_serves_every_cell_once_and_counts_its_steps(options, sizes):
     )
     for trial_hash, cells in plan.trials.items():
         assert {cell.trial_hash for cell in cells} == {trial_hash}
-        assert len({replace(cell, scaling_rule="fixed") for cell in cells}) == 1
+        assert len({cell.replace(scaling_rule="fixed") for cell in cells}) == 1
         train, target = plan.splits.sizes()["train"], cells[0].target_batch_size
         steps = cells[0].steps_per_epoch(train)
         assert (steps - 1) * target < train <= steps * target

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from errors import UserError
 from reports.csv_files import csv_text
-from search_spaces import UserError
 from sweep.assets import prepare_assets
 from tests.helpers import TINY_MODELS, make_config
 from tests.hostile.junk import NASTY

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 import tune_main
-from search_spaces import UserError
+from errors import UserError
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
 from tests.helpers import message

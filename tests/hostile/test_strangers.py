@@ -16,9 +16,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 import tune_main
+from errors import UserError
 from reports.content import read_section
 from reports.prose import slug
-from search_spaces import UserError
 from tests.helpers import message
 from tests.hostile.junk import NASTY
 from tests.hostile.models import Payload
