@@ -89,6 +89,7 @@ class Plan:
             "question": self.space.question,
             "baselines": self._baselines(),
             "dataset": vars(self.dataset),
+            "metrics": {"loss": "cross entropy (nats)", "acc": "accuracy"},
             "cells": cells,
         }
 

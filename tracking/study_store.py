@@ -48,7 +48,18 @@ class InvocationRun:
     """The parent run of one invocation of a study."""
 
     client: MlflowClient
-    run_id: str
+    run: Run
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run."""
+        return self.run.info.run_id
+
+    @property
+    def seconds(self) -> float:
+        """How long it took; 0 where nobody noted its end."""
+        info = self.run.info
+        return (info.end_time - info.start_time) / 1000 if info.end_time else 0.0
 
     def log_folder(self, folder: Path, under: str | None = None) -> None:
         """Upload the files of ``folder``, to the run's top or into its folder ``under``."""
@@ -105,6 +116,14 @@ class InvocationRun:
         self.client.set_terminated(self.run_id, status)
 
 
+@dataclass(frozen=True)
+class StudyRuns:
+    """The runs of a study that count, as of one reading."""
+
+    invocations: Sequence[InvocationRun]  # the newest first
+    trials: Mapping[str, TrialRun]  # trial hash -> run
+
+
 class StudyStore:
     """Where a study's runs are kept."""
 
@@ -121,6 +140,22 @@ class StudyStore:
     def answers(self) -> bool:
         """Whether the store is there now."""
         return answers(self.tracking_uri)
+
+    def read_runs(self) -> StudyRuns:
+        """All runs of a study; a UserError where there is no such study."""
+        if self._experiment is None:
+            names = [e.name for e in self.client.search_experiments()]
+            raise unknown(f"study in {self.tracking_uri}", self.study, names)
+        runs = self._search()
+        invocations = [
+            InvocationRun(self.client, run) for run in runs if run.data.tags.get("role") == "invocation"
+        ]
+        if not invocations:
+            raise UserError(f"study '{self.study}' has no runs yet")
+        trials = sorted((run for run in runs if "trial_hash" in run.data.tags), key=_results)
+        return StudyRuns(
+            invocations, {run.data.tags["trial_hash"]: TrialRun(self.client, run) for run in trials}
+        )
 
     def trial_runs(self) -> dict[str, TrialRun]:
         """Every trial of the study that has a run: trial hash -> run."""
@@ -181,7 +216,7 @@ class StudyStore:
         runs = self._search("tags.role = 'invocation'")
         if not runs:
             raise UserError(f"study '{self.study}' has no runs yet")
-        return [InvocationRun(self.client, run.info.run_id) for run in runs]
+        return [InvocationRun(self.client, run) for run in runs]
 
     def wall_seconds(self) -> float:
         """How long the study's invocations took, one after the other; those killed with -9 do not count."""
@@ -198,7 +233,7 @@ class StudyStore:
         """Create the parent run (and the experiment, the first time) and store the plan."""
         run = self._create_run(title, {"role": "invocation", HEARTBEAT: "0", **tags})
         self.client.log_dict(run.info.run_id, plan, _PLAN)
-        return InvocationRun(self.client, run.info.run_id)
+        return InvocationRun(self.client, run)
 
     def open_trial(
         self,
