@@ -1,5 +1,6 @@
 """The errors whose message is meant for the person at the keyboard."""
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -27,6 +28,26 @@ class StoreAwayError(StoppedError):
 
 class StoreFailedError(StoppedError):
     """The tracking store answers, and does not do what it is asked."""
+
+
+# what a user can mend: room, rights, limits, a place that is not there any more
+_MENDABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EIO,
+    errno.ENOTCONN,
+    errno.ESTALE,
+}
+
+
+def is_mendable(error: OSError) -> bool:
+    """Whether the user can do something about it; any other OSError is a defect of this program."""
+    return error.errno in _MENDABLE
 
 
 def printable(text: str) -> str:

@@ -1,14 +1,23 @@
 """The command line: ``tune_main.py --space NAME`` runs a study, see --help for the rest."""
 
-import argparse
 import contextlib
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from errors import StoppedError, UserError
-from sweep.flags import OPTIONS, PARSERS, SETTINGS, USAGE_ERROR
+from errors import StoppedError, UserError, is_mendable
+from sweep.command_line import USAGE_ERROR
+from sweep.options import (
+    AnalyzeOptions,
+    ReportOptions,
+    SweepOptions,
+    VerifyOptions,
+    list_spaces,
+    parse_options,
+    resolve_space,
+)
 from sweep.signals import hear_signals
 
 FAILED, INTERRUPTED = 1, 130
@@ -19,93 +28,71 @@ def main(argv: Sequence[str]) -> int:
     command, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("sweep", argv)
     _print_anything()
     try:
-        arguments = PARSERS[command]().parse(rest)
+        options = parse_options(command, rest)
         _quiet_libraries()
-        return COMMANDS[command](arguments)
+        return COMMANDS[command](options)
     except KeyboardInterrupt:
         unless = ", without --fresh if it has said that it starts anew" if "--fresh" in rest else ""
         print(f"stopped: run the same command again to continue{unless}", file=sys.stderr)
         return INTERRUPTED
     except (UserError, StoppedError, OSError) as error:
+        if isinstance(error, OSError) and not is_mendable(error):
+            raise  # a defect of this program: its traceback is needed
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR if isinstance(error, UserError) else FAILED
 
 
-def run_sweep(arguments: argparse.Namespace) -> int:
+def run_sweep(options: SweepOptions) -> int:
     """Run a study and print its tables; exit code 1 where a trial failed."""
-    from sweep.options import SweepOptions, list_spaces, resolve_space
-
-    if arguments.list_spaces:
+    if options.list_spaces:
         from sweep.console import console
 
         console.print(list_spaces(), markup=False)
         return 0
-    values = vars(arguments)
-    settings = {name: values[name] for name in SETTINGS if values[name] is not None}
-    options = SweepOptions(
-        settings=settings, **{name: values[name] for name in OPTIONS if values[name] is not None}
-    )
     resolve_space(options, bf16_available=False)  # typing errors, before the slow imports
     from sweep.study import run_study, show_plan
 
-    if arguments.dry_run:
+    if options.dry_run:
         show_plan(options)
         return 0
     outcome = run_study(options)
-    print_report(options.tracking_uri, outcome.study, options.results_path)
+    _print_report(options.tracking_uri, outcome.study, options.results_path)
     for name, reason in outcome.failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return FAILED if outcome.failures else 0
 
 
-def run_report(arguments: argparse.Namespace) -> int:
+def run_report(options: ReportOptions) -> int:
     """Rebuild the tables of a study."""
-    from sweep.options import default_tracking_uri
-
-    tracking_uri = arguments.tracking_uri or default_tracking_uri()
-    _check_places(tracking_uri, arguments.results_path)
-    print_report(tracking_uri, arguments.name, arguments.results_path)
+    _print_report(options.tracking_uri, options.name, options.results_path)
     return 0
 
 
-def run_analyze(arguments: argparse.Namespace) -> int:
+def run_analyze(options: AnalyzeOptions) -> int:
     """Look inside the best-epoch models of a study."""
-    from sweep.console import console
-    from sweep.options import default_tracking_uri
-
-    tracking_uri = arguments.tracking_uri or default_tracking_uri()
-    _check_places(tracking_uri, arguments.results_path)
     from reports import write_report
     from reports.inside import View, write_inside
+    from sweep.console import console
 
-    view = View(arguments.texts, arguments.rule, arguments.layer, arguments.head)
+    place = (options.tracking_uri, options.name, options.results_path)
+    view = View(options.texts, options.rule, options.layer, options.head)
     with console.status("looking inside the models") as status:
-        section, folder = write_inside(
-            tracking_uri, arguments.name, arguments.results_path, view, status.update
-        )
+        section, folder = write_inside(*place, view, status.update)
     for sentence in section.prose:
         console.print(sentence, markup=False)
     console.print(f"pictures       {folder}", markup=False)
-    page = write_report(tracking_uri, arguments.name, arguments.results_path).page
-    console.print(f"report         {page}", markup=False)
+    console.print(f"report         {write_report(*place).page}", markup=False)
     return 0
 
 
-def _check_places(tracking_uri: str, results_path: str) -> None:
-    from sweep.options import check_characters
-
-    check_characters("--tracking-uri", tracking_uri)
-    check_characters("--results-path", results_path)
-
-
-def run_verify(arguments: argparse.Namespace) -> int:
+def run_verify(options: VerifyOptions) -> int:
     """Check the arithmetic; exit code 1 on a miss."""
     from sweep.verify import verify
 
-    return 0 if verify(arguments.models) else FAILED
+    return 0 if verify(options.models) else FAILED
 
 
-def print_report(tracking_uri: str, study: str, results_path: str) -> None:
+def _print_report(tracking_uri: str, study: str, results_path: str) -> None:
     """Write the report and show its tables and its verdict."""
     from reports import terminal_table, write_report
     from sweep.console import console
@@ -137,7 +124,7 @@ def _print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+COMMANDS: dict[str, Callable[[Any], int]] = {
     "sweep": run_sweep,
     "report": run_report,
     "analyze": run_analyze,

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePath
 from typing import Annotated, Any
 
@@ -44,7 +44,7 @@ _HASHED_AS = {field: key for key, field in RENAMED.items()}
 
 def _text(value: str) -> str:
     if "\0" in value:  # no file can be called so, and no tracking store can keep it
-        raise UserError(f"a character that is not text: {value!r}")
+        raise UserError(f"{value!r} holds a character that is not text")
     return value
 
 
@@ -103,7 +103,7 @@ class TrialConfig(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _user_error(error) from None
+            raise user_error(error) from None
 
     @model_validator(mode="after")
     def _check_together(self) -> "TrialConfig":
@@ -198,22 +198,24 @@ def parse_setting(text: str) -> tuple[str, Any]:
     try:
         return name, TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        raise _user_error(error, name) from None
+        raise user_error(error, lambda _: name) from None
 
 
-def _user_error(error: ValidationError, field: str | None = None) -> UserError:
-    """The first of Pydantic's complaints as one line; all keys that are missing at once."""
+def user_error(error: ValidationError, spelled: Callable[[str], str] = str) -> UserError:
+    """The first of Pydantic's complaints as one line; all keys that are missing at once.
+
+    ``spelled`` gives a field's name as the user writes it.
+    """
     complaints = error.errors(include_url=False)
-    missing = [str(each["loc"][0]) for each in complaints if each["type"] == "missing"]
+    missing = [spelled(str(each["loc"][0])) for each in complaints if each["type"] == "missing"]
     if missing:
         return UserError(f"configuration lacks {', '.join(missing)}")
     first = complaints[0]
-    name = field or (str(first["loc"][0]) if first["loc"] else "")
+    name = spelled(str(first["loc"][0]) if first["loc"] else "")
     if first["type"] == "extra_forbidden":
         return unknown("configuration key", name, FIELDS)
     if first["type"] == "value_error":
-        reason = str(first["ctx"]["error"])
-        return UserError(f"{name} holds {reason}" if reason.startswith("a character") else reason)
+        return UserError(str(first["ctx"]["error"]))
     wanted = re.sub(r"^\w+ should ", "must ", first["msg"]).partition(", ")[0]
     given = first["input"]
     shown = repr(given) if isinstance(given, int | float | str | None) else type(given).__name__

@@ -4,12 +4,14 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import shutil
 import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,16 +27,9 @@ from sweep.options import SweepOptions
 _TINY = 1e-9  # 1.0 // 0.1 is 9
 _TOKEN = Path.home() / ".ray" / "auth_token"
 _PROJECT = Path(__file__).resolve().parent.parent
-_NOT_FOR_WORKERS = [
-    ".git",
-    ".venv",
-    "mlruns",
-    "mlflow.db",
-    "results",
-    "ray_results",
-    "tests",
-    "docs",
-]
+_NOT_FOR_WORKERS = ".git .venv mlruns mlflow.db results ray_results tests docs".split()
+_PACKAGES = ("torch", "transformers", "accelerate", "ray", "mlflow")
+_ACCELERATOR = "accelerator_type:"  # how Ray names the kinds of GPU in a cluster
 
 
 @dataclass(frozen=True)
@@ -64,13 +59,10 @@ def ray_session(address: str | None) -> Iterator[str]:
     on_termination = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings(), contextlib.nullcontext() if address else _on_loopback():
         warnings.simplefilter("ignore")
-        try:
-            context = _connect(address, arguments)
-        except BaseException:
-            _end_children()  # Ray gives up without taking its own processes along
-            raise
+        context = _connect(address, arguments)
     signal.signal(signal.SIGTERM, on_termination)  # Ray puts its own in its place, which stops at once
-    _hide_token()
+    with contextlib.suppress(OSError):  # Ray lets every account of the machine read its token
+        _TOKEN.chmod(0o600)
     failed = True  # until shown otherwise; then Ray's logs are worth keeping
     try:
         yield context.dashboard_url or ""
@@ -100,12 +92,6 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def _hide_token() -> None:
-    """Ray writes its token as readable for every account of the machine as other files are."""
-    with contextlib.suppress(OSError):
-        _TOKEN.chmod(0o600)
-
-
 def _job_brings_the_project() -> bool:
     """Inside ``ray job submit --working-dir``; Ray refuses a driver that names another working_dir."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
@@ -113,18 +99,22 @@ def _job_brings_the_project() -> bool:
 
 
 def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
+    before = set(psutil.Process().children(recursive=True))
     try:
         return ray.init(**arguments)
-    except SystemExit as stopped:  # Ray's own answer to SIGTERM while it starts
-        raise KeyboardInterrupt from stopped
-    except (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
-        reason = first_line(error)
+    except BaseException as error:
+        _end_children(before)  # Ray gives up without taking its own processes along
+        if isinstance(error, SystemExit):  # Ray's own answer to SIGTERM while it starts
+            raise KeyboardInterrupt from error
+        if not isinstance(error, OSError | ValueError | RuntimeError | ray.exceptions.RayError):
+            raise
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-        raise UserError(f"{where} cannot be reached ({reason}): check --ray-address") from error
+        raise UserError(f"{where} cannot be reached ({first_line(error)}): check --ray-address") from error
 
 
-def _end_children() -> None:
-    for child in psutil.Process().children(recursive=True):
+def _end_children(before: set[psutil.Process]) -> None:
+    """End the processes that were started since."""
+    for child in set(psutil.Process().children(recursive=True)) - before:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
 
@@ -176,8 +166,7 @@ def fitting_resources(options: SweepOptions, machines: list[tuple[float, float]]
         gpus = 1.0 if any(has for has, _ in machines) else 0.0
     able = [(has_gpus, has_cpus) for has_gpus, has_cpus in machines if has_gpus >= gpus]
     if not able:
-        most = max(has for has, _ in machines)
-        raise UserError(f"--gpus-per-trial {gpus:g} is more than the {most:g} GPUs of one machine")
+        raise UserError(f"--gpus-per-trial {gpus:g} needs a GPU, and no machine has one: give 0 or nothing")
     cpus = options.cpus_per_trial or _cores_per_trial(gpus, able)
     fits = sum(_fits(gpus, cpus, *machine) for machine in able)
     if not fits:
@@ -199,5 +188,35 @@ def _fits(gpus: float, cpus: float, has_gpus: float, has_cpus: float) -> int:
     if not gpus:
         return by_cores
     # a share is of one GPU: two trials at 0.4 on each, however many there are
-    by_gpus = int(has_gpus) * int(1 / gpus + _TINY) if gpus < 1 else int(has_gpus / gpus + _TINY)
-    return min(by_cores, by_gpus)
+    return min(by_cores, int(has_gpus) * int(1 / gpus + _TINY))
+
+
+def environment_tags(resources: Resources) -> dict[str, str]:
+    """What a trial runs on and with, as tags of its run; needs a running Ray."""
+    versions = [f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in _PACKAGES)]
+    return {
+        "hardware": _hardware(),
+        "versions": ", ".join(versions),
+        "gpus_per_trial": f"{resources.gpus:g}",
+    }
+
+
+def _hardware() -> str:
+    total = ray.cluster_resources()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    gpus = total.get("GPU", 0)
+    kinds = [name.removeprefix(_ACCELERATOR) for name in total if name.startswith(_ACCELERATOR)]
+    parts = [
+        f"{nodes} machine{'s' * (nodes > 1)}",
+        f"{total.get('CPU', 0):g} CPU cores" + (f" ({_cpu_model()})" if nodes == 1 else ""),
+        f"{gpus:g} × {' and '.join(kinds) or 'GPU'}" if gpus else "no GPU",
+    ]
+    return ", ".join(parts)
+
+
+def _cpu_model() -> str:
+    """Linux keeps the name where ``platform`` does not look."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

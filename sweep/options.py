@@ -1,58 +1,166 @@
-"""What the user asked for, before it is resolved into a plan."""
+"""The options of every command. Add one: a field here."""
 
-import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from errors import UserError
 from search_spaces import SPACES, Space, find_space
 from search_spaces.space import AXES
-from search_spaces.trial_config import parse_setting
+from search_spaces.trial_config import FIELDS, RENAMED, parse_setting
+from sweep.command_line import Options, flag_of, option
 from trainables import demo_reviews
 
-AUTO_PHYSICAL_BATCH_SIZE = 64  # of the CPU, where it makes no difference; a GPU is measured
+CPU_PHYSICAL_BATCH_SIZE = 64  # on a CPU it makes no difference
+_RESOLVED = ("physical_batch_size", "precision")  # from "auto" to a TrialConfig field
 _DEMO_MODELS = ("bert-tiny", "modernbert-tiny")
 _DEMO_BASE_LR = 5e-4
+_CELLS, _DATA, _TRAINING = "cells (defaults come from the space)", "data", "training"
+_PLACES = "where it runs and what it leaves"
+_EPILOG = """\
+other commands:
+  tune_main.py report --name STUDY    rebuild a study's tables from MLflow alone
+  tune_main.py analyze --name STUDY   look inside its models: attention, errors
+  tune_main.py verify [--models …]    prove on this machine that accumulation is exact
+"""
 
 
-def default_tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI`` where it is set, else the store that a bare ``mlflow ui`` reads."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+_TRACKING_URI = option(
+    "MLflow (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
+    _PLACES,
+    # the default is the store that a bare `mlflow ui` reads
+    default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db",
+)
+_RESULTS_PATH = option("folder for reports (default results)", _PLACES, default="results")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-    """The command line of a sweep. ``settings`` are TrialConfig fields that flags gave explicitly."""
+class SweepOptions(Options):
+    """Run a batch-size x learning-rate-scaling study as a Ray Tune sweep."""
 
-    space: str
-    demo: bool = False
-    models: Sequence[str] | None = None
-    target_batch_sizes: Sequence[int] | None = None
-    scaling_rules: Sequence[str] | None = None
-    seeds: Sequence[int] | None = None
-    physical_batch_size: str = "auto"
-    precision: str = "auto"
-    settings: dict[str, Any] = field(default_factory=dict)
-    assignments: Sequence[str] = ()  # of --set
+    space: str = option("the question to answer (see --list-spaces)", default="")
+    list_spaces: bool = option("list the questions and exit", default=False)
+    dry_run: bool = option("print the plan, train nothing", default=False)
+    fresh: bool = option("train everything anew, also what an earlier run has finished", default=False)
+    demo: bool = option("defaults for a laptop: generated reviews, tiny encoders, fp32", default=False)
 
-    name: str | None = None
-    tracking_uri: str = field(default_factory=default_tracking_uri)
-    storage_path: str = "ray_results"
-    results_path: str = "results"
-    ray_address: str | None = None
-    gpus_per_trial: float | None = None
-    cpus_per_trial: float | None = None
-    max_concurrent: int | None = None
-    max_failures: int = 2  # of a trial, each of which is followed by another attempt
-    fresh: bool = False
-    store_patience: float = 600.0  # seconds that the end of a sweep waits for a store that is away
+    models: Sequence[str] | None = option("short names, hub ids or folders", _CELLS, "MODEL")
+    target_batch_sizes: Sequence[int] | None = option("examples per optimizer step", _CELLS, "N")
+    scaling_rules: Sequence[str] | None = option("fixed, sqrt, linear", _CELLS, "RULE")
+    seeds: Sequence[int] | None = option("default 42", _CELLS, "N", flag="--seed")
+
+    # fields of TrialConfig, which has their defaults and their checks
+    dataset: str | None = option("a hub id, a folder, or a CSV, JSON or Parquet file", _DATA)
+    text_column: str | None = option("default text", _DATA)
+    label_column: str | None = option("default label", _DATA)
+    keep_duplicates: bool | None = option("do not drop exact duplicate texts", _DATA)
+    max_length: int | None = option("default 128", _DATA, "TOKENS")
+    train_size: int | None = option("train on only N examples", _DATA, "N")
+    eval_size: int | None = option("val and test on only N each", _DATA, "N")
+    epochs: int | None = option("default 5", _TRAINING)
+    base_lr: float | None = option("at the reference batch size (default 5e-5)", _TRAINING)
+    engine: str | None = option("torch (default) or accelerate", _TRAINING)
+
+    physical_batch_size: str = option(
+        "per pass; does not change what is learned", _TRAINING, "N|auto", default="auto"
+    )
+    precision: str = option("auto (default), fp32 or bf16", _TRAINING, default="auto")
+    assignments: Sequence[str] = option(
+        "any other TrialConfig field", _TRAINING, "KEY=VALUE", default=(), flag="--set", repeated=True
+    )
+
+    name: str | None = option("the study's name (default: the space's)", _PLACES)
+    gpus_per_trial: float | None = option(
+        "1 (default where there is a GPU), a fraction, or 0: a trial uses one device",
+        _PLACES,
+        "N",
+        ge=0,
+        le=1,
+    )
+    cpus_per_trial: float | None = option("default 1, or a GPU's share", _PLACES, "N", gt=0)
+    max_concurrent: int | None = option("trials at once", _PLACES, "N", ge=1)
+    max_failures: int = option(
+        "attempts after a trial's first failure (default 2)", _PLACES, "N", default=2, ge=0
+    )
+    store_patience: float = option(
+        "how long to wait for an MLflow that is away (default 600)", _PLACES, "SECONDS", default=600.0, ge=0
+    )
+    take_over: bool = option(
+        "run a study that was killed on another machine with another storage", _PLACES, default=False
+    )
+    ray_address: str | None = option("join this Ray cluster instead of starting one", _PLACES)
+    storage_path: str = option(
+        "folder for checkpoints (default ray_results)", _PLACES, default="ray_results"
+    )
+    tracking_uri: str = _TRACKING_URI
+    results_path: str = _RESULTS_PATH
 
     @property
     def study(self) -> str:
         """The study's name: ``--name``, else the space's, so that a demo never mixes with the study."""
         return self.name or (f"{self.space}-demo" if self.demo else self.space)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The TrialConfig fields that were given, by flags of their own or by ``--set``."""
+        given = {name: value for name, value in self if name in FIELDS and value is not None}
+        assigned = _assigned(self.assignments)
+        return {k: v for k, v in given.items() if k not in _RESOLVED} | assigned
+
+    @property
+    def notes(self) -> list[str]:
+        """What to tell the user about keys that are called otherwise by now."""
+        keys = {text.partition("=")[0] for text in self.assignments}
+        return [f"note: {key} is called {RENAMED[key]} now" for key in sorted(keys & RENAMED.keys())]
+
+
+class ReportOptions(Options):
+    """Rebuild a study's tables from MLflow alone."""
+
+    name: str = option("the study", default=...)
+    tracking_uri: str = _TRACKING_URI
+    results_path: str = _RESULTS_PATH
+
+
+class AnalyzeOptions(Options):
+    """Attention maps and errors of a study's best-epoch models, on the CPU."""
+
+    name: str = option("the study", default=...)
+    texts: Sequence[str] = option(
+        "show the attention in this sentence, not in chosen test sentences; may be repeated",
+        metavar="SENTENCE",
+        default=(),
+        flag="--text",
+        repeated=True,
+    )
+    rule: str | None = option("the scaling rule that pictures show (default fixed)")
+    layer: int | None = option("from 1 (default: the last)", metavar="N")
+    head: int | None = option("from 1 (default: the mean over heads)", metavar="N")
+    tracking_uri: str = _TRACKING_URI
+    results_path: str = _RESULTS_PATH
+
+
+class VerifyOptions(Options):
+    """Compare accumulated gradients with whole-window gradients in float64."""
+
+    models: Sequence[str] | None = option("short names or folders", metavar="MODEL")
+
+
+_KINDS: dict[str, type[Options]] = {
+    "report": ReportOptions,
+    "analyze": AnalyzeOptions,
+    "verify": VerifyOptions,
+}
+
+
+def parse_options(command: str, argv: Sequence[str]) -> Any:
+    """The options of ``sweep``, ``report``, ``analyze`` or ``verify``; UserError for one out of range."""
+    if command != "sweep":
+        return _KINDS[command].parse(command, argv)
+    options = SweepOptions.parse("", argv, _EPILOG)
+    if not (options.space or options.list_spaces):
+        raise UserError("give --space NAME, or --list-spaces to see the names")
+    return options
 
 
 def resolve_space(options: SweepOptions, bf16_available: bool) -> Space:
@@ -61,14 +169,12 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space:
     Cheap: a misspelled flag value is found before PyTorch, Ray and MLflow have been imported.
     Raises UserError for names that do not exist and for ``--set`` on what has a flag of its own.
     """
-    _check_resources(options)
-    _check_places(options)
     space = find_space(options.space)
     settings = dict(space.settings)
     if options.demo:
         space = replace(space, models=_DEMO_MODELS)
         settings |= {"dataset": demo_reviews.NAME, "base_lr": _DEMO_BASE_LR}
-    settings |= options.settings | _assigned(options.assignments)
+    settings |= options.settings
     settings["physical_batch_size"] = _physical_batch_size(options.physical_batch_size)
     settings["precision"] = _precision(options, bf16_available)
     space = replace(
@@ -90,13 +196,18 @@ def list_spaces() -> str:
     return "\n".join(f"{name:{width}}  {space.question}" for name, space in SPACES.items())
 
 
+def check_distinct(space: Space) -> None:
+    """Raise UserError where an axis names a value twice."""
+    for axis in AXES:
+        values = space.axis_values(axis)
+        if len(set(values)) < len(values):
+            raise UserError(f"{axis.replace('_', ' ')}s are named twice: {', '.join(map(str, values))}")
+
+
 def _assigned(assignments: Sequence[str]) -> dict[str, Any]:
     values = dict(parse_setting(text) for text in assignments)
-    flags = {axis: "--" + axis.replace("_", "-") + "s" for axis in AXES} | {
-        "seed": "--seed",
-        "physical_batch_size": "--physical-batch-size",
-        "precision": "--precision",
-    }
+    flags = {axis: flag_of(SweepOptions, f"{axis}s") for axis in AXES}
+    flags |= {name: flag_of(SweepOptions, name) for name in _RESOLVED}
     for key in values:
         if key in flags:
             raise UserError(f"--set {key}=… is not possible: use {flags[key]}")
@@ -107,7 +218,7 @@ def _assigned(assignments: Sequence[str]) -> dict[str, Any]:
 
 def _physical_batch_size(text: str) -> int:
     if text == "auto":
-        return AUTO_PHYSICAL_BATCH_SIZE
+        return CPU_PHYSICAL_BATCH_SIZE  # the plan knows whether there is a GPU
     try:
         return int(text)
     except ValueError:
@@ -117,48 +228,11 @@ def _physical_batch_size(text: str) -> int:
 def _precision(options: SweepOptions, bf16_available: bool) -> str:
     if options.precision != "auto":
         return options.precision
+    if options.demo:
+        return "fp32"  # so that its tables are the same everywhere
     if options.ray_address:
         raise UserError(
             "with --ray-address say --precision bf16 or fp32: what this machine computes in says "
             "nothing about the cluster's"
         )
     return "bf16" if bf16_available else "fp32"
-
-
-def _check_resources(options: SweepOptions) -> None:
-    gpus, cpus = options.gpus_per_trial, options.cpus_per_trial
-    if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer())):
-        raise UserError(f"--gpus-per-trial must be a fraction up to 1 or a whole number, not {gpus:g}")
-    if cpus is not None and not 0 < cpus < math.inf:
-        raise UserError(f"--cpus-per-trial must be positive, not {cpus:g}")
-    if options.max_failures < 0:
-        raise UserError(f"--max-failures must not be negative, not {options.max_failures}")
-    if not 0 <= options.store_patience < math.inf:
-        raise UserError(f"--store-patience must be seconds, not {options.store_patience:g}")
-    if options.max_concurrent is not None and options.max_concurrent < 1:
-        raise UserError(f"--max-concurrent must be at least 1, not {options.max_concurrent}")
-
-
-def _check_places(options: SweepOptions) -> None:
-    places = {
-        "--tracking-uri": options.tracking_uri,
-        "--storage-path": options.storage_path,
-        "--results-path": options.results_path,
-        "--ray-address": options.ray_address or "",
-    }
-    for flag, place in places.items():
-        check_characters(flag, place)
-
-
-def check_characters(flag: str, place: str) -> None:
-    """Raise UserError for a path or an address that no system could have."""
-    if "\0" in place or not place.isprintable():
-        raise UserError(f"{flag} '{place}' holds a character that cannot stand there")
-
-
-def check_distinct(space: Space) -> None:
-    """Raise UserError where an axis names a value twice."""
-    for axis in AXES:
-        values = space.axis_values(axis)
-        if len(set(values)) < len(values):
-            raise UserError(f"{axis.replace('_', ' ')}s are named twice: {', '.join(map(str, values))}")

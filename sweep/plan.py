@@ -1,25 +1,27 @@
 """The plan: cells, the unique trials that serve them, and what they will cost."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from rich.table import Table
 from rich.text import Text
 
 from errors import UserError, printable
-from search_spaces import Space, TrialConfig, unique_trials
-from sweep.hardware import gpu_expected
+from search_spaces import Space, TrialConfig, trial_name, unique_trials
 from sweep.options import SweepOptions, check_distinct, resolve_space
 from tracking import DatasetFacts
 from trainables.encoders import canonical_model, check_max_length, count_parameters
+from trainables.evaluation import METRICS
 from trainables.reviews import ReviewSplits, load_splits
 
+GPU_TOKENS_PER_PASS = 32_768  # more saturates nothing, and undoes the sorting by length
 _BYTES_PER_PARAMETER = 4
 _CHECKPOINTS_PER_TRIAL = 2  # while it is trained; see TrialFolder
 _TENSORS_PER_CHECKPOINT = 4  # weights, best weights, Adam's two moments
+_TENSORS_WHEN_TRAINED = 2  # weights, best weights
 _MODELS_PER_TRIAL = 2  # best and last epoch, in MLflow
 _BESIDE_TENSORS = 1_000_000  # bytes of a checkpoint: histories, names of tensors
 _BESIDE_WEIGHTS = 5_000_000  # bytes of a model: its tokenizer, and the code that loads it
@@ -34,12 +36,21 @@ class Plan:
     cells: Sequence[TrialConfig]
     splits: ReviewSplits
     parameters: dict[str, int]  # of each model
-    measures_physical: bool = False  # the cells' physical batch size waits for a measurement on a GPU
+    notes: Sequence[str] = ()
 
     @cached_property
     def trials(self) -> dict[str, list[TrialConfig]]:
         """Trial hash -> the cells that this trial serves."""
         return unique_trials(self.cells)
+
+    @property
+    def configs(self) -> dict[str, TrialConfig]:
+        """Trial hash -> the configuration that is trained."""
+        return {trial_hash: cells[0] for trial_hash, cells in self.trials.items()}
+
+    def name(self, trial_hash: str) -> str:
+        """The trial's name in tables and in MLflow."""
+        return trial_name(self.trials[trial_hash], len(self.space.seeds))
 
     @property
     def dataset(self) -> DatasetFacts:
@@ -55,11 +66,12 @@ class Plan:
         )
 
     def checkpoint_bytes(self, configs: Iterable[TrialConfig]) -> int:
-        """Disk that the checkpoints of these trials take at most."""
-        sizes = [
-            _TENSORS_PER_CHECKPOINT * self.weight_bytes(config) + _BESIDE_TENSORS for config in configs
-        ]
-        return _CHECKPOINTS_PER_TRIAL * sum(sizes)
+        """Disk that the checkpoints of trials take at most while they are trained."""
+        return _CHECKPOINTS_PER_TRIAL * self._checkpoints(configs, _TENSORS_PER_CHECKPOINT)
+
+    def trained_bytes(self, configs: Iterable[TrialConfig]) -> int:
+        """Disk that the last checkpoints of trained trials take until the trials are tested."""
+        return self._checkpoints(configs, _TENSORS_WHEN_TRAINED)
 
     def model_bytes(self, configs: Iterable[TrialConfig]) -> int:
         """Disk that the models of these trials, which stay in MLflow, take at most."""
@@ -68,6 +80,9 @@ class Plan:
     def weight_bytes(self, config: TrialConfig) -> int:
         """One set of a trial's weights."""
         return _BYTES_PER_PARAMETER * self.parameters[config.model]
+
+    def _checkpoints(self, configs: Iterable[TrialConfig], tensors: int) -> int:
+        return sum(tensors * self.weight_bytes(config) + _BESIDE_TENSORS for config in configs)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON: enough to rebuild the study's tables from MLflow alone."""
@@ -89,7 +104,7 @@ class Plan:
             "question": self.space.question,
             "baselines": self._baselines(),
             "dataset": vars(self.dataset),
-            "metrics": {"loss": "cross entropy (nats)", "acc": "accuracy"},
+            "metrics": {name: metric.label for name, metric in METRICS.items()},
             "cells": cells,
         }
 
@@ -107,16 +122,37 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
     space = resolve_space(options, bf16_available)
     space = replace(space, models=tuple(map(canonical_model, space.models)))
     check_distinct(space)
-    first = space.cells()[0]
-    _check_model_names(space.cells())
+    cells = space.cells()
+    _check_model_names(cells)
     for model in space.models:
-        check_max_length(model, first.max_length)
+        check_max_length(model, cells[0].max_length)
     parameters = {model: count_parameters(model) for model in space.models}
-    splits = load_splits(first)
+    splits = load_splits(cells[0])
     digest = splits.digest()
-    cells = [cell.replace(dataset_digest=digest) for cell in space.cells()]
-    measures = options.physical_batch_size == "auto" and gpu_expected(options)
-    return Plan(options.study, space, cells, splits, parameters, measures)
+    cells = [cell.replace(dataset_digest=digest) for cell in cells]
+    if options.physical_batch_size == "auto" and gpu_expected(options):
+        cells = [_sized_for_gpu(cell) for cell in cells]
+    return Plan(options.study, space, cells, splits, parameters, options.notes)
+
+
+def gpu_expected(options: SweepOptions) -> bool:
+    """Whether trials may run on a GPU; only a cluster itself knows whether it has any."""
+    return options.gpus_per_trial != 0 and (bool(options.ray_address) or torch.cuda.is_available())
+
+
+def bf16_available(options: SweepOptions) -> bool:
+    """Whether what trials will run on here, GPU or CPU, computes in bfloat16 and does not emulate it."""
+    if torch.cuda.is_available() and options.gpus_per_trial != 0:
+        return torch.cuda.get_device_capability()[0] >= 8
+    # read through get_capabilities: the functions for single features are private
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _sized_for_gpu(cell: TrialConfig) -> TrialConfig:
+    """A pass of so many tokens; the trial halves it where memory runs out."""
+    fitting = max(1, GPU_TOKENS_PER_PASS // cell.max_length)
+    return cell.replace(physical_batch_size=min(cell.target_batch_size, fitting))
 
 
 def _check_model_names(cells: Sequence[TrialConfig]) -> None:
@@ -130,31 +166,42 @@ def _check_model_names(cells: Sequence[TrialConfig]) -> None:
             )
 
 
-def plan_tables(plan: Plan) -> list[Table | str]:
-    """The plan for people: a summary, the trials, and which cells share one."""
-    sizes = plan.splits.sizes()
-    dataset = plan.dataset
-    trials = [cells[0] for cells in plan.trials.values()]
-    summary = [
+def plan_summary(plan: Plan) -> str:
+    """The plan in a few lines."""
+    sizes, dataset, configs = plan.splits.sizes(), plan.dataset, list(plan.configs.values())
+    first = configs[0]
+    lines = [
         f"study {plan.study}: {plan.space.question}",
         f"data {dataset.source}: {sizes['train']:,} train, {sizes['val']:,} val, "
         f"{sizes['test']:,} test; {dataset.duplicates_dropped:,} exact duplicates dropped; "
         f"classes {', '.join(dataset.label_names)}",
-        f"{len(plan.cells)} cells, {len(plan.trials)} unique trials, {plan.cells[0].engine} engine, "
-        f"{plan.cells[0].precision}",
-        f"disk: checkpoints {gigabytes(plan.checkpoint_bytes(trials))} at most, until their trial is in "
-        f"MLflow; models in MLflow {gigabytes(plan.model_bytes(trials))} at most",
+        f"{len(plan.cells)} cells, {len(configs)} unique trials, {first.engine} engine, {first.precision}",
+        f"disk: checkpoints {gigabytes(plan.checkpoint_bytes(configs))} at most, until their trial is "
+        f"tested; models in MLflow {gigabytes(plan.model_bytes(configs))} at most",
+        *plan.notes,
     ]
     largest = max(cell.target_batch_size for cell in plan.cells)
     if largest > sizes["train"]:
-        summary.append(
+        lines.append(
             f"note: target batch size {largest} is more than the {sizes['train']:,} training examples: "
             "its windows are whole epochs"
         )
+    shared = sum(len(cells) > 1 for cells in plan.trials.values())
+    if shared:
+        lines.append(
+            f"{shared} {'trials serve' if shared > 1 else 'trial serves'} several cells: at batch size "
+            f"{first.reference_batch_size} every scaling rule gives the same learning rate"
+        )
+    return "\n".join(map(printable, lines))
+
+
+def plan_table(plan: Plan) -> Table:
+    """A row per trial."""
+    train = plan.splits.sizes()["train"]
     table = Table(title="trials", title_justify="left", title_style="bold")
     for column in ("trial", "model", "rules served"):
         table.add_column(column)
-    for column in (
+    numbers = (
         "target\nbatch size",
         "physical\nbatch size",
         "accumulation\nsteps",
@@ -162,30 +209,23 @@ def plan_tables(plan: Plan) -> list[Table | str]:
         "steps per\nepoch",
         "epochs",
         "seed",
-    ):
+    )
+    for column in numbers:
         table.add_column(column, justify="right")
     for trial_hash, cells in plan.trials.items():
         config = cells[0]
-        table.add_row(
-            trial_hash,
-            Text(printable(config.model_name)),
-            ", ".join(cell.scaling_rule for cell in cells),
-            str(config.target_batch_size),
-            "auto" if plan.measures_physical else str(config.physical_batch_size),
-            "auto" if plan.measures_physical else str(config.accumulation_steps),
+        values = (
+            config.target_batch_size,
+            config.physical_batch_size,
+            config.accumulation_steps,
             f"{config.learning_rate:.3g}",
-            str(math.ceil(sizes["train"] / config.target_batch_size)),
-            str(config.epochs),
-            str(config.seed),
+            config.steps_per_epoch(train),
+            config.epochs,
+            config.seed,
         )
-    shared = [cells for cells in plan.trials.values() if len(cells) > 1]
-    if shared:
-        summary.append(
-            f"{len(shared)} {'trials serve' if len(shared) > 1 else 'trial serves'} several cells: "
-            "at batch size "
-            f"{shared[0][0].reference_batch_size} every scaling rule gives the same learning rate"
-        )
-    return ["\n".join(map(printable, summary)), table]
+        rules = ", ".join(cell.scaling_rule for cell in cells)
+        table.add_row(trial_hash, Text(printable(config.model_name)), rules, *map(str, values))
+    return table
 
 
 def gigabytes(count: int) -> str:

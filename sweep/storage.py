@@ -1,24 +1,28 @@
-"""A study's folder under ``--storage-path``: whatever a re-run needs and MLflow may not have yet."""
+"""A study's folder under ``--storage-path``: what a re-run needs, and who works in it."""
 
 import contextlib
-import fcntl
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
+
 from errors import UserError, first_line
-from sweep.journal import Journal
-from tracking import PROCESS, STORAGE_ID
-from trainables.trial_folder import TrialFolder
+from search_spaces import TrialConfig
+from sweep.plan import Plan, gigabytes
+from tracking import sqlite_file
+from trainables.checkpoint import TrialFolder
+
+_SCRATCH_COPIES = 3  # of weights: best and last model, and the copy that is uploaded
 
 
 class StudyStorage:
-    """``trials/`` holds checkpoints, ``journal/`` epoch reports, ``tune/`` what Ray Tune writes.
+    """``trials/`` holds checkpoints, ``tune/`` what Ray Tune notes, ``scratch/`` temporary files.
 
     Every machine of a cluster must see the folder under the same path. UserError where it is not a
     folder or cannot be written.
@@ -28,112 +32,74 @@ class StudyStorage:
         if "://" in storage_path:
             raise UserError(f"--storage-path {storage_path} is not a folder: give one all nodes can see")
         try:
-            self.root = Path(storage_path).expanduser().resolve()
+            root = Path(storage_path).expanduser().resolve()
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"--storage-path {storage_path} is no folder: {first_line(error)}") from error
         self.study = study
-        self.path = writable_folder(self.root / study, "--storage-path")
-        self.journal = Journal(self.path / "journal")
-        # tags by which an invocation with another storage recognises the one that holds the lock
-        self.holder: dict[str, str] = {}
-
-    @property
-    def trials(self) -> Path:
-        """The folder of the trials' folders."""
-        return self.path / "trials"
-
-    @property
-    def tune(self) -> Path:
-        """What Ray Tune notes while it runs; no re-run reads it."""
-        return self.path / "tune"
+        self.path = writable_folder(root / study, "--storage-path")
+        self.trials = self.path / "trials"
+        self.tune = self.path / "tune"
+        self._scratch = self.path / "scratch"
+        self._lock = root / f"{study}.lock"
+        # tags by which a command with another storage recognises the one that works here
+        self.owner: dict[str, str] = {}
 
     def trial_folder(self, trial_hash: str) -> TrialFolder:
         """Where the trial keeps its checkpoints."""
         return TrialFolder(self.trials, trial_hash)
 
-    def forget(self, trial_hash: str) -> None:
-        """Remove what there is of a trial that is safe in MLflow, or that is to start anew."""
-        self.trial_folder(trial_hash).remove()
-        self.journal.forget(trial_hash)
-
     def clear(self) -> None:
-        """Remove what there is of every trial."""
-        for folder in (self.trials, self.journal.folder, self.tune):
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def tidy(self) -> None:
-        """Remove Tune's notes, and the folders that nothing is left in."""
-        shutil.rmtree(self.tune, ignore_errors=True)
-        for folder in (self.trials, self.journal.folder, self.path):
-            with contextlib.suppress(OSError):  # not empty: unfinished trials, or somebody else's files
-                folder.rmdir()
+        """Remove the checkpoints of every trial."""
+        shutil.rmtree(self.trials, ignore_errors=True)
 
     @contextlib.contextmanager
-    def scratch(self) -> Iterator[None]:
-        """Where this process's temporary files go while the lock is held.
+    def owned(self) -> Iterator[None]:
+        """Keep other commands out of the study; a UserError that names the one at work.
 
-        Copies of models that a kill has left lie where the next invocation removes them.
+        The lock is the operating system's, so it ends with the process, however that ends. Meanwhile
+        temporary files lie in the storage, where the next command removes those that a kill has left.
         """
-        folder = Path(tempfile.gettempdir()) / f"batchscale-{self.holder[STORAGE_ID]}"
-        before = tempfile.tempdir
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
-        tempfile.tempdir = str(folder)
+        process, storage_id = self._holder()
+        lock = FileLock(self._lock, timeout=0)
         try:
-            yield
-        finally:
-            tempfile.tempdir = before
-            shutil.rmtree(folder, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other invocations of the study out; a UserError that names the one at work.
-
-        The lock is the operating system's, so it ends with the process, however that ends.
-        """
-        path = self.root / f"{self.study}.lock"
-        with contextlib.ExitStack() as stack:
-            try:
-                file = stack.enter_context(open(path, "r+", opener=_made))
-                self._take(file)
-            except OSError as error:
-                raise UserError(
-                    f"cannot lock {path} ({error.strerror}): choose another --storage-path"
-                ) from error
-            yield
-
-    def _take(self, file: TextIO) -> None:
-        """Lock the file, and write into it who has it: the process, and the id of this storage."""
-        is_free = _locked(file)
-        process, _, storage_id = file.read().partition("\n")
-        place = f"-{os.fstat(file.fileno()).st_ino}"  # a copy of the folder is another storage
-        if not is_free:
+            lock.acquire()
+        except Timeout:
             raise UserError(
                 f"study '{self.study}' is being run by {process or 'another process'}: "
                 "wait until it ends, or give this one another --name"
-            )
-        self.holder = {
-            PROCESS: f"process {os.getpid()} on {platform.node()}",
-            STORAGE_ID: storage_id if storage_id.endswith(place) else uuid4().hex + place,
-        }
-        file.seek(0)
-        file.write("\n".join(self.holder.values()))
-        file.truncate()
-        file.flush()
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            raise UserError(
+                f"cannot lock {self._lock} ({first_line(error)}): choose another --storage-path"
+            ) from error
+        before = tempfile.tempdir
+        try:
+            process = f"process {os.getpid()} on {platform.node()}"
+            self.owner = {"process": process, "storage_id": storage_id or uuid4().hex}
+            self._lock.write_text("\n".join(self.owner.values()))
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch.mkdir()
+            tempfile.tempdir = str(self._scratch)
+            yield
+        finally:
+            tempfile.tempdir = before
+            self._tidy()
+            lock.release()
 
+    def _tidy(self) -> None:
+        """Remove what no re-run reads, and the folders that nothing is left in."""
+        for folder in (self.tune, self._scratch):
+            shutil.rmtree(folder, ignore_errors=True)
+        for folder in (self.trials, self.path):
+            with contextlib.suppress(OSError):  # not empty: unfinished trials, or somebody else's files
+                folder.rmdir()
 
-def _made(path: str, flags: int) -> int:
-    """Open a file that may not be there yet, without emptying it."""
-    return os.open(path, flags | os.O_CREAT, 0o666)
-
-
-def _locked(file: TextIO) -> bool:
-    """Whether the lock is this process's now; OSError where the file system has no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    def _holder(self) -> tuple[str, str]:
+        """The process that holds the lock, or held it last, and what this storage is called in MLflow."""
+        with contextlib.suppress(OSError, ValueError):
+            process, _, storage_id = self._lock.read_text().partition("\n")
+            return process, storage_id
+        return "", ""
 
 
 def writable_folder(folder: Path, flag: str) -> Path:
@@ -146,3 +112,39 @@ def writable_folder(folder: Path, flag: str) -> Path:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write to {folder} ({first_line(error)}): choose another {flag}") from error
     return folder
+
+
+def check_disk_space(
+    plan: Plan,
+    to_train: Sequence[TrialConfig],
+    concurrent: int,
+    storage: StudyStorage,
+    tracking_uri: str,
+) -> None:
+    """Raise UserError where a disk lacks room for what training writes to it at any one time.
+
+    Checkpoints that the plan's trials have already are part of the room there is. More may be needed
+    while MLflow is away, because trained trials then wait: ``--dry-run`` says how much at most.
+    """
+    by_size = sorted(to_train, key=plan.weight_bytes, reverse=True)
+    scratch = _SCRATCH_COPIES * max(map(plan.weight_bytes, to_train), default=0)
+    checkpoints = plan.checkpoint_bytes(by_size[:concurrent]) + plan.trained_bytes(by_size[concurrent:])
+    needs = {storage.path: checkpoints + scratch}
+    if sqlite_file(tracking_uri) is not None:  # a server keeps the models on its own disk
+        needs[Path.cwd()] = plan.model_bytes(to_train)
+    going = [folder for folder in storage.trials.glob("*") if folder.name in plan.trials]
+    taken = {storage.path.stat().st_dev: sum(map(_size, going))}
+    on_device: defaultdict[int, int] = defaultdict(int)
+    for folder, needed in needs.items():
+        device = folder.stat().st_dev
+        on_device[device] += needed
+        free = shutil.disk_usage(folder).free + taken.get(device, 0)
+        if on_device[device] > free:
+            raise UserError(
+                f"the disk of {folder} has {gigabytes(free)} free and the study needs "
+                f"{gigabytes(on_device[device])}: make room, or give another --storage-path"
+            )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

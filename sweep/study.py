@@ -1,29 +1,41 @@
-"""A study from the command line to tested models."""
+"""A study from options to tested models, along one path: own, read, plan what is left, train, test."""
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
-from errors import UserError
-from search_spaces import trial_name
-from sweep.assets import ModelAssets, prepare_assets
-from sweep.cluster import Resources, check_shared, ray_session, resources_per_trial
+from ray.exceptions import RayError
+from ray.tune import TuneError
+
+from errors import StoppedError, UserError, last_line, printable
+from sweep.cluster import (
+    Resources,
+    check_shared,
+    environment_tags,
+    ray_session,
+    resources_per_trial,
+)
 from sweep.console import console
-from sweep.disk_space import check_disk_space
-from sweep.final_test import Patiently
-from sweep.hardware import bf16_available
-from sweep.invocation import Sweep, end_others, register_best_trial, start_invocation
-from sweep.missing import changed_runs, forget_trained, unfinished
 from sweep.options import SweepOptions
-from sweep.physical_batch import with_measured_sizes
-from sweep.plan import Plan, make_plan, plan_tables
-from sweep.storage import StudyStorage, writable_folder
-from tracking import Patience, StudyStore, check_study_name
+from sweep.plan import Plan, bf16_available, make_plan, plan_summary, plan_table
+from sweep.progress import Progress
+from sweep.storage import StudyStorage, check_disk_space, writable_folder
+from sweep.testing import TestPhase
+from sweep.training import Recorder, train
+from tracking import InvocationRun, StudyStore, TrialRun, check_study_name
+from trainables.assets import ModelAssets, prepare_assets
+from trainables.evaluation import METRICS
+
+_LAST_WRITES = 3.0  # seconds for MLflow to take what is left when the user wants to stop
 
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """What became of an invocation: the failed trials by name, each with its reason."""
+    """What became of a run of the command: the failed trials by name, each with its reason."""
 
     study: str
     failures: dict[str, str]
@@ -32,88 +44,248 @@ class StudyOutcome:
 def show_plan(options: SweepOptions) -> None:
     """Print what ``run_study`` would do."""
     check_study_name(options.study)
-    for part in plan_tables(make_plan(options, bf16_available(options))):
-        console.print(part, markup=False) if isinstance(part, str) else console.print(part)
+    plan = make_plan(options, bf16_available(options))
+    console.print(plan_summary(plan), markup=False)
+    console.print(plan_table(plan))
 
 
 def run_study(options: SweepOptions) -> StudyOutcome:
-    """Plan, train what is missing, test what is untested.
+    """Own the study, read it once, train and test what is left, and register the best model.
 
-    Everything that can be wrong with the input raises UserError before the first run is created.
-    Raises StoreAwayError where MLflow was away for too long; what it lacks waits in the storage.
+    Everything that can be wrong with the input raises UserError and leaves no run behind. Raises
+    StoreAwayError where MLflow was away for too long; what it lacks waits in the storage.
     """
     check_study_name(options.study)
     plan = make_plan(options, bf16_available(options))
     storage = StudyStorage(options.storage_path, plan.study)
     writable_folder(Path(options.results_path) / plan.study, "--results-path")
-    store = StudyStore(options.tracking_uri, plan.study)
-    patience = Patience(store.answers, console.print)
-    with storage.lock(), storage.scratch():
-        console.print(plan_tables(plan)[0], markup=False)
-        patiently = partial(patience.call, seconds=options.store_patience)
-        failures = _finish(plan, options, store, storage, patiently)
-        storage.tidy()
-    return StudyOutcome(plan.study, failures)
+    say = partial(console.print, markup=False)
+    store = StudyStore(options.tracking_uri, plan.study, say=say, patience=options.store_patience)
+    with storage.owned():
+        say(plan_summary(plan))
+        with _invocation(plan, store, storage) as invocation:
+            study = _Study(plan, options, store, storage, invocation)
+            study.finish_what_is_left()
+            invocation.finish("FAILED" if study.failures else "FINISHED")
+    return StudyOutcome(plan.study, {plan.name(h): reason for h, reason in study.failures.items()})
 
 
-def _finish(
-    plan: Plan, options: SweepOptions, store: StudyStore, storage: StudyStorage, patiently: Patiently
-) -> dict[str, str]:
-    """Do what is left of the study; returns the failed trials by name, each with its reason."""
-    runs = {} if options.fresh else patiently(store.trial_runs)
-    to_train, to_test = unfinished(plan, runs)
-    if not to_train and not to_test:
-        console.print(f"all {len(plan.trials)} trials are already trained and tested")
-        invocation = start_invocation(plan, store, storage.holder, patiently)
-        try:
-            end_others(invocation, store, patiently)
-        except UserError:
-            patiently(invocation.leave_behind)
-            raise
-        forget_trained(plan, runs, storage)
-        patiently(lambda: register_best_trial(plan, store))
-        patiently(lambda: invocation.finish("FINISHED"))
-        return {}
-    if runs:
+@contextlib.contextmanager
+def _invocation(plan: Plan, store: StudyStore, storage: StudyStorage) -> Iterator[InvocationRun]:
+    """The parent run, with the plan and the test split in it; a refused one is taken back."""
+    title = f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
+    tags = {"space": plan.space.name, "question": plan.space.question, **storage.owner}
+    invocation = store.start_invocation(title, plan.to_dict(), tags)
+    try:
+        test = plan.splits.test
+        invocation.log_test_split(test.row_ids, test.labels, test.texts)
+        yield invocation
+    except UserError:
+        invocation.discard()
+        raise
+    except BaseException:
+        _in_time(lambda: invocation.finish("KILLED"))
+        raise
+
+
+@dataclass
+class _Study:
+    """One run of the command; ``runs`` are the study's trials in MLflow, read once and kept up to date."""
+
+    plan: Plan
+    options: SweepOptions
+    store: StudyStore
+    storage: StudyStorage
+    invocation: InvocationRun
+    runs: dict[str, TrialRun] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)  # trial hash -> reason
+
+    def finish_what_is_left(self) -> None:
+        """The path; a study with nothing left to do takes it with empty lists."""
+        self._read()
+        to_train, to_test = self._left()
+        assets = self._prepare({*to_train, *to_test})
+        to_train |= self._restart_changed(assets)
+        to_test -= to_train
+        if to_train or to_test:
+            with ray_session(self.options.ray_address) as dashboard:
+                resources = self._resources(to_train)
+                self._announce(dashboard, resources)
+                self._train(to_train, assets, resources)
+                self._test(to_train | to_test, assets, resources)
+        self._register_best()
+
+    def _read(self) -> None:
+        """Read the study, having made sure that nobody else is at work on it."""
+        read = self.store.read_runs()
+        own, others = self.invocation, [run for run in read.invocations if run.is_running]
+        others = [run for run in others if run.run_id != own.run_id]
+        for other in others:
+            elsewhere = other.storage_id not in {"", self.storage.owner["storage_id"]}
+            if elsewhere and not self.options.take_over:
+                raise UserError(
+                    f"study '{self.plan.study}' is being run by {other.process} with another "
+                    "--storage-path: wait until it ends, or give --take-over if it was killed"
+                )
+        for run in [*others, *(run for run in read.trials.values() if run.is_running)]:
+            run.end_killed()
+        if self.options.fresh:
+            earlier = [run for run in read.invocations if run.run_id != own.run_id]
+            self.store.supersede([*earlier, *read.trials.values()])
+            self.storage.clear()
+            console.print("starting anew: earlier runs stay in MLflow, and no longer count")
+        else:
+            self.runs = dict(read.trials)
+
+    def _left(self) -> tuple[set[str], set[str]]:
+        """The hashes of the trials that lack training, and of those that lack only the test."""
+        planned = {trial_hash: self.runs.get(trial_hash) for trial_hash in self.plan.trials}
+        to_train = {h for h, run in planned.items() if run is None or not run.is_trained}
+        to_test = {h for h, run in planned.items() if run and run.is_trained and not run.is_tested}
+        for trial_hash in planned.keys() - to_train - to_test:  # a kill may have left its checkpoint
+            self.storage.trial_folder(trial_hash).remove()
+        done, count = len(planned) - len(to_train) - len(to_test), len(planned)
+        if done == count:
+            console.print(f"all {count} trials are already trained and tested")
+        elif self.runs:
+            console.print(
+                f"resuming: {done} of {count} trials are finished, {len(to_test)} lack their test, "
+                f"{len(to_train)} are to be trained"
+            )
+        return to_train, to_test
+
+    def _prepare(self, trial_hashes: set[str]) -> dict[str, ModelAssets]:
+        configs = self.plan.configs
+        first = {configs[h].model: configs[h] for h in sorted(trial_hashes)}
+        with console.status("tokenising and loading weights"):
+            return {model: prepare_assets(first[model], self.plan.splits) for model in sorted(first)}
+
+    def _restart_changed(self, assets: Mapping[str, ModelAssets]) -> set[str]:
+        """Start anew the trials whose model or tokens have changed since, finished ones among them.
+
+        Their results say nothing about what is there now. Returns their hashes.
+        """
+        changed = set()
+        for trial_hash, config in self.plan.configs.items():
+            run, now = self.runs.get(trial_hash), assets.get(config.model)
+            if run and now and run.assets_digest not in {"", now.trial.digest}:
+                console.print(
+                    f"{run.name}: its model or its tokens have changed: starting it anew", markup=False
+                )
+                self.storage.trial_folder(trial_hash).remove()
+                run.supersede()
+                del self.runs[trial_hash]
+                changed.add(trial_hash)
+        return changed
+
+    def _resources(self, to_train: set[str]) -> Resources:
+        resources = resources_per_trial(self.options)
+        check_shared(self.storage.path)
+        configs = [self.plan.configs[trial_hash] for trial_hash in to_train]
+        check_disk_space(self.plan, configs, resources.concurrent, self.storage, self.options.tracking_uri)
+        return resources
+
+    def _announce(self, dashboard: str, resources: Resources) -> None:
+        if not resources.gpus:
+            console.print("no GPU in use: trials run on the CPU")
         console.print(
-            f"resuming: {len(plan.trials) - len(to_train) - len(to_test)} of {len(plan.trials)} trials are "
-            f"finished, {len(to_test)} lack their test, {len(to_train)} are to be trained"
+            f"{resources.concurrent} trials at once, each with {resources.cpus:g} CPU"
+            + (f" and {resources.gpus:g} GPU" if resources.gpus else "")
         )
-    assets = _prepare(plan, {config.model for config in [*to_train, *to_test]})
-    for trial_hash in changed_runs(plan, runs, assets):
-        del runs[trial_hash]
-    to_train, _ = unfinished(plan, runs)
-    with ray_session(options.ray_address) as dashboard:
-        resources = resources_per_trial(options)
-        check_shared(storage.path)
-        check_disk_space(
-            plan, to_train, resources.concurrent, storage, options.tracking_uri, anew=options.fresh
-        )
-        _announce(dashboard, options, resources)
-        plan = with_measured_sizes(plan, to_train, assets, resources, storage.root)
-        invocation = start_invocation(plan, store, storage.holder, patiently)
-        sweep = Sweep(plan, options, store, storage, invocation, assets, resources, patiently)
-        failures = sweep.run()
-    seeds = len(plan.space.seeds)
-    return {trial_name(plan.trials[h], seeds): reason for h, reason in failures.items()}
+        if dashboard:
+            token = "it asks for the token of `ray get-auth-token`"
+            console.print(f"Ray dashboard  http://{dashboard}  ({token})")
+        uri = self.options.tracking_uri
+        page = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+        console.print(f"MLflow         {page}", markup=False)
+
+    def _train(self, to_train: set[str], assets: Mapping[str, ModelAssets], resources: Resources) -> None:
+        """Train to the end, and wait until all of it is in MLflow."""
+        if not to_train:
+            return
+        configs = {h: config for h, config in self.plan.configs.items() if h in to_train}
+        trial_assets = {model: value.trial for model, value in assets.items()}
+        names, epochs = {h: self.plan.name(h) for h in configs}, {h: c.epochs for h, c in configs.items()}
+        metrics = ["train_loss", "train_acc", *(f"val_{name}" for name in METRICS)]
+        tags = environment_tags(resources)
+        writer = self.store.background()
+
+        def open_run(trial_hash: str) -> TrialRun:
+            digest = trial_assets[configs[trial_hash].model].digest
+            return self.store.open_trial(
+                self.plan.trials[trial_hash],
+                len(self.plan.space.seeds),
+                self.plan.dataset,
+                self.invocation,
+                tags | {"assets_digest": digest},
+            )
+
+        with Progress(names, epochs, metrics, resources.concurrent) as progress:
+            recorder = Recorder(
+                self.plan,
+                open_run,
+                assets=trial_assets,
+                storage=self.storage,
+                writer=writer,
+                progress=progress,
+            )
+            try:
+                train(
+                    list(configs.values()),
+                    trial_assets,
+                    resources,
+                    self.storage,
+                    recorder=recorder,
+                    max_failures=self.options.max_failures,
+                )
+                writer.finish()
+            except (KeyboardInterrupt, OSError, RayError, TuneError) as error:
+                recorder.interrupt()
+                writer.wait(_LAST_WRITES)
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                raise StoppedError(
+                    f"training stopped ({last_line(error)}): run the same command again to continue"
+                ) from error
+            finally:
+                writer.stop()
+        self.failures |= recorder.failures
+        self.runs |= recorder.runs
+
+    def _test(
+        self, trial_hashes: set[str], assets: Mapping[str, ModelAssets], resources: Resources
+    ) -> None:
+        """Test every trained trial that lacks its test."""
+        untested = {
+            trial_hash: (config, self.runs[trial_hash])
+            for trial_hash, config in self.plan.configs.items()
+            if trial_hash in trial_hashes and trial_hash not in self.failures
+        }
+        console.print(f"testing {len(untested)} trials, reloaded from MLflow")
+        splits = {model: value.test for model, value in assets.items()}
+        phase = TestPhase(splits, resources, self.storage)
+        with console.status("testing"):
+            phase.run(untested)
+        self.failures |= phase.failures
+
+    def _register_best(self) -> None:
+        """Register the model of the trial with the highest val_acc, the earliest in the plan on ties."""
+        found = [self.runs[h] for h in self.plan.trials if h in self.runs]
+        tested = [run for run in found if run.is_tested]
+        if tested:
+            best = max(tested, key=lambda run: run.metrics["best_val_acc"])
+            uri = self.store.register_best(best)
+            line = f"best model     {uri}  ({best.name}, val_acc {best.metrics['best_val_acc']:.4f})"
+            console.print(printable(line), markup=False)
 
 
-def _prepare(plan: Plan, models: set[str]) -> dict[str, ModelAssets]:
-    first = {cells[0].model: cells[0] for cells in plan.trials.values()}
-    with console.status("tokenising and loading weights"):
-        return {model: prepare_assets(first[model], plan.splits) for model in sorted(models)}
+def _in_time(call: partial) -> None:
+    """Give a last call to MLflow some seconds: a server that hangs must not hold up Ctrl-C."""
 
+    def attempt() -> None:
+        with contextlib.suppress(Exception):
+            call()
 
-def _announce(dashboard: str, options: SweepOptions, resources: Resources) -> None:
-    if not resources.gpus:
-        console.print("no GPU in use: trials run on the CPU")
-    console.print(
-        f"{resources.concurrent} trials at once, each with {resources.cpus:g} CPU"
-        + (f" and {resources.gpus:g} GPU" if resources.gpus else "")
-    )
-    if dashboard:
-        console.print(f"Ray dashboard  http://{dashboard}  (it asks for the token of `ray get-auth-token`)")
-    if options.tracking_uri.startswith("http"):
-        console.print(f"MLflow         {options.tracking_uri}", markup=False)
-    else:
-        console.print(f"MLflow         mlflow ui --backend-store-uri {options.tracking_uri}", markup=False)
+    thread = Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(_LAST_WRITES)

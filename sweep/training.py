@@ -1,61 +1,121 @@
-"""From Tune's events to the journal, MLflow and the progress table: the only writer of a study's store."""
+"""Train the trials of a plan on Ray Tune, and write what they report to MLflow while they train."""
 
+import contextlib
+import logging
+import os
 import re
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray.tune import Callback
+import ray
+from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from errors import last_line
 from search_spaces import TrialConfig
-from sweep.journal import Report
+from sweep.cluster import Resources
 from sweep.plan import Plan
 from sweep.progress import Progress
 from sweep.storage import StudyStorage
-from sweep.store_writer import StoreWriter
-from tracking import (
-    EPOCH_METRICS,
-    MEMORY_METRICS,
-    NOISE_METRICS,
-    ModelFiles,
-    OtherTrainingError,
-    TrialRun,
-    now_ms,
-)
+from tracking import BackgroundWriter, ModelFiles, OtherTrainingError, TrialRun
+from trainables.assets import TrialAssets
 from trainables.checkpoint import read_progress, weight_files
+from trainables.encoder_trainable import EncoderTrainable
 from trainables.exported_model import ClassifierCard, export_model
-from trainables.trial import TrialAssets, best_epoch
+from trainables.trial import best_epoch
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _LOADER = "trainables.exported_model"
 _LOADER_CODE = tuple(_PROJECT / name for name in ("trainables", "search_spaces", "errors.py"))
-_REPORT_KEYS = ("epoch", "step_curve", *EPOCH_METRICS, *NOISE_METRICS, *MEMORY_METRICS)
+
+Report = dict[str, Any]
 
 
-class Recorder(Callback):
-    """Journals and writes every epoch, uploads both models when a trial is done, keeps why one failed.
+def train(
+    configs: Sequence[TrialConfig],
+    assets: dict[str, TrialAssets],
+    resources: Resources,
+    storage: StudyStorage,
+    *,
+    recorder: "Recorder",
+    max_failures: int,
+) -> None:
+    """Run one Tune trial per config, one ``step()`` per epoch; returns when none is left running.
+
+    A trial that was left unfinished, by an earlier command or by a worker that died, resumes from its
+    newest good checkpoint, the latter up to ``max_failures`` times. What fails in the end is in
+    ``recorder.failures``. Raises KeyboardInterrupt on Ctrl-C.
+    """
+    references = {model: ray.put(value) for model, value in assets.items()}
+    trainable = tune.with_resources(
+        tune.with_parameters(EncoderTrainable, assets=references, storage=str(storage.trials)),
+        resources.for_ray(),
+    )
+    shutil.rmtree(storage.tune, ignore_errors=True)  # of a command that was killed
+    tuner = tune.Tuner(
+        trainable,
+        param_space={"trial": tune.grid_search([config.to_dict() for config in configs])},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=resources.concurrent,
+            reuse_actors=True,
+            trial_name_creator=_trial_hash,
+            trial_dirname_creator=_trial_hash,
+        ),
+        run_config=tune.RunConfig(
+            name=datetime.now().strftime("%Y%m%d-%H%M%S-%f"),
+            storage_path=str(storage.tune),
+            verbose=0,
+            callbacks=[recorder],
+            # the trainable saves itself, into a place that the next command knows
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=max_failures),
+        ),
+    )
+    with _quiet_tune():
+        tuner.fit()
+
+
+@contextlib.contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """Tune reports failed trials on its own; the recorder has already said so in one line each."""
+    os.environ["TUNE_WARN_THRESHOLD_S"] = "30"
+    # Tune's own handler waits for every running epoch to end, which may be many minutes
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class Recorder(tune.Callback):
+    """Writes every epoch, uploads both models when a trial is trained, keeps why a trial failed.
 
     Writing happens in the background, in order, so that a store that is slow or away does not hold up
-    training. ``failures`` maps the hash of every failed trial to its reason, and ``ended`` holds the
-    hashes of those that reached their last epoch or failed. ``open_run`` gives the run of the trial that
-    serves some cells.
+    training. ``failures`` maps the hash of every failed trial to its reason, ``runs`` those that have
+    started to their runs, and ``ended`` holds those that reached their last epoch or failed. ``open_run``
+    gives the run of a trial.
     """
 
     def __init__(
         self,
         plan: Plan,
-        open_run: Callable[[Sequence[TrialConfig]], TrialRun],
+        open_run: Callable[[str], TrialRun],
         *,
         assets: dict[str, TrialAssets],
         storage: StudyStorage,
-        writer: StoreWriter,
+        writer: BackgroundWriter,
         progress: Progress,
     ) -> None:
         self.failures: dict[str, str] = {}
+        self.runs: dict[str, TrialRun] = {}
         self.ended: set[str] = set()
         self._plan = plan
         self._open_run = open_run
@@ -63,14 +123,14 @@ class Recorder(Callback):
         self._storage = storage
         self._writer = writer
         self._progress = progress
-        self._runs: dict[str, TrialRun] = {}
+        self._histories: dict[str, list[Report]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks for Tuner.restore, which is not how a study resumes
 
     def interrupt(self) -> None:
         """Mark the runs of the trials that did not come to their end."""
-        for trial_hash, run in list(self._runs.items()):
+        for trial_hash, run in list(self.runs.items()):
             if trial_hash not in self.ended:
                 self._submit(trial_hash, run.interrupt)
 
@@ -85,28 +145,34 @@ class Recorder(Callback):
     def on_trial_result(
         self, iteration: int, trials: list, trial: TuneTrial, result: dict, **info: Any
     ) -> None:
-        """Journal and write an epoch."""
+        """Write an epoch, and the earlier ones of a trial that was resumed."""
         trial_hash = _trial_hash(trial)
         if "failure" in result:
             self._fail(trial_hash, result["failure"])
             return
         for damage in result["damaged"]:
             self._progress.say(trial_hash, f"{damage}: left out")
-        self._progress.epoch(trial_hash, dict(result))
-        reports = self._journaled(trial_hash, [*result["earlier"], result])
-        self._submit(trial_hash, partial(self._log, trial_hash, reports))
+        report = result["report"]
+        known = result["earlier"] or self._histories.get(trial_hash, [])
+        history = [*(earlier for earlier in known if earlier["epoch"] < report["epoch"]), report]
+        self._histories[trial_hash] = history
+        best = best_epoch(history)
+        best_so_far = {"best_epoch": best, "best_val_acc": history[best - 1]["val_acc"]}
+        self._progress.epoch(trial_hash, report | best_so_far)
+        self._submit(trial_hash, partial(self._log, trial_hash, history))
 
     def on_trial_complete(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Upload the models; the checkpoint of the last epoch holds both."""
         trial_hash = _trial_hash(trial)
         self.ended.add(trial_hash)
+        self._histories.pop(trial_hash, None)
         _forget_averages(trial)
         if trial_hash not in self.failures:
             self._submit(trial_hash, partial(self._upload, trial_hash))
 
     def on_trial_recover(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Say that a trial failed and is tried again."""
-        again = f"{_worker_error(trial)}: goes on from its last epoch"
+        again = f"{_worker_error(trial)}: resumed from its last epoch"
         self._progress.say(_trial_hash(trial), f"{again} (failure {trial.num_failures})")
 
     def on_trial_error(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
@@ -127,60 +193,42 @@ class Recorder(Callback):
     def _fail(self, trial_hash: str, why: str) -> None:
         self.failures[trial_hash] = why
         self._progress.failed(trial_hash, why)
-        self._submit(trial_hash, lambda: self._runs[trial_hash].fail(why))
-
-    def _journaled(self, trial_hash: str, results: Sequence[Report]) -> list[Report]:
-        reports = [{key: r[key] for key in _REPORT_KEYS if key in r} for r in results]
-        try:
-            return self._storage.journal.add(trial_hash, reports)
-        except OSError as error:  # the checkpoint holds them as well
-            self._progress.say(
-                trial_hash, f"epoch {reports[-1]['epoch']} is not journaled: {error.strerror}"
-            )
-            now = now_ms()  # an epoch has one time, however often it is written
-            return [report | {"timestamp": now} for report in reports]
+        self._submit(trial_hash, lambda: self.runs[trial_hash].fail(why))
 
     def _open(self, trial_hash: str) -> None:
-        if trial_hash not in self._runs:
-            self._runs[trial_hash] = self._open_run(self._plan.trials[trial_hash])
+        if trial_hash not in self.runs:
+            self.runs[trial_hash] = self._open_run(trial_hash)
 
-    def _log(self, trial_hash: str, reports: Sequence[Report]) -> None:
+    def _log(self, trial_hash: str, history: Sequence[Report]) -> None:
         try:
-            self._runs[trial_hash].log_epochs(reports)
-        except OtherTrainingError as error:
+            self.runs[trial_hash].log_epochs(history)
+        except OtherTrainingError as error:  # it was trained again without its checkpoints
             self._progress.say(trial_hash, f"{error}: it gets a new run")
-            self._runs[trial_hash].leave_behind()
-            run = self._open_run(self._plan.trials[trial_hash])
-            run.log_epochs(self._until(trial_hash, reports))
-            self._runs[trial_hash] = run  # last, so that all of it is repeated if any of it fails
-
-    def _until(self, trial_hash: str, reports: Sequence[Report]) -> list[Report]:
-        """All epochs up to the last of these; what the journal has beyond is of an earlier training."""
-        journaled = {report["epoch"]: report for report in self._storage.journal.epochs(trial_hash)}
-        known = journaled | {report["epoch"]: report for report in reports}
-        return [known[epoch] for epoch in sorted(known) if epoch <= reports[-1]["epoch"]]
+            self.runs[trial_hash].supersede()
+            self.runs[trial_hash] = self._open_run(trial_hash)
+            self.runs[trial_hash].log_epochs(history)
 
     def _upload(self, trial_hash: str) -> None:
         if trial_hash in self.failures:
             return  # an epoch was refused since: its checkpoint is what the next run writes it from
-        run = self._runs[trial_hash]
-        config = self._plan.trials[trial_hash][0]
+        config = self._plan.configs[trial_hash]
         assets = self._assets[config.model]
-        checkpoint = self._storage.trial_folder(trial_hash).newest(assets.digest).folder
+        folder = self._storage.trial_folder(trial_hash)
+        checkpoint = folder.newest(assets.digest).folder
         history = read_progress(checkpoint)["history"] if checkpoint else []
         if checkpoint is None or len(history) < config.epochs:
             raise RuntimeError("the checkpoint of the last epoch is missing or damaged: run again")
-        best, files = best_epoch(history), weight_files(checkpoint)
+        best, weights = best_epoch(history), weight_files(checkpoint)
         with tempfile.TemporaryDirectory() as temporary:
             models = {}
             for which, epoch in {"best": best, "last": len(history)}.items():
                 card = self._card(config, epoch, history[epoch - 1]["val_acc"])
-                folder = Path(temporary) / which / "classifier"
-                export_model(folder, files[which], assets.encoder, card)
-                models[which] = ModelFiles(folder, _LOADER, _LOADER_CODE)
+                classifier = Path(temporary) / which / "classifier"
+                export_model(classifier, weights[which], assets.encoder, card)
+                models[which] = ModelFiles(classifier, _LOADER, _LOADER_CODE)
             last = None if best == len(history) else models["last"]
-            run.log_models(models["best"], last, best, history[best - 1]["val_acc"])
-        self._storage.forget(trial_hash)  # all of it is in MLflow now
+            self.runs[trial_hash].log_models(models["best"], last, best, history[best - 1]["val_acc"])
+        folder.keep_newest()
         self._progress.finished(trial_hash)
 
     def _card(self, config: TrialConfig, epoch: int, val_acc: float) -> ClassifierCard:
