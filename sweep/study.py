@@ -64,10 +64,10 @@ def run_study(options: SweepOptions) -> StudyOutcome:
     with storage.owned():
         say(plan_summary(plan))
         with _invocation(plan, store, storage) as invocation:
-            study = _Study(plan, options, store, storage, invocation)
-            study.finish_what_is_left()
-            invocation.finish("FAILED" if study.failures else "FINISHED")
-    return StudyOutcome(plan.study, {plan.name(h): reason for h, reason in study.failures.items()})
+            sweep = Sweep(plan, options, store, storage, invocation)
+            sweep.finish_what_is_left()
+            invocation.finish("FAILED" if sweep.failures else "FINISHED")
+    return StudyOutcome(plan.study, {plan.name(h): reason for h, reason in sweep.failures.items()})
 
 
 @contextlib.contextmanager
@@ -89,7 +89,7 @@ def _invocation(plan: Plan, store: StudyStore, storage: StudyStorage) -> Iterato
 
 
 @dataclass
-class _Study:
+class Sweep:
     """One run of the command; ``runs`` are the study's trials in MLflow, read once and kept up to date."""
 
     plan: Plan
@@ -102,20 +102,20 @@ class _Study:
 
     def finish_what_is_left(self) -> None:
         """The path; a study with nothing left to do takes it with empty lists."""
-        self._read()
-        to_train, to_test = self._left()
+        self.read()
+        to_train, to_test = self.left()
         assets = self._prepare({*to_train, *to_test})
-        to_train |= self._restart_changed(assets)
+        to_train |= self.restart_changed(assets)
         to_test -= to_train
         if to_train or to_test:
             with ray_session(self.options.ray_address) as dashboard:
                 resources = self._resources(to_train)
                 self._announce(dashboard, resources)
-                self._train(to_train, assets, resources)
-                self._test(to_train | to_test, assets, resources)
-        self._register_best()
+                self.train(to_train, assets, resources)
+                self.test(to_train | to_test, assets, resources)
+        self.register_best()
 
-    def _read(self) -> None:
+    def read(self) -> None:
         """Read the study, having made sure that nobody else is at work on it."""
         read = self.store.read_runs()
         own, others = self.invocation, [run for run in read.invocations if run.is_running]
@@ -137,7 +137,7 @@ class _Study:
         else:
             self.runs = dict(read.trials)
 
-    def _left(self) -> tuple[set[str], set[str]]:
+    def left(self) -> tuple[set[str], set[str]]:
         """The hashes of the trials that lack training, and of those that lack only the test."""
         planned = {trial_hash: self.runs.get(trial_hash) for trial_hash in self.plan.trials}
         to_train = {h for h, run in planned.items() if run is None or not run.is_trained}
@@ -160,7 +160,7 @@ class _Study:
         with console.status("tokenising and loading weights"):
             return {model: prepare_assets(first[model], self.plan.splits) for model in sorted(first)}
 
-    def _restart_changed(self, assets: Mapping[str, ModelAssets]) -> set[str]:
+    def restart_changed(self, assets: Mapping[str, ModelAssets]) -> set[str]:
         """Start anew the trials whose model or tokens have changed since, finished ones among them.
 
         Their results say nothing about what is there now. Returns their hashes.
@@ -199,7 +199,7 @@ class _Study:
         page = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
         console.print(f"MLflow         {page}", markup=False)
 
-    def _train(self, to_train: set[str], assets: Mapping[str, ModelAssets], resources: Resources) -> None:
+    def train(self, to_train: set[str], assets: Mapping[str, ModelAssets], resources: Resources) -> None:
         """Train to the end, and wait until all of it is in MLflow."""
         if not to_train:
             return
@@ -252,7 +252,7 @@ class _Study:
         self.failures |= recorder.failures
         self.runs |= recorder.runs
 
-    def _test(
+    def test(
         self, trial_hashes: set[str], assets: Mapping[str, ModelAssets], resources: Resources
     ) -> None:
         """Test every trained trial that lacks its test."""
@@ -268,7 +268,7 @@ class _Study:
             phase.run(untested)
         self.failures |= phase.failures
 
-    def _register_best(self) -> None:
+    def register_best(self) -> None:
         """Register the model of the trial with the highest val_acc, the earliest in the plan on ties."""
         found = [self.runs[h] for h in self.plan.trials if h in self.runs]
         tested = [run for run in found if run.is_tested]

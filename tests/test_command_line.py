@@ -1,5 +1,6 @@
 """Bad input: one clear line, exit code 2, before anything is trained or written."""
 
+import errno
 import socket
 
 import pytest
@@ -28,6 +29,7 @@ def closed_port():
 
 
 BAD_INPUT = {
+    "nothing": ([], "give --space NAME"),
     "space": (["--space", "batch_lr_gird"], "did you mean batch_lr_grid"),
     "model folder": ([*DEMO, "--models", "./no_such_folder"], "./no_such_folder"),
     "model": ([*DEMO, "--models", "bert-bse"], "bert-bse"),
@@ -49,9 +51,16 @@ BAD_INPUT = {
     "train size": ([*DEMO, "--train-size", "4000000"], "--train-size 4000000"),
     "max length": ([*DEMO, "--max-length", "2000"], "more than the 512 positions of bert-tiny"),
     "warmup": ([*DEMO, "--set", "warmup_ratio=0.1"], "does nothing under scheduler constant"),
-    "gpus": ([*DEMO, "--gpus-per-trial", "1.5"], "--gpus-per-trial must be"),
-    "cpus": ([*DEMO, "--cpus-per-trial", "0"], "--cpus-per-trial must be positive"),
-    "concurrency": ([*DEMO, "--max-concurrent", "0"], "--max-concurrent must be at least 1"),
+    "gpus": ([*DEMO, "--gpus-per-trial", "1.5"], "--gpus-per-trial must be less than or equal to 1"),
+    "cpus": ([*DEMO, "--cpus-per-trial", "0"], "--cpus-per-trial must be greater than 0"),
+    "a GPU too many": (
+        [*DEMO, "--gpus-per-trial", "2"],
+        "--gpus-per-trial must be less than or equal to 1",
+    ),
+    "concurrency": (
+        [*DEMO, "--max-concurrent", "0"],
+        "--max-concurrent must be greater than or equal to 1",
+    ),
     "cluster": ([*DEMO, "--ray-address", "127.0.0.1:1"], "say --precision"),
     "hub data": (["--space", "fixed_lr", "--models", "bert-tiny"], "'stanfordnlp/imdb' cannot be read"),
     "hub model": (["--space", "fixed_lr", "--dataset", "demo-reviews"], "cannot be loaded"),
@@ -76,7 +85,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, capsys, tmp_path):
     [
         (["--space", "fixed_lr", "--epoch", "3"], "did you mean --epochs"),
         (["--space", "fixed_lr", "--epochs", "three"], "invalid int value"),
-        ([], "--space"),
         (["report"], "--name"),
     ],
 )
@@ -89,15 +97,10 @@ def test_misspelled_flags_are_one_line(argv, expected, capsys):
     assert err.count("\n") == 1
 
 
-def test_an_unwritable_storage_path_is_named(capsys):
-    code, _, err = run([*DEMO, "--storage-path", "/proc/nowhere"], capsys)  # where root cannot write either
-    assert code == 2
-    assert "--storage-path" in err
-
-
-def test_a_file_as_storage_path_is_refused(capsys, tmp_path):
+@pytest.mark.parametrize("path", ["/proc/nowhere", "taken"])  # where root cannot write either, and a file
+def test_a_storage_path_that_cannot_be_written_is_named(path, capsys, tmp_path):
     (tmp_path / "taken").write_text("")
-    code, _, err = run([*DEMO, "--storage-path", str(tmp_path / "taken")], capsys)
+    code, _, err = run([*DEMO, "--storage-path", path], capsys)
     assert code == 2
     assert "choose another --storage-path" in err
 
@@ -112,12 +115,8 @@ def test_report_without_a_store_says_so_and_makes_none(capsys, tmp_path):
 def test_list_spaces_names_every_question(capsys):
     code, out, _ = run(["--list-spaces"], capsys)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == [
-        "batch_lr_grid",
-        "fixed_lr",
-        "sqrt_lr",
-        "linear_ablation",
-    ]
+    names = [line.split()[0] for line in out.splitlines()]
+    assert names == ["batch_lr_grid", "fixed_lr", "linear_ablation", "sqrt_lr"]
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
@@ -145,3 +144,33 @@ def test_verify_passes_and_exits_zero(capsys):
     code, out, _ = run(["verify", "--models", "bert-tiny"], capsys)
     assert code == 0
     assert "20 of 20 gradients equal the whole window's" in out
+
+
+def test_a_key_of_an_earlier_version_is_read_and_named_anew(capsys):
+    _, out, _ = run([*DEMO, "--set", "dropout=0.2", "--dry-run"], capsys)
+    assert "note: dropout is called head_dropout now" in out
+
+
+def test_the_demo_is_fp32_on_every_machine(capsys):
+    argv = [*DEMO, "--dry-run"]
+    assert "torch engine, fp32" in run(argv, capsys)[1]
+    assert "torch engine, bf16" in run([*argv, "--precision", "bf16"], capsys)[1]
+
+
+def test_an_error_that_the_user_cannot_mend_keeps_its_traceback(monkeypatch):
+    def defect(options):
+        raise FileNotFoundError("a file of this program")
+
+    monkeypatch.setitem(tune_main.COMMANDS, "verify", defect)
+    with pytest.raises(FileNotFoundError):
+        tune_main.main(["verify"])
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    def full(options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(tune_main.COMMANDS, "verify", full)
+    code, _, err = run(["verify"], capsys)
+    assert code == 1
+    assert err == "error: [Errno 28] No space left on device\n"

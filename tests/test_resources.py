@@ -22,7 +22,6 @@ def options(**values):
         ([(1, 2)], {}, Resources(1, 2, 1)),
         ([(1, 16)], {"gpus_per_trial": 0.1}, Resources(0.1, 1, 10)),
         ([(8, 64)], {"gpus_per_trial": 0.4, "cpus_per_trial": 1}, Resources(0.4, 1, 16)),
-        ([(4, 64)], {"gpus_per_trial": 2}, Resources(2, 4, 2)),
         ([(0, 64), (1, 2)], {}, Resources(1, 2, 1)),  # the cores of the other machine are of no use
         ([(8, 64), (4, 16)], {}, Resources(1, 4, 12)),
         ([(4, 2)], {"cpus_per_trial": 1}, Resources(1, 1, 2)),  # four GPUs, and cores for two
@@ -37,9 +36,9 @@ def test_what_fits(machines, wishes, expected):
     ("machines", "wishes", "text"),
     [
         (
-            [(1, 8), (1, 8)],
-            {"gpus_per_trial": 2},
-            "--gpus-per-trial 2 is more than the 1 GPUs of one machine",
+            [(0, 8), (0, 8)],
+            {"gpus_per_trial": 0.5},
+            "--gpus-per-trial 0.5 needs a GPU, and no machine has one",
         ),
         (
             [(0, 4), (0, 4)],

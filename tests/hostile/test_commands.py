@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tune_main
-from errors import UserError
-from sweep.flags import sweep_parser
-from sweep.storage import StudyStorage
+from sweep.command_line import flag_of
+from sweep.options import SweepOptions
 from tests.hostile.junk import NASTY, any_text, texts
 from tests.small_study import STUDY
 
@@ -35,13 +34,11 @@ PLACES = (
 )
 
 
-def flags(parser):
-    names = [name for action in parser._actions for name in action.option_strings]
-    return [name for name in names if name not in {"-h", "--help"}]
+FLAGS = [flag_of(SweepOptions, name) for name in SweepOptions.model_fields]
 
 
-def pairs(parser, values):
-    pair = st.tuples(st.sampled_from(flags(parser)), st.lists(values, max_size=2))
+def pairs(values):
+    pair = st.tuples(st.sampled_from(FLAGS), st.lists(values, max_size=2))
     return st.lists(pair, max_size=3).map(
         lambda found: [part for flag, own in found for part in (flag, *own)]
     )
@@ -85,13 +82,13 @@ def empty_folder(tmp_path_factory):
 
 
 @settings(max_examples=25)
-@given(pairs(sweep_parser(), st.sampled_from(GOOD) | texts))
+@given(pairs(st.sampled_from(GOOD) | texts))
 def test_any_flags_of_a_sweep(argv):
     assert_works_or_says_why([*SWEEP, *argv, "--dry-run"])
 
 
 @settings(max_examples=60)
-@given(st.lists(texts | st.sampled_from([*flags(sweep_parser()), *tune_main.COMMANDS]), max_size=5))
+@given(st.lists(texts | st.sampled_from([*FLAGS, *tune_main.COMMANDS]), max_size=5))
 def test_any_words(argv):
     words = [word for word in argv if word not in {"-h", "--help"}]
     assert_works_or_says_why([*words, "--list-spaces", "--dry-run", "--no-such-flag"])
@@ -148,10 +145,3 @@ def test_a_place_that_cannot_be_written_to_is_named(small_study):
 @given(texts)
 def test_any_model_to_verify(model):
     assert_works_or_says_why(["verify", "--models", model])
-
-
-@pytest.mark.parametrize("path", ["a\0b", "~nobody-at-all/x", "x" * 5000, "/dev/null/x", "s3://bucket/x"])
-def test_a_storage_path_that_cannot_be_is_one_line(path):
-    with pytest.raises(UserError, match="--storage-path") as raised:
-        StudyStorage(path, STUDY)
-    assert str(raised.value).isprintable()
