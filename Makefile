@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test faults lint check
+.PHONY: demo test test-all faults lint check
 
 demo: .venv/installed
 	$(BIN)/python tune_main.py --space batch_lr_grid --demo
@@ -10,10 +10,14 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
 
+# the same, and faults in real studies, several machines, hostile input at full size
+test-all: .venv/installed-dev
+	$(BIN)/python -m pytest -m 'not campaign' --hypothesis-profile=full
+
 # over an hour on two cores: hundreds of faults, then two hundred trials
 faults: .venv/installed-dev
 	$(BIN)/python -m tests.faults.campaign
-	$(BIN)/python -m pytest -m campaign
+	$(BIN)/python -m pytest -n 0 -m campaign
 	$(BIN)/python -m tests.faults.leaks
 
 lint: .venv/installed-dev

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from sweep.assets import prepare_assets
 from torch import Tensor
 
 from search_spaces import TrialConfig
-from sweep.assets import prepare_assets
 from trainables.noise_scale import measured_cut
 from trainables.reviews import load_splits
 from trainables.trial import Trial, TrialAssets

@@ -10,6 +10,7 @@ from threading import Thread
 
 from ray.exceptions import RayError
 from ray.tune import TuneError
+from trainables.assets import ModelAssets, prepare_assets
 
 from errors import StoppedError, UserError, last_line, printable
 from sweep.cluster import (
@@ -27,7 +28,6 @@ from sweep.storage import StudyStorage, check_disk_space, writable_folder
 from sweep.testing import TestPhase
 from sweep.training import Recorder, train
 from tracking import InvocationRun, StudyStore, TrialRun, check_study_name
-from trainables.assets import ModelAssets, prepare_assets
 from trainables.evaluation import METRICS
 
 _LAST_WRITES = 3.0  # seconds for MLflow to take what is left when the user wants to stop
@@ -252,9 +252,7 @@ class Sweep:
         self.failures |= recorder.failures
         self.runs |= recorder.runs
 
-    def test(
-        self, trial_hashes: set[str], assets: Mapping[str, ModelAssets], resources: Resources
-    ) -> None:
+    def test(self, trial_hashes: set[str], assets: Mapping[str, ModelAssets], resources: Resources) -> None:
         """Test every trained trial that lacks its test."""
         untested = {
             trial_hash: (config, self.runs[trial_hash])

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
+from trainables.assets import TrialAssets
 
 from errors import last_line
 from search_spaces import TrialConfig
@@ -23,7 +24,6 @@ from sweep.plan import Plan
 from sweep.progress import Progress
 from sweep.storage import StudyStorage
 from tracking import BackgroundWriter, ModelFiles, OtherTrainingError, TrialRun
-from trainables.assets import TrialAssets
 from trainables.checkpoint import read_progress, weight_files
 from trainables.encoder_trainable import EncoderTrainable
 from trainables.exported_model import ClassifierCard, export_model

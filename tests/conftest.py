@@ -9,21 +9,23 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from mlflow.tracking import MlflowClient
-
 from sweep.assets import prepare_assets
+
 from tests.helpers import TINY_MODELS, tiny_config
 from tests.small_study import write_small_study
 from trainables.reviews import load_splits
 
-# the same examples every time, on any machine however busy
-settings.register_profile(
-    "repeatable",
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-settings.load_profile("repeatable")
+# the same examples every time, on any machine however busy; make test-all takes more of them
+for profile, examples in {"quick": 15, "full": 100}.items():
+    settings.register_profile(
+        profile,
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session", autouse=True)

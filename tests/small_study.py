@@ -4,6 +4,7 @@ import contextlib
 
 from sweep.assets import prepare_assets
 from sweep.invocation import start_invocation
+
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
 from tests.helpers import CPU, trained

@@ -1,7 +1,6 @@
 """The journal: what was entered is read back, whatever a crash did to the last line."""
 
 import pytest
-
 from sweep.journal import Journal
 
 TRIAL = "0123456789ab"

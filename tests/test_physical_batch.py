@@ -7,10 +7,7 @@ from io import StringIO
 import pytest
 import ray
 from rich.console import Console
-
 from sweep.assets import prepare_assets
-from sweep.cluster import Resources
-from sweep.options import SweepOptions
 from sweep.physical_batch import (
     FILE_NAME,
     FittingSize,
@@ -20,6 +17,9 @@ from sweep.physical_batch import (
     with_measured_sizes,
     write_sizes,
 )
+
+from sweep.cluster import Resources
+from sweep.options import SweepOptions
 from sweep.plan import make_plan, plan_tables
 
 CPU = Resources(gpus=0, cpus=1, concurrent=1)

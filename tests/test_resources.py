@@ -1,9 +1,11 @@
 """How many trials run at once, and on what: counted per machine, because a trial runs on one."""
 
+import subprocess
+
 import pytest
 
 from errors import UserError
-from sweep.cluster import Resources, fitting_resources
+from sweep.cluster import Resources, fitting_resources, ray_session
 from sweep.options import SweepOptions
 from tests.helpers import message
 
@@ -52,3 +54,16 @@ def test_what_no_machine_has_is_one_line(machines, wishes, text):
     with pytest.raises(UserError) as raised:
         fitting_resources(options(**wishes), machines)
     assert text in message(raised)
+
+
+def test_ray_that_cannot_start_ends_no_process_of_others(monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
+    somebody_elses = subprocess.Popen(["sleep", "600"])
+    try:
+        with pytest.raises(UserError) as raised, ray_session(None):
+            pass
+        assert "Ray on this machine cannot be reached" in message(raised)
+        assert somebody_elses.poll() is None
+    finally:
+        somebody_elses.kill()
+        somebody_elses.wait()

@@ -9,9 +9,9 @@ import pytest
 import requests
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.tracking import MlflowClient
+from sweep.store_writer import StoreWriter
 
 from errors import StoreAwayError, StoreFailedError
-from sweep.store_writer import StoreWriter
 from tracking import Patience
 from tracking.patience import is_temporary
 from tracking.store_place import quiet_mlflow

@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-
 from sweep.assets import prepare_assets
+
 from tests.faults import bench, catalog, in_process, scripted
 from tests.faults.catalog import Fault
 from tests.faults.networks import namespaces_missing

@@ -129,18 +129,6 @@ def damage(file: Path, rng: random.Random) -> str:
     return f"{file.name} {how} from byte {start}"
 
 
-def tear_journal(bench: Bench, rng: random.Random) -> str | None:
-    """Kill the command, and cut a journal off in the middle of a line."""
-    kill_driver(bench, rng)
-    files = sorted((bench.storage / "journal").glob("*.jsonl"))
-    if not files:
-        return None
-    file = rng.choice(files)
-    length = rng.randrange(file.stat().st_size)
-    file.write_bytes(file.read_bytes()[:length])
-    return f"cut after byte {length}"
-
-
 def half_written_database(bench: Bench, rng: random.Random) -> str | None:
     """Kill the command and cut its database off; it must be refused, and go on from the backup."""
     kill_driver(bench, rng)
@@ -236,7 +224,6 @@ LOCAL = [
     Fault("Ctrl-C", 2, stop(signal.SIGINT)),
     Fault("SIGTERM", 2, stop(signal.SIGTERM)),
     Fault("damaged checkpoint", 5, damage_checkpoint),
-    Fault("torn journal", 5, tear_journal),
     Fault("half-written SQLite file", 5, half_written_database),
 ]
 SERVED = [

@@ -30,7 +30,7 @@ def test_a_killed_worker_and_a_killed_command_change_nothing(uninterrupted, tmp_
         assert Moment("epoch ", 2, 0.2).come(where.command)
         (worker, *_) = where.processes("ray::")
         worker.kill()
-        assert where.command.wait_for("goes on from its last epoch")
+        assert where.command.wait_for("resumed from its last epoch")
         assert Moment("epoch ", 4, 0.2).come(where.command)
         catalog.damage_checkpoint(where, rng)  # which kills the command first
         where.command.start()
@@ -79,7 +79,7 @@ def test_a_study_that_grew_trains_only_what_is_new_and_fresh_trains_all_anew(tmp
         anew = facts(where.tracking_uri, where.command.folder)
         assert {values["left behind"] for values in anew.values()} == {"1"}  # they stay in MLflow
         assert not differences(both, started_anew(anew))
-        assert len(StudyStore(where.tracking_uri, NAME).invocations()) == 1
+        assert len(StudyStore(where.tracking_uri, NAME).read_runs().invocations) == 1
 
 
 @pytest.mark.skipif(bool(postgres_missing()), reason=postgres_missing())

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import UserError
@@ -47,7 +47,6 @@ def configurations(draw):
     return VALID | likely | junk
 
 
-@settings(max_examples=150)
 @given(configurations())
 def test_any_fields_are_a_valid_configuration_or_one_line(fields):
     config = one_line_or(TrialConfig, **fields)
@@ -73,7 +72,6 @@ def test_a_dict_that_is_not_a_configuration_is_one_line(fields):
     assert one_line_or(TrialConfig.from_dict, fields) is None
 
 
-@settings(max_examples=120)
 @given(st.builds("{}={}".format, st.sampled_from(FIELDS) | texts, texts) | texts)
 def test_any_setting_is_a_field_and_a_value_or_one_line(text):
     found = one_line_or(parse_setting, text)
@@ -101,7 +99,6 @@ FURTHER = {
 }
 
 
-@settings(max_examples=120)
 @given(st.fixed_dictionaries({"space": ANY_SPACE}, optional=FURTHER))
 def test_any_options_are_a_space_of_distinct_valid_cells_or_one_line(options):
     space = one_line_or(resolve_space, SweepOptions(**options), bf16_available=False)
@@ -126,7 +123,6 @@ SIZES = {
 }
 
 
-@settings(max_examples=8)
 @given(st.fixed_dictionaries(PLANS), st.fixed_dictionaries({}, optional=SIZES))
 def test_a_plan_serves_every_cell_once_and_counts_its_steps(options, sizes):
     plan = one_line_or(

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sweep.assets import prepare_assets
 
 from errors import UserError
 from reports.csv_files import csv_text
-from sweep.assets import prepare_assets
 from tests.helpers import TINY_MODELS, make_config
 from tests.hostile.junk import NASTY
 from trainables.encoders import load_encoder
