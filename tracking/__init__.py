@@ -5,40 +5,26 @@ import os
 # read when MLflow is imported, which would report each use to its makers
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-from tracking.dataset_facts import DatasetFacts
-from tracking.model_files import ChangedModelError, ModelFiles
-from tracking.model_registry import register_best
-from tracking.patience import Patience
-from tracking.store_place import check_store_exists, sqlite_file
-from tracking.study_store import PROCESS, STORAGE_ID, InvocationRun, StudyStore, check_study_name
-from tracking.trial_run import (
-    EPOCH_METRICS,
-    MEMORY_METRICS,
-    NOISE_METRICS,
-    OtherTrainingError,
-    TrialRun,
-    is_other_training,
-    now_ms,
-)
+from tracking.artifacts import ChangedModelError, ModelFiles
+from tracking.place import check_store_exists, sqlite_file
+from tracking.retry import BackgroundWriter
+from tracking.runs import PROCESS, STORAGE_ID, InvocationRun
+from tracking.study_store import DatasetFacts, StudyRuns, StudyStore, check_study_name
+from tracking.trial_run import OtherTrainingError, TrialRun
 
 __all__ = [
-    "EPOCH_METRICS",
-    "MEMORY_METRICS",
-    "NOISE_METRICS",
     "PROCESS",
     "STORAGE_ID",
+    "BackgroundWriter",
     "ChangedModelError",
     "DatasetFacts",
     "InvocationRun",
     "ModelFiles",
     "OtherTrainingError",
-    "Patience",
+    "StudyRuns",
     "StudyStore",
     "TrialRun",
     "check_store_exists",
     "check_study_name",
-    "is_other_training",
-    "now_ms",
-    "register_best",
     "sqlite_file",
 ]

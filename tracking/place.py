@@ -3,10 +3,10 @@
 import contextlib
 import logging
 import os
+import re
 import sqlite3
 import warnings
 from pathlib import Path
-from urllib.parse import urlparse
 from uuid import uuid4
 
 import requests
@@ -16,7 +16,7 @@ from errors import UserError, first_line
 
 _SERVER_TIMEOUT = 10  # seconds
 _SQLITE = "sqlite:///"
-_DATABASES = {"sqlite", "postgresql", "mysql", "mssql"}
+_WORKS = re.compile(r"https?://|(sqlite|postgresql|mysql|mssql)(\+\w+)?://")
 
 
 def check_place(tracking_uri: str) -> None:
@@ -24,7 +24,7 @@ def check_place(tracking_uri: str) -> None:
 
     An SQLite file that does not exist is made.
     """
-    if _kind(tracking_uri) not in {"http", "https"} | _DATABASES:
+    if not _WORKS.match(tracking_uri):
         raise UserError(
             f"'{tracking_uri}' is not a tracking URI that works here: "
             "use sqlite:///FILE.db or http://HOST:PORT"
@@ -32,9 +32,7 @@ def check_place(tracking_uri: str) -> None:
     path = sqlite_file(tracking_uri)
     try:
         if path is not None:
-            _check_file(path)
-        if path is not None and not path.exists():
-            _create(path)
+            _check_file(path) if path.exists() else _create(path)
         _ask(tracking_uri)
     except UserError:
         raise
@@ -68,11 +66,7 @@ def sqlite_file(tracking_uri: str) -> Path | None:
 
 
 def quiet_mlflow() -> None:
-    """Keep MLflow's notices away from the user's table; errors still raise.
-
-    A call that fails is repeated by ``Patience``, which knows when to stop and how to ask first whether
-    it arrived; MLflow alone would repeat it for minutes, and make a second run.
-    """
+    """Keep MLflow's notices and its own repetitions away; they would hide for minutes what went wrong."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
@@ -81,15 +75,8 @@ def quiet_mlflow() -> None:
     warnings.filterwarnings("ignore", module=r"mlflow\..*")
 
 
-def _kind(tracking_uri: str) -> str:
-    try:
-        return urlparse(tracking_uri).scheme.split("+")[0]
-    except ValueError:  # http://[::1
-        return ""
-
-
 def _ask(tracking_uri: str) -> None:
-    if _kind(tracking_uri) in {"http", "https"}:
+    if tracking_uri.startswith("http"):
         # health alone would not notice a server whose database is gone, but it is quick to time out
         url = f"{tracking_uri.rstrip('/')}/health"
         requests.get(url, timeout=_SERVER_TIMEOUT).raise_for_status()
@@ -98,8 +85,6 @@ def _ask(tracking_uri: str) -> None:
 
 def _check_file(path: Path) -> None:
     """Raise UserError for a file that SQLite itself finds damaged."""
-    if not path.exists():
-        return
     try:
         with contextlib.closing(sqlite3.connect(path)) as database:
             found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -115,7 +100,7 @@ def _check_file(path: Path) -> None:
 
 
 def _create(path: Path) -> None:
-    """Make the store beside its place first: MLflow cannot go on from a migration that was cut off."""
+    """Make the store beside its place first: MLflow cannot complete a migration that was cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     try:

@@ -1,119 +1,43 @@
 """A study in MLflow: one experiment, a parent run per invocation, a child run per trial."""
 
 import getpass
+import json
 import re
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from uuid import uuid4
 
 import mlflow
-import numpy as np
-import pandas as pd
-from mlflow.entities import Experiment, Run, ViewType
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
-from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import (
-    MLFLOW_PARENT_RUN_ID,
-    MLFLOW_RUN_NAME,
-    MLFLOW_SOURCE_NAME,
-    MLFLOW_SOURCE_TYPE,
-    MLFLOW_USER,
-)
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Param, Run, RunTag, ViewType
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.utils import get_results_from_paginated_fn
 
-from errors import UserError, first_line, unknown
+from errors import UserError, unknown
 from search_spaces import TrialConfig, trial_name
-from tracking.artifacts import download, upload
-from tracking.dataset_facts import DatasetFacts
-from tracking.heartbeat import EVERY, HEARTBEAT, PATIENCE, beating, heartbeat
-from tracking.store_place import answers, check_place, quiet_mlflow
-from tracking.stored_files import store_file
-from tracking.stored_tables import read_table, texts, whole_numbers
-from tracking.trial_run import SUPERSEDED, TrialRun, leave_behind
+from tracking.place import answers, check_place, quiet_mlflow
+from tracking.retry import BackgroundWriter, Connection, retried
+from tracking.runs import PLAN, SUPERSEDED, InvocationRun, TrackedRun
+from tracking.trial_run import TrialRun
 
-STORAGE_ID, PROCESS = "storage_id", "process"  # tags of an invocation: where its lock is, and who it is
-_PLAN = "plan.json"
-_TEST_SPLIT = "test_split.parquet"
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which pages the UI shows
+_SOURCE = {"mlflow.source.name": "tune_main.py", "mlflow.source.type": "LOCAL"}
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_BEST = "best"  # the alias of the study's best model in the registry
 
 
 @dataclass(frozen=True)
-class InvocationRun:
-    """The parent run of one invocation of a study."""
+class DatasetFacts:
+    """The data set, as MLflow shows it beside a run."""
 
-    client: MlflowClient
-    run: Run
-
-    @property
-    def run_id(self) -> str:
-        """MLflow's id of the run."""
-        return self.run.info.run_id
-
-    @property
-    def seconds(self) -> float:
-        """How long it took; 0 where nobody noted its end."""
-        info = self.run.info
-        return (info.end_time - info.start_time) / 1000 if info.end_time else 0.0
-
-    def log_folder(self, folder: Path, under: str | None = None) -> None:
-        """Upload the files of ``folder``, to the run's top or into its folder ``under``."""
-        upload(self.client, self.run_id, folder, under)
-
-    def download_folder(self, name: str, destination: Path) -> Path | None:
-        """Download the run's folder ``name`` into ``destination``; None where there is none."""
-        if not self._has(name):
-            return None
-        return download(self.client, self.run_id, name, destination)
-
-    def log_test_split(self, row_ids: np.ndarray, labels: np.ndarray, texts: Sequence[str]) -> None:
-        """Store the test split: what trials were tested on, (n,) each, in the split's own order."""
-        frame = pd.DataFrame({"row_id": row_ids, "label": labels, "text": list(texts)})
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / _TEST_SPLIT
-            frame.to_parquet(path, index=False)
-            store_file(self.client, self.run_id, path)
-
-    def test_split(self) -> pd.DataFrame:
-        """The test split: columns ``row_id``, ``label``, ``text``; a UserError where it is not stored."""
-        if not self._has(_TEST_SPLIT):
-            raise UserError(
-                f"run {self.run_id} holds no test split: run the study's command again, which stores it"
-            )
-        fetch = partial(download, self.client, self.run_id, _TEST_SPLIT)
-        checks = {"row_id": whole_numbers, "label": whole_numbers, "text": texts}
-        return read_table(fetch, f"the test split of run {self.run_id}", checks)
-
-    def _has(self, name: str) -> bool:
-        return any(file.path == name for file in self.client.list_artifacts(self.run_id))
-
-    def plan(self) -> dict[str, Any]:
-        """The plan that the invocation carried out."""
-        uri = f"runs:/{self.run_id}/{_PLAN}"
-        try:
-            return mlflow.artifacts.load_dict(uri)
-        except (MlflowException, OSError, ValueError, RecursionError) as error:
-            raise UserError(f"the plan of run {self.run_id} cannot be read: {first_line(error)}") from error
-
-    def heartbeat(self, lost: Callable[[], None], every: float = EVERY) -> AbstractContextManager[None]:
-        """Let other machines see that the invocation is at work, until the block ends.
-
-        Calls ``lost``, in another thread, where one of them took it for dead and has taken over.
-        """
-        return heartbeat(self.client, self.run_id, lost, every)
-
-    def leave_behind(self) -> None:
-        """Take back an invocation that is to do nothing."""
-        leave_behind(self.client, self.run_id)
-
-    def finish(self, status: str) -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.run_id, status)
+    name: str
+    source: str
+    digest: str
+    sizes: dict[str, int]
+    label_names: tuple[str, ...]
+    duplicates_dropped: int
 
 
 @dataclass(frozen=True)
@@ -125,116 +49,70 @@ class StudyRuns:
 
 
 class StudyStore:
-    """Where a study's runs are kept."""
+    """Where a study's runs are kept.
 
-    def __init__(self, tracking_uri: str, study: str) -> None:
+    Every method waits for a store that is away, at most ``patience`` seconds, and then raises
+    StoreAwayError; it raises StoreFailedError where the store answers and refuses. ``say`` gets a line when
+    the store goes and one when it is back. Making a StudyStore waits for nothing: UserError for what cannot
+    work.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        study: str,
+        say: Callable[[str], object] = lambda line: None,
+        patience: float = 600.0,
+    ) -> None:
         check_study_name(study)
         quiet_mlflow()
+        check_place(tracking_uri)
+        mlflow.set_tracking_uri(tracking_uri)  # where mlflow.pyfunc.log_model logs to
         self.tracking_uri = tracking_uri
         self.study = study
-        check_place(tracking_uri)
-        mlflow.set_tracking_uri(tracking_uri)
-        self.client = MlflowClient(tracking_uri)
-        self._experiment = self._find_experiment()
+        self.connection = Connection(tracking_uri, say, patience)
+        self.client = self.connection.client
+        self._experiment = self.connection.repeat(self._find_experiment)
 
     def answers(self) -> bool:
         """Whether the store is there now."""
         return answers(self.tracking_uri)
 
+    def background(self) -> BackgroundWriter:
+        """A new writer, whose writes wait for the store until the writer is stopped."""
+        return BackgroundWriter(self.connection)
+
+    @retried
     def read_runs(self) -> StudyRuns:
-        """All runs of a study; a UserError where there is no such study."""
+        """All runs of a study, in one reading; UserError where there is no such study."""
         if self._experiment is None:
-            names = [e.name for e in self.client.search_experiments()]
+            names = [experiment.name for experiment in self.client.search_experiments()]
             raise unknown(f"study in {self.tracking_uri}", self.study, names)
         runs = self._search()
-        invocations = [
-            InvocationRun(self.client, run) for run in runs if run.data.tags.get("role") == "invocation"
-        ]
+        invocations = [run for run in runs if run.data.tags.get("role") == "invocation"]
         if not invocations:
             raise UserError(f"study '{self.study}' has no runs yet")
+        # of two runs of one trial, the one with more results counts
         trials = sorted((run for run in runs if "trial_hash" in run.data.tags), key=_results)
         return StudyRuns(
-            invocations, {run.data.tags["trial_hash"]: TrialRun(self.client, run) for run in trials}
+            [InvocationRun(self.connection, run) for run in invocations],
+            {run.data.tags["trial_hash"]: TrialRun(self.connection, run) for run in trials},
         )
 
-    def trial_runs(self) -> dict[str, TrialRun]:
-        """Every trial of the study that has a run: trial hash -> run."""
-        runs = sorted(self._search("tags.trial_hash LIKE '%'"), key=_results)  # the fullest wins
-        return {run.data.tags["trial_hash"]: TrialRun(self.client, run) for run in runs}
-
-    def start_anew(self, invocation: InvocationRun) -> None:
-        """Leave behind what was before the invocation: it stays in MLflow, no longer as the study's."""
-        for run in self._search():
-            if run.info.run_id != invocation.run_id:
-                leave_behind(self.client, run.info.run_id)
-
-    def check_alone(
-        self, invocation: InvocationRun, say: Callable[[str], None], patience: float = PATIENCE
-    ) -> None:
-        """Raise UserError where the study is being run with another storage, which has a lock of its own.
-
-        Two that start at once both see the other, because each is in the store before it looks. An
-        invocation with the storage of this one cannot be at work, whatever its status says.
-        """
-        storage = self.client.get_run(invocation.run_id).data.tags.get(STORAGE_ID)
-        others = {
-            run.info.run_id: run.data.tags.get(PROCESS, "another process")
-            for run in self._search("attributes.status = 'RUNNING' AND tags.role = 'invocation'")
-            if run.info.run_id != invocation.run_id
-            and HEARTBEAT in run.data.tags  # older studies have none
-            and run.data.tags.get(STORAGE_ID) != storage
-        }
-        if not others:
-            return
-        say(
-            f"this study was run with another --storage-path by {', '.join(others.values())}: waiting "
-            f"up to {patience:g} s to see whether it still is"
-        )
-        busy = beating(self.client, list(others), patience)
-        if busy is not None:
-            raise UserError(
-                f"study '{self.study}' is being run by {others[busy]} with another --storage-path: "
-                "wait until it ends, or give this one another --name"
-            )
-
-    def end_killed_invocations(self, invocation: InvocationRun) -> None:
-        """End what invocations that were killed with -9 left running; only this one is at work."""
-        for run in self._search("attributes.status = 'RUNNING'"):
-            if run.info.run_id != invocation.run_id:
-                # nobody knows when it ended; it must not seem to have trained until now
-                self.client.set_terminated(run.info.run_id, "KILLED", run.info.start_time)
-
-    def latest_invocation(self) -> InvocationRun:
-        """The newest parent run; a UserError where the study does not exist."""
-        return self.invocations()[0]
-
-    def invocations(self) -> list[InvocationRun]:
-        """All parent runs, at least one, the newest first; a UserError where there is none."""
-        if self._experiment is None:
-            names = [e.name for e in self.client.search_experiments()]
-            raise unknown(f"study in {self.tracking_uri}", self.study, names)
-        runs = self._search("tags.role = 'invocation'")
-        if not runs:
-            raise UserError(f"study '{self.study}' has no runs yet")
-        return [InvocationRun(self.client, run) for run in runs]
-
-    def wall_seconds(self) -> float:
-        """How long the study's invocations took, one after the other; those killed with -9 do not count."""
-        runs = self._search("tags.role = 'invocation'")
-        return sum((run.info.end_time - run.info.start_time) / 1000 for run in runs if run.info.end_time)
-
-    def run_url(self, run_id: str) -> str:
-        """Where a browser finds the run: on the tracking server, or on a local ``mlflow ui``."""
-        server = self.tracking_uri if self.tracking_uri.startswith("http") else "http://127.0.0.1:5000"
-        experiment = self._experiment.experiment_id if self._experiment else ""
-        return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
-
-    def start_invocation(self, title: str, plan: dict[str, Any], tags: dict[str, str]) -> InvocationRun:
+    def start_invocation(
+        self, title: str, plan: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> InvocationRun:
         """Create the parent run (and the experiment, the first time) and store the plan."""
-        run = self._create_run(title, {"role": "invocation", HEARTBEAT: "0", **tags})
-        self.client.log_dict(run.info.run_id, plan, _PLAN)
-        return InvocationRun(self.client, run)
+        identity = uuid4().hex
 
+        def start() -> InvocationRun:
+            run = self._only_run("invocation_id", identity, title, {"role": "invocation", **tags})
+            self.client.log_dict(run.info.run_id, dict(plan), PLAN)
+            return InvocationRun(self.connection, run)
+
+        return self.connection.repeat(start)
+
+    @retried
     def open_trial(
         self,
         cells: Sequence[TrialConfig],
@@ -243,23 +121,48 @@ class StudyStore:
         parent: InvocationRun,
         tags: Mapping[str, str] = MappingProxyType({}),
     ) -> TrialRun:
-        """The run of the trial that serves ``cells``: the one it already has, or a new one."""
-        identity = {"trial_hash": cells[0].trial_hash, MLFLOW_PARENT_RUN_ID: parent.run_id}
-        run = self._only_run(cells[0].trial_hash) or self._create_run(trial_name(cells, seeds), identity)
-        trial_run = TrialRun(self.client, run)
-        trial_run.describe(cells, dataset, parent.run_id, tags)
-        return trial_run
+        """The run of the trial that serves ``cells``, marked as running: the one it has, or a new one."""
+        config, name = cells[0], trial_name(cells, seeds)
+        run = self._only_run("trial_hash", config.trial_hash, name, {"mlflow.parentRunId": parent.run_id})
+        run_id = run.info.run_id
+        params = config.to_dict() | {
+            "learning_rate": config.learning_rate,
+            "accumulation_steps": config.accumulation_steps,
+        }
+        new = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
+        tags = {"cells": json.dumps([_cell(cell) for cell in cells]), "failure": "", **tags}
+        self.client.log_batch(run_id, params=new, tags=[RunTag(*tag) for tag in tags.items()])
+        if not (run.inputs and run.inputs.dataset_inputs):
+            self.client.log_inputs(run_id, [_dataset_input(dataset)])
+        self.client.update_run(run_id, status="RUNNING")
+        return TrialRun(self.connection, self.client.get_run(run_id))
 
-    def _only_run(self, trial_hash: str) -> Run | None:
-        """The run of a trial, if it has one.
+    def supersede(self, runs: Iterable[TrackedRun]) -> None:
+        """No longer count these runs, which stay in MLflow."""
+        for run in runs:
+            run.supersede()
 
-        A server that answers too late may have made a second one; whichever has no results goes.
+    @retried
+    def register_best(self, run: TrialRun) -> str:
+        """Register the best-epoch model of ``run`` as the study's best; returns ``models:/<study>@best``.
+
+        A model that has a version gets no second one.
         """
-        found = sorted(self._search(f"tags.trial_hash = '{trial_hash}'"), key=_results)
-        for run in found[:-1]:
-            if not _results(run):
-                self.client.delete_run(run.info.run_id)
-        return found[-1] if found else None
+        source = run.tags["best_model"]
+        models = self.client.search_registered_models(f"name = '{self.study}'")
+        model = models[0] if models else self.client.create_registered_model(self.study)
+        versions = self.client.search_model_versions(f"name = '{self.study}' AND run_id = '{run.run_id}'")
+        known = [version for version in versions if version.source == source]
+        version = known[0] if known else self._create_version(run, source)
+        if str(model.aliases.get(_BEST)) != str(version.version):
+            self.client.set_registered_model_alias(self.study, _BEST, version.version)
+        return f"models:/{self.study}@{_BEST}"
+
+    def run_url(self, run_id: str) -> str:
+        """Where a browser finds the run: on the tracking server, or on a local ``mlflow ui``."""
+        server = self.tracking_uri if self.tracking_uri.startswith("http") else "http://127.0.0.1:5000"
+        experiment = self._experiment.experiment_id if self._experiment else ""
+        return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
     def _find_experiment(self) -> Experiment | None:
         experiment = self.client.get_experiment_by_name(self.study)
@@ -270,49 +173,48 @@ class StudyStore:
             )
         return experiment
 
-    def _create_experiment(self) -> Experiment:
-        """The study's experiment; another invocation, or a try whose answer was lost, may have made it."""
-        try:
-            self.client.create_experiment(self.study, tags=_MODEL_TRAINING)
-        except MlflowException as error:
-            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-                raise
-        experiment = self._find_experiment()
-        assert experiment is not None
-        return experiment
+    def _only_run(self, tag: str, value: str, name: str, tags: Mapping[str, str]) -> Run:
+        """The one run with this value of the tag; it is created where there is none.
 
-    def _create_run(self, name: str, tags: dict[str, str]) -> Run:
-        experiment = self._experiment = self._experiment or self._create_experiment()
-        standard = {
-            MLFLOW_RUN_NAME: name,
-            MLFLOW_USER: getpass.getuser(),
-            MLFLOW_SOURCE_NAME: "tune_main.py",
-            MLFLOW_SOURCE_TYPE: "LOCAL",
-        }
-        return self.client.create_run(experiment.experiment_id, tags=standard | tags)
+        A server that answers too late may have made a second one; whichever has no results goes.
+        """
+        found = sorted(self._search(f"tags.{tag} = '{value}'"), key=_results)
+        for run in found[:-1]:
+            if not _results(run):
+                self.client.delete_run(run.info.run_id)
+        if found:
+            return found[-1]
+        tags = {tag: value, "mlflow.user": _user(), **_SOURCE, **tags}
+        return self.client.create_run(self._experiment_id(), tags=tags, run_name=name)
+
+    def _experiment_id(self) -> str:
+        """Of the study's experiment, which is created where there is none."""
+        self._experiment = self._experiment or self._find_experiment()
+        if self._experiment is None:
+            self.client.create_experiment(self.study, tags=_MODEL_TRAINING)
+            self._experiment = self._find_experiment()
+        assert self._experiment is not None
+        return str(self._experiment.experiment_id)
 
     def _search(self, query: str = "") -> list[Run]:
-        """Runs of the study that match, the newest first, without those that were left behind."""
-        if self._experiment is None:
-            return []
-        runs: list[Run] = []
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [self._experiment.experiment_id],
-                query,
-                ViewType.ACTIVE_ONLY,
-                1000,
-                ["attributes.start_time DESC"],
-                token,
-            )
-            runs += [run for run in page if SUPERSEDED not in run.data.tags]
-            if not (token := page.token):
-                return runs
+        """Runs of the study that match, the newest first, without superseded ones."""
+        places, order = [self._experiment_id()], ["attributes.start_time DESC"]
 
+        def page(size: int, token: str | None) -> Sequence[Run]:
+            return self.client.search_runs(places, query, ViewType.ACTIVE_ONLY, size, order, token)
 
-def _results(run: Run) -> int:
-    return len(run.data.metrics)
+        runs = get_results_from_paginated_fn(page, max_results_per_page=1000)
+        return [run for run in runs if SUPERSEDED not in run.data.tags]
+
+    def _create_version(self, run: TrialRun, source: str) -> ModelVersion:
+        epoch, val_acc = run.metrics["best_epoch"], run.metrics["best_val_acc"]
+        return self.client.create_model_version(
+            self.study,
+            source,
+            run.run_id,
+            description=f"{run.name}, epoch {epoch:.0f}: val_acc {val_acc:.4f}",
+            model_id=source.removeprefix("models:/"),
+        )
 
 
 def check_study_name(study: str) -> None:
@@ -322,3 +224,35 @@ def check_study_name(study: str) -> None:
             f"study name '{study}' must start with a letter or digit and contain only letters, "
             "digits, '.', '_' and '-'"
         )
+
+
+def _results(run: Run) -> int:
+    return len(run.data.metrics)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container whose user has no name
+        return "unknown"
+
+
+def _cell(config: TrialConfig) -> dict[str, Any]:
+    return {
+        "model": config.model_name,
+        "target_batch_size": config.target_batch_size,
+        "scaling_rule": config.scaling_rule,
+        "seed": config.seed,
+    }
+
+
+def _dataset_input(facts: DatasetFacts) -> DatasetInput:
+    dataset = Dataset(
+        name=facts.name,
+        digest=facts.digest,
+        source_type="local" if Path(facts.source).exists() else "hugging_face",
+        source=json.dumps({"uri": facts.source}),
+        schema=json.dumps({"labels": facts.label_names}),
+        profile=json.dumps({**facts.sizes, "duplicates_dropped": facts.duplicates_dropped}),
+    )
+    return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])

@@ -1,0 +1,100 @@
+"""Files and models in MLflow's artifact store, and back."""
+
+import hashlib
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import LoggedModel, LoggedModelOutput, Run
+from mlflow.models.signature import ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, Schema
+
+_SERVING_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
+_SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("string")]),
+    outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
+)
+
+
+class ChangedModelError(OSError):
+    """A model that came back from MLflow other than it was uploaded."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model to log: a folder, the module whose ``_load_pyfunc`` reads it, and that module's code."""
+
+    folder: Path
+    loader_module: str
+    code_paths: tuple[Path, ...]
+
+
+def download(client: MlflowClient, location: str, name: str, folder: Path) -> Path | None:
+    """Fetch a file or folder, by default all; returns where it lies now, None where there is no such name.
+
+    MLflow downloads in threads, which would stay until Python collects garbage; here they end at once.
+    Uploads start no threads, neither to a folder nor to a server.
+    """
+    repository = get_artifact_repository(location, tracking_uri=client.tracking_uri)
+    try:
+        if name and all(file.path != name for file in repository.list_artifacts()):
+            return None
+        return Path(repository.download_artifacts(name, str(folder)))
+    finally:
+        for pool in vars(repository).values():
+            if isinstance(pool, Executor):
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def upload_model(client: MlflowClient, run: Run, name: str, files: ModelFiles) -> str:
+    """Log a model of a run; returns its URI. Safe to repeat: there is one model of that name per run."""
+    experiment_id, run_id = run.info.experiment_id, run.info.run_id
+    model_id = next((model.model_id for model in models_of(client, run) if model.name == name), None)
+    if model_id is None:
+        model = client.create_logged_model(experiment_id, name, run_id, params=run.data.params)
+        model_id = model.model_id
+    mlflow.pyfunc.log_model(
+        model_id=model_id,  # without it, the model would go to the active run, or to the experiment Default
+        loader_module=files.loader_module,
+        data_path=str(files.folder),
+        code_paths=[str(path) for path in files.code_paths],
+        signature=_SIGNATURE,
+        pip_requirements=[f"{p}=={version(p).split('+')[0]}" for p in _SERVING_PACKAGES],
+    )
+    outputs = client.get_run(run_id).outputs
+    if not outputs or all(output.model_id != model_id for output in outputs.model_outputs):
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    return f"models:/{model_id}"
+
+
+def models_of(client: MlflowClient, run: Run) -> list[LoggedModel]:
+    """The models of a run, those of an attempt that was cut off included."""
+    query = f"source_run_id = '{run.info.run_id}'"
+    return list(client.search_logged_models([run.info.experiment_id], query))
+
+
+def download_model(client: MlflowClient, model_id: str, digest: str, folder: Path) -> Path:
+    """Fetch a model into ``folder``; returns where the files lie that were given as ModelFiles.
+
+    Raises ChangedModelError where they are not those; an empty digest, of older studies, is not checked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    download(client, client.get_logged_model(model_id).artifact_location, "", folder)
+    found = list(folder.glob("data/*"))
+    if len(found) != 1 or digest not in {"", folder_digest(found[0])}:
+        raise ChangedModelError(f"models:/{model_id} is not what was uploaded")
+    return found[0]
+
+
+def folder_digest(folder: Path) -> str:
+    """16 hex digits that change with the name, the size and the bytes of any file in the folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size} {content}\n".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,163 @@
+"""The runs of a study in MLflow: what all have in common, and the parent run of an invocation."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.entities import Metric, Run, RunTag
+from mlflow.tracking import MlflowClient
+from pandas.api.types import is_integer_dtype, is_string_dtype
+
+from errors import UserError, first_line
+from tracking.artifacts import download
+from tracking.retry import Connection, retried
+
+STORAGE_ID, PROCESS = "storage_id", "process"  # tags of an invocation: where its lock is, and who it is
+SUPERSEDED = "superseded"  # the tag of runs that no longer count
+PLAN = "plan.json"
+_TEST_SPLIT = "test_split.parquet"
+_TEST_SPLIT_COLUMNS = {"row_id": is_integer_dtype, "label": is_integer_dtype, "text": is_string_dtype}
+_BATCH = 1000  # metrics that MLflow takes in one call
+
+
+class TrackedRun:
+    """A handle on a run; status, metrics and tags are those that were read, or written through it since."""
+
+    def __init__(self, connection: Connection, run: Run) -> None:
+        self.connection = connection
+        self.run_id: str = run.info.run_id
+        self.name: str = run.info.run_name
+        self.status: str = run.info.status
+        self.metrics: dict[str, float] = dict(run.data.metrics)
+        self.tags: dict[str, str] = dict(run.data.tags)
+        self._run = run
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's own."""
+        return self.connection.client
+
+    @property
+    def is_running(self) -> bool:
+        """Whether nobody has noted its end."""
+        return self.status == "RUNNING"
+
+    @retried
+    def supersede(self) -> None:
+        """No longer count the run, which stays in MLflow, as one of its study."""
+        if self.is_running:  # else it keeps the time of its end
+            self._end("KILLED")
+        self._tag({SUPERSEDED: "true"})  # last: nobody looks for such a run again
+
+    @retried
+    def end_killed(self) -> None:
+        """End a run that a killed process left running, at its start: it must not seem to have gone on."""
+        self._end("KILLED", self._run.info.start_time)
+
+    def _end(self, status: str, end_time: int | None = None) -> None:
+        self.client.set_terminated(self.run_id, status, end_time)
+        self.status = status
+
+    def _tag(self, tags: Mapping[str, str]) -> None:
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.tags |= tags
+
+    def _log(self, metrics: Sequence[Metric]) -> None:
+        """Write metrics, in their order."""
+        for start in range(0, len(metrics), _BATCH):
+            self.client.log_batch(self.run_id, metrics[start : start + _BATCH])
+        self.metrics |= {metric.key: metric.value for metric in metrics}
+
+    def _log_table(self, name: str, columns: Mapping[str, Any]) -> None:
+        """Store columns of equal length as a Parquet file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            pd.DataFrame(columns).to_parquet(path, index=False)
+            self.client.log_artifact(self.run_id, str(path))
+
+    def _read_table(self, name: str, columns: Mapping[str, Callable[[pd.Series], bool]]) -> pd.DataFrame:
+        """What is in a Parquet file, which is data: nothing in it is run when it is read."""
+        table = self._read(name, pd.read_parquet)
+        for column, is_of_type in columns.items():
+            if column not in table or not is_of_type(table[column]):
+                raise UserError(
+                    f"{name} of {self.name} is not what this program stores in MLflow: see '{column}'"
+                )
+        return table
+
+    def _read(self, name: str, parse: Callable[[Path], Any]) -> Any:
+        """What is in a file of the run; UserError where it is missing or damaged."""
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = self._download(name, Path(folder))
+                content = parse(path) if path else None
+        except Exception as error:  # MLflow, pyarrow and the file system each have their own
+            raise UserError(f"{name} of {self.name} cannot be read: {first_line(error)}") from error
+        if content is None:
+            raise UserError(f"{self.name} holds no {name}: run the study's command again, which stores it")
+        return content
+
+    def _download(self, name: str, folder: Path) -> Path | None:
+        return download(self.client, self._run.info.artifact_uri, name, folder)
+
+
+class InvocationRun(TrackedRun):
+    """The parent run of one invocation of a study."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the invocation took, when the run was read; 0 where nobody noted its end."""
+        info = self._run.info
+        return (info.end_time - info.start_time) / 1000 if info.end_time else 0.0
+
+    @property
+    def process(self) -> str:
+        """Who carries it out: ``process 123 on host``."""
+        return self.tags.get(PROCESS, "another process")
+
+    @property
+    def storage_id(self) -> str:
+        """Names the storage path whose lock the invocation holds; empty in older studies."""
+        return self.tags.get(STORAGE_ID, "")
+
+    @retried
+    def plan(self) -> dict[str, Any]:
+        """The plan that the invocation carried out; UserError where it cannot be read."""
+        plan = self._read(PLAN, lambda path: json.loads(path.read_text()))
+        if not isinstance(plan, dict):
+            raise UserError(f"{PLAN} of {self.name} is not a plan: give the --name of a study")
+        return plan
+
+    @retried
+    def log_test_split(self, row_ids: np.ndarray, labels: np.ndarray, texts: Sequence[str]) -> None:
+        """Store the test split: what trials were tested on, (n,) each, in the split's own order."""
+        self._log_table(_TEST_SPLIT, {"row_id": row_ids, "label": labels, "text": list(texts)})
+
+    @retried
+    def test_split(self) -> pd.DataFrame:
+        """The test split, columns ``row_id``, ``label``, ``text``; UserError where it cannot be read."""
+        return self._read_table(_TEST_SPLIT, _TEST_SPLIT_COLUMNS)
+
+    @retried
+    def log_folder(self, folder: Path, under: str | None = None) -> None:
+        """Upload the files of ``folder``, to the run's top or into its folder ``under``."""
+        self.client.log_artifacts(self.run_id, str(folder), under)
+
+    @retried
+    def download_folder(self, name: str, destination: Path) -> Path | None:
+        """Download the run's folder ``name`` into ``destination``; None where there is none."""
+        return self._download(name, destination)
+
+    @retried
+    def finish(self, status: str) -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        self._end(status)
+
+    @retried
+    def discard(self) -> None:
+        """Delete the run of an invocation that was refused before it did anything."""
+        self.client.delete_run(self.run_id)
