@@ -1,0 +1,226 @@
+"""A real store that goes and comes back: who waits for it, for how long, and what the user is told."""
+
+import contextlib
+import gc
+import shutil
+import sqlite3
+import threading
+
+import numpy as np
+import pytest
+
+from errors import StoreAwayError, StoreFailedError
+from tests.faults.servers import mlflow_server
+from tests.helpers import make_config
+from tests.test_tracking import BEST, DATASET, model_files, report
+from tracking import StudyStore, retry
+
+WAIT = 60.0
+ALL = ("experiments", "runs")  # without them nothing works
+
+
+class Said(list):
+    """What the user was told; ``first`` is set by the first line."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = threading.Event()
+
+    def __call__(self, line):
+        self.append(line)
+        self.first.set()
+
+
+class Store:
+    """A store with an open trial, whose tables can be taken away and brought back."""
+
+    def __init__(self, uri, **options):
+        self.said = Said()
+        self.store = StudyStore(uri, "films-study", say=self.said, **options)
+        self._invocation = self.store.start_invocation("title", {"cells": []}, {})
+        self.run = self.open_trial({})
+        self._file = uri.removeprefix("sqlite:///")
+
+    def open_trial(self, tags):
+        return self.store.open_trial([make_config()], 1, DATASET, self._invocation, tags)
+
+    def take(self, *tables):
+        self._execute(*(f"ALTER TABLE {table} RENAME TO {table}_taken" for table in tables or ALL))
+
+    def bring_back(self):
+        self._execute(*(f"ALTER TABLE {table}_taken RENAME TO {table}" for table in ALL))
+
+    def epochs(self):
+        return self.store.read_runs().trials[make_config().trial_hash].epochs().index.to_list()
+
+    def _execute(self, *commands):
+        with contextlib.closing(sqlite3.connect(self._file)) as database:
+            for command in commands:
+                database.execute(command)
+            database.commit()
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.1)
+
+
+@pytest.fixture
+def here(empty_store):
+    return Store(empty_store)
+
+
+@pytest.fixture
+def writer(here):
+    writer = here.store.background()
+    yield writer
+    writer.stop()
+
+
+def submit_epochs(writer, run, *epochs, refused=pytest.fail):
+    for epoch in epochs:
+        writer.submit(f"trial {epoch % 2}", lambda e=epoch: run.log_epochs([report(e)]), refused)
+
+
+def test_a_call_waits_until_the_store_is_back_and_the_user_is_told_once(here, capfd):
+    here.take()
+    threading.Thread(target=lambda: (here.said.first.wait(WAIT), here.bring_back())).start()
+    here.run.log_epochs([report(1), report(2)])
+    assert here.epochs() == [1, 2]
+    away, back = here.said
+    assert away.startswith("the tracking store does not answer (")
+    assert back == "the tracking store answers again"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_patience_ends(empty_store):
+    here = Store(empty_store, patience=0.2)
+    here.take()
+    with pytest.raises(StoreAwayError, match="does not answer"):
+        here.run.log_epochs([report(1)])
+
+
+def test_writes_are_made_in_order(here, writer):
+    submit_epochs(writer, here.run, *range(1, 11))
+    writer.finish()
+    history = here.store.client.get_metric_history(here.run.run_id, "epoch_seconds")
+    assert [metric.step for metric in history] == list(range(1, 11))
+    assert writer.waiting() == {}
+
+
+def test_writes_wait_longer_than_calls_do_and_are_then_made_in_order(empty_store):
+    here = Store(empty_store, patience=0.0)
+    writer = here.store.background()
+    here.take()
+    submit_epochs(writer, here.run, 1, 2, 3)
+    assert here.said.first.wait(WAIT)
+    assert not writer.wait(0)
+    assert writer.waiting() == {"trial 0": 1, "trial 1": 2}
+    with pytest.raises(StoreAwayError, match="lacks 3 writes of 2 trials: run the same command again"):
+        writer.finish()
+    here.bring_back()
+    assert writer.wait(WAIT)
+    assert here.epochs() == [1, 2, 3]
+    writer.stop()
+
+
+def test_a_write_that_the_store_refuses_is_handed_back_and_the_next_is_made(here, writer):
+    refusals = []
+    writer.submit("trial", lambda: here.open_trial(tags={"what is this?": ""}), refusals.append)
+    submit_epochs(writer, here.run, 1)
+    writer.finish()
+    assert [type(error) for error in refusals] == [StoreFailedError]
+    assert "may only contain alphanumerics" in str(refusals[0])
+    assert here.epochs() == [1]
+
+
+def test_what_keeps_failing_although_the_store_answers_is_at_fault_itself(here):
+    here.take("metrics")
+    with pytest.raises(StoreFailedError, match=r"the tracking store fails .*: mend that"):
+        here.run.log_epochs([report(1)])
+    assert not here.said
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"), [(OSError("No space left on device"), 5), (KeyError("x"), 1)]
+)
+def test_what_is_not_the_stores_error_passes_as_it_is(here, error, attempts):
+    made = []
+
+    def fail():
+        made.append(1)
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        here.store.connection.repeat(fail)
+    assert raised.value is error
+    assert len(made) == attempts
+
+
+def test_stopping_gives_up_what_waits(here, writer):
+    here.take()
+    submit_epochs(writer, here.run, 1, 2)
+    assert here.said.first.wait(WAIT)
+    writer.stop()
+    submit_epochs(writer, here.run, 3)
+    assert sum(writer.waiting().values()) == 3
+    here.bring_back()
+    here.run.interrupt()  # in the foreground, the store is at work as before
+    assert here.epochs() == []
+
+
+# -- a server ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(migrated_database, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copyfile(migrated_database, folder / "mlflow.db")
+    with mlflow_server(folder, f"sqlite:///{folder}/mlflow.db") as server:
+        server.wait_until_healthy()
+        yield server
+
+
+def test_files_that_come_and_go_leave_no_thread_behind(server, tmp_path):
+    here = Store(server.uri)
+    gc.disable()  # which would end them as well, but nobody knows when
+    try:
+        before = set(threading.enumerate())
+        here.run.log_models(model_files(tmp_path / "a"), model_files(tmp_path / "b"), 1, 0.5)
+        here.run.download_model("best", tmp_path / "back")
+        here.run.log_test({"best": BEST, "last": BEST}, np.array([1, 0]), np.array([17, 4]))
+        here.run.predictions("best")
+        left = set(threading.enumerate()) - before
+        for thread in left:
+            thread.join(timeout=10)
+        assert not [thread for thread in left if thread.is_alive()]
+    finally:
+        gc.enable()
+
+
+def test_a_server_that_was_killed_gets_all_epochs_once_it_is_back(server):
+    here = Store(server.uri)
+    writer = here.store.background()
+    server.kill()
+    submit_epochs(writer, here.run, 1, 2)
+    assert here.said.first.wait(WAIT)
+    server.start()
+    server.wait_until_healthy()
+    assert writer.wait(WAIT)
+    assert here.epochs() == [1, 2]
+    assert here.said[1:] == ["the tracking store answers again"]
+    writer.stop()
+
+
+def test_a_server_that_hangs_does_not_hold_up_the_end(server):
+    here = Store(server.uri)
+    writer = here.store.background()
+    server.pause()
+    try:
+        submit_epochs(writer, here.run, 1)
+        assert not writer.wait(1.0)
+        writer.stop()
+        assert writer.waiting() == {"trial 1": 1}
+    finally:
+        server.resume()
