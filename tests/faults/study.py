@@ -15,8 +15,8 @@ import pandas as pd
 from mlflow.tracking import MlflowClient
 
 from tests.faults import processes
-from tracking.model_files import folder_digest
-from tracking.store_place import quiet_mlflow
+from tracking.artifacts import folder_digest
+from tracking.place import quiet_mlflow
 
 ROOT = Path(__file__).parents[2]
 NAME = "faults"
