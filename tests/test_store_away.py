@@ -5,6 +5,7 @@ import gc
 import shutil
 import sqlite3
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ class Store:
     """A store with an open trial, whose tables can be taken away and brought back."""
 
     def __init__(self, uri, **options):
-        self.said = Said()
+        self.said, self.written = Said(), []
         self.store = StudyStore(uri, "films-study", say=self.said, **options)
         self._invocation = self.store.start_invocation("title", {"cells": []}, {})
         self.run = self.open_trial({})
@@ -78,9 +79,13 @@ def writer(here):
     writer.stop()
 
 
-def submit_epochs(writer, run, *epochs, refused=pytest.fail):
+def submit_epochs(writer, here, *epochs):
+    def write(epoch):
+        here.run.log_epochs([report(epoch)])
+        here.written.append(epoch)
+
     for epoch in epochs:
-        writer.submit(f"trial {epoch % 2}", lambda e=epoch: run.log_epochs([report(e)]), refused)
+        writer.submit(f"trial {epoch % 2}", partial(write, epoch), pytest.fail)
 
 
 def test_a_call_waits_until_the_store_is_back_and_the_user_is_told_once(here, capfd):
@@ -94,41 +99,29 @@ def test_a_call_waits_until_the_store_is_back_and_the_user_is_told_once(here, ca
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_patience_ends(empty_store):
-    here = Store(empty_store, patience=0.2)
-    here.take()
-    with pytest.raises(StoreAwayError, match="does not answer"):
-        here.run.log_epochs([report(1)])
-
-
-def test_writes_are_made_in_order(here, writer):
-    submit_epochs(writer, here.run, *range(1, 11))
-    writer.finish()
-    history = here.store.client.get_metric_history(here.run.run_id, "epoch_seconds")
-    assert [metric.step for metric in history] == list(range(1, 11))
-    assert writer.waiting() == {}
-
-
 def test_writes_wait_longer_than_calls_do_and_are_then_made_in_order(empty_store):
     here = Store(empty_store, patience=0.0)
     writer = here.store.background()
     here.take()
-    submit_epochs(writer, here.run, 1, 2, 3)
+    submit_epochs(writer, here, 1, 2, 3)
     assert here.said.first.wait(WAIT)
+    with pytest.raises(StoreAwayError, match="does not answer"):
+        here.run.interrupt()
     assert not writer.wait(0)
     assert writer.waiting() == {"trial 0": 1, "trial 1": 2}
     with pytest.raises(StoreAwayError, match="lacks 3 writes of 2 trials: run the same command again"):
         writer.finish()
     here.bring_back()
     assert writer.wait(WAIT)
-    assert here.epochs() == [1, 2, 3]
+    assert writer.waiting() == {}
+    assert here.written == here.epochs() == [1, 2, 3]
     writer.stop()
 
 
 def test_a_write_that_the_store_refuses_is_handed_back_and_the_next_is_made(here, writer):
     refusals = []
     writer.submit("trial", lambda: here.open_trial(tags={"what is this?": ""}), refusals.append)
-    submit_epochs(writer, here.run, 1)
+    submit_epochs(writer, here, 1)
     writer.finish()
     assert [type(error) for error in refusals] == [StoreFailedError]
     assert "may only contain alphanumerics" in str(refusals[0])
@@ -160,10 +153,10 @@ def test_what_is_not_the_stores_error_passes_as_it_is(here, error, attempts):
 
 def test_stopping_gives_up_what_waits(here, writer):
     here.take()
-    submit_epochs(writer, here.run, 1, 2)
+    submit_epochs(writer, here, 1, 2)
     assert here.said.first.wait(WAIT)
     writer.stop()
-    submit_epochs(writer, here.run, 3)
+    submit_epochs(writer, here, 3)
     assert sum(writer.waiting().values()) == 3
     here.bring_back()
     here.run.interrupt()  # in the foreground, the store is at work as before
@@ -203,7 +196,7 @@ def test_a_server_that_was_killed_gets_all_epochs_once_it_is_back(server):
     here = Store(server.uri)
     writer = here.store.background()
     server.kill()
-    submit_epochs(writer, here.run, 1, 2)
+    submit_epochs(writer, here, 1, 2)
     assert here.said.first.wait(WAIT)
     server.start()
     server.wait_until_healthy()
@@ -218,7 +211,7 @@ def test_a_server_that_hangs_does_not_hold_up_the_end(server):
     writer = here.store.background()
     server.pause()
     try:
-        submit_epochs(writer, here.run, 1)
+        submit_epochs(writer, here, 1)
         assert not writer.wait(1.0)
         writer.stop()
         assert writer.waiting() == {"trial 1": 1}

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from mlflow.entities import Metric, Run, RunTag
-from mlflow.tracking import MlflowClient
 from pandas.api.types import is_integer_dtype, is_string_dtype
 
 from errors import UserError, first_line
@@ -29,17 +28,13 @@ class TrackedRun:
 
     def __init__(self, connection: Connection, run: Run) -> None:
         self.connection = connection
+        self.client = connection.client
         self.run_id: str = run.info.run_id
         self.name: str = run.info.run_name
         self.status: str = run.info.status
         self.metrics: dict[str, float] = dict(run.data.metrics)
         self.tags: dict[str, str] = dict(run.data.tags)
         self._run = run
-
-    @property
-    def client(self) -> MlflowClient:
-        """MLflow's own."""
-        return self.connection.client
 
     @property
     def is_running(self) -> bool:

@@ -49,12 +49,10 @@ class StudyRuns:
 
 
 class StudyStore:
-    """Where a study's runs are kept.
+    """Where a study's runs are kept; UserError where that cannot work.
 
-    Every method waits for a store that is away, at most ``patience`` seconds, and then raises
-    StoreAwayError; it raises StoreFailedError where the store answers and refuses. ``say`` gets a line when
-    the store goes and one when it is back. Making a StudyStore waits for nothing: UserError for what cannot
-    work.
+    Every method waits for a store that is away, and raises StoreAwayError after ``patience`` seconds of it,
+    or StoreFailedError where the store answers and refuses. ``say`` hears when it goes and comes back.
     """
 
     def __init__(
@@ -149,13 +147,12 @@ class StudyStore:
         A model that has a version gets no second one.
         """
         source = run.tags["best_model"]
-        models = self.client.search_registered_models(f"name = '{self.study}'")
-        model = models[0] if models else self.client.create_registered_model(self.study)
+        if not self.client.search_registered_models(f"name = '{self.study}'"):
+            self.client.create_registered_model(self.study)
         versions = self.client.search_model_versions(f"name = '{self.study}' AND run_id = '{run.run_id}'")
         known = [version for version in versions if version.source == source]
         version = known[0] if known else self._create_version(run, source)
-        if str(model.aliases.get(_BEST)) != str(version.version):
-            self.client.set_registered_model_alias(self.study, _BEST, version.version)
+        self.client.set_registered_model_alias(self.study, _BEST, version.version)
         return f"models:/{self.study}@{_BEST}"
 
     def run_url(self, run_id: str) -> str:
@@ -174,13 +171,10 @@ class StudyStore:
         return experiment
 
     def _only_run(self, tag: str, value: str, name: str, tags: Mapping[str, str]) -> Run:
-        """The one run with this value of the tag; it is created where there is none.
-
-        A server that answers too late may have made a second one; whichever has no results goes.
-        """
+        """The one run with this value of the tag; it is created where there is none."""
         found = sorted(self._search(f"tags.{tag} = '{value}'"), key=_results)
         for run in found[:-1]:
-            if not _results(run):
+            if not _results(run):  # made by a server that answered too late
                 self.client.delete_run(run.info.run_id)
         if found:
             return found[-1]

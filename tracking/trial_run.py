@@ -2,7 +2,6 @@
 
 import math
 import re
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 from mlflow.entities import Metric, Run
+from mlflow.utils.time import get_current_time_millis
 from pandas.api.types import is_float_dtype, is_integer_dtype
 
 from errors import UserError
@@ -72,8 +72,8 @@ class TrialRun(TrackedRun):
         OtherTrainingError where an epoch that is there was trained to another val_loss: a run must not
         hold parts of two trainings.
         """
-        now = _now_ms()
-        self._log_epochs([{"reported_at": now, **report} for report in reports])
+        stamp = {"reported_at": get_current_time_millis()}
+        self._log_epochs([stamp | dict(report) for report in reports])
 
     @retried
     def _log_epochs(self, reports: Iterable[Mapping[str, Any]]) -> None:
@@ -106,7 +106,7 @@ class TrialRun(TrackedRun):
 
     def _log_results(self, values: Mapping[str, float]) -> None:
         """Write results of the trial as a whole, without those that an earlier attempt has written."""
-        known, now = self.client.get_run(self.run_id).data.metrics, _now_ms()
+        known, now = self.client.get_run(self.run_id).data.metrics, get_current_time_millis()
         self._log(
             [Metric(name, value, now, 0) for name, value in values.items() if known.get(name) != value]
         )
@@ -204,8 +204,3 @@ def _epoch_metrics(report: Mapping[str, Any]) -> list[Metric]:
 def _predictions(result: TestResult) -> dict[str, np.ndarray]:
     second, first = np.sort(result.probabilities, axis=1)[:, -2:].T
     return {"prediction": result.predictions, "probability": first, "margin": first - second}
-
-
-def _now_ms() -> int:
-    """The time as MLflow counts it: milliseconds since 1970."""
-    return int(time.time() * 1000)
