@@ -31,8 +31,10 @@ def check_place(tracking_uri: str) -> None:
         )
     path = sqlite_file(tracking_uri)
     try:
-        if path is not None:
-            _check_file(path) if path.exists() else _create(path)
+        if path is not None and path.exists():
+            _check_file(path)
+        elif path is not None:
+            _create(path)
         _ask(tracking_uri)
     except UserError:
         raise
