@@ -14,14 +14,14 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from sweep.assets import prepare_assets
 from torch import Tensor
 
 from search_spaces import TrialConfig
+from trainables.assets import TrialAssets, prepare_assets
+from trainables.batches import epoch_windows
 from trainables.noise_scale import measured_cut
 from trainables.reviews import load_splits
-from trainables.trial import Trial, TrialAssets
-from trainables.windows import epoch_windows
+from trainables.trial import Trial
 
 TARGETS = (64, 256, 1024)
 
@@ -66,8 +66,8 @@ def _compare(trial: Trial, windows: int) -> tuple[float, float]:
     for number in range(windows):
         window = next(epoch_windows(len(trial.train), config.target_batch_size, config.seed, number))
         variants: dict[str, Callable[[], object]] = {
-            "alone": partial(_step, trial, window, False),
-            "measured": partial(_step, trial, window, True),
+            "alone": partial(_step, trial, window, number, False),
+            "measured": partial(_step, trial, window, number, True),
         }
         order = sorted(variants, reverse=bool(number % 2))
         seconds = {name: _cpu_seconds(variants[name]) for name in order}
@@ -76,8 +76,8 @@ def _compare(trial: Trial, windows: int) -> tuple[float, float]:
     return statistics.median(alone), statistics.median(ratios)
 
 
-def _step(trial: Trial, window: Tensor, measure: bool) -> None:
-    trial.accumulate(window, trial.physical_batch_size, measure)
+def _step(trial: Trial, window: Tensor, seed: int, measure: bool) -> None:
+    trial.accumulate(window, seed, measure)
     trial.engine.update()
 
 

@@ -32,7 +32,7 @@ def option(
     ``more`` are Pydantic's constraints, such as ``ge``. ``repeated``: a list option that is given once
     per value, not once with all of them.
     """
-    extra = {"group": group, "metavar": metavar, "flag": flag, "repeated": repeated}
+    extra: dict[str, Any] = {"group": group, "metavar": metavar, "flag": flag, "repeated": repeated}
     if "default_factory" not in more:
         more["default"] = default
     return Field(description=description, json_schema_extra=extra, **more)

@@ -34,19 +34,19 @@ class Progress(RichProgress):
             refresh_per_second=4,
             disable=not console.is_terminal,
         )
-        blank = dict.fromkeys(columns, "") | {"state": "waiting", "ETA": "waiting", "seconds": None}
+        blank: dict[str, Any] = dict.fromkeys(columns, "") | {"state": "waiting", "ETA": "waiting", "seconds": None}
         self._trials = {
             trial_hash: self.add_task(printable(name), total=epochs[trial_hash], **blank)
             for trial_hash, name in names.items()
         }
 
-    def started(self, trial_hash: str) -> None:
+    def trial_started(self, trial_hash: str) -> None:
         """A trial begins, or is resumed."""
         self._set(trial_hash, "training")
 
-    def epoch(self, trial_hash: str, report: dict[str, Any]) -> None:
+    def epoch_finished(self, trial_hash: str, report: dict[str, Any]) -> None:
         """A trial has finished an epoch; the report also says what is best so far."""
-        values = {name: f"{report[name]:.4f}" for name in self._metrics}
+        values: dict[str, Any] = {name: f"{report[name]:.4f}" for name in self._metrics}
         task = self._task(trial_hash)
         number, seconds = f"{report['epoch']}/{task.total:.0f}", report["epoch_seconds"]
         best, speed = f"{report['best_val_acc']:.4f}", f"{report['examples_per_second']:.1f}"
@@ -57,8 +57,7 @@ class Progress(RichProgress):
             best=f"{best} @{report['best_epoch']}",
             seconds=seconds,
             ETA=_duration(((task.total or 0) - report["epoch"]) * seconds),
-            **values,
-            **{"examples/s": speed},
+            **values | {"examples/s": speed},
         )
         if not console.is_terminal:
             shown = "  ".join(f"{name} {value}" for name, value in values.items())
@@ -67,11 +66,11 @@ class Progress(RichProgress):
             )
             console.print(f"{line}  {speed} examples/s  ETA {self._eta()}", markup=False)
 
-    def finished(self, trial_hash: str) -> None:
+    def trial_finished(self, trial_hash: str) -> None:
         """A trial is trained, and its models are in MLflow."""
         self._set(trial_hash, "done")
 
-    def failed(self, trial_hash: str, reason: str) -> None:
+    def trial_failed(self, trial_hash: str, reason: str) -> None:
         """A trial has failed."""
         self._set(trial_hash, "failed")
         line = f"{self._task(trial_hash).description} failed: {printable(reason)}"

@@ -1,7 +1,7 @@
 """A study from options to tested models, along one path: own, read, plan what is left, train, test."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -10,7 +10,6 @@ from threading import Thread
 
 from ray.exceptions import RayError
 from ray.tune import TuneError
-from trainables.assets import ModelAssets, prepare_assets
 
 from errors import StoppedError, UserError, last_line, printable
 from sweep.cluster import (
@@ -28,6 +27,7 @@ from sweep.storage import StudyStorage, check_disk_space, writable_folder
 from sweep.testing import TestPhase
 from sweep.training import Recorder, train
 from tracking import InvocationRun, StudyStore, TrialRun, check_study_name
+from trainables.assets import ModelAssets, prepare_assets
 from trainables.evaluation import METRICS
 
 _LAST_WRITES = 3.0  # seconds for MLflow to take what is left when the user wants to stop
@@ -277,7 +277,7 @@ class Sweep:
             console.print(printable(line), markup=False)
 
 
-def _in_time(call: partial) -> None:
+def _in_time(call: Callable[[], None]) -> None:
     """Give a last call to MLflow some seconds: a server that hangs must not hold up Ctrl-C."""
 
     def attempt() -> None:

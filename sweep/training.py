@@ -15,7 +15,6 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
-from trainables.assets import TrialAssets
 
 from errors import last_line
 from search_spaces import TrialConfig
@@ -24,6 +23,7 @@ from sweep.plan import Plan
 from sweep.progress import Progress
 from sweep.storage import StudyStorage
 from tracking import BackgroundWriter, ModelFiles, OtherTrainingError, TrialRun
+from trainables.assets import TrialAssets
 from trainables.checkpoint import read_progress, weight_files
 from trainables.encoder_trainable import EncoderTrainable
 from trainables.exported_model import ClassifierCard, export_model
@@ -139,7 +139,7 @@ class Recorder(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Open the trial's run."""
         trial_hash = _trial_hash(trial)
-        self._progress.started(trial_hash)
+        self._progress.trial_started(trial_hash)
         self._submit(trial_hash, partial(self._open, trial_hash))
 
     def on_trial_result(
@@ -158,7 +158,7 @@ class Recorder(tune.Callback):
         self._histories[trial_hash] = history
         best = best_epoch(history)
         best_so_far = {"best_epoch": best, "best_val_acc": history[best - 1]["val_acc"]}
-        self._progress.epoch(trial_hash, report | best_so_far)
+        self._progress.epoch_finished(trial_hash, report | best_so_far)
         self._submit(trial_hash, partial(self._log, trial_hash, history))
 
     def on_trial_complete(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
@@ -192,7 +192,7 @@ class Recorder(tune.Callback):
 
     def _fail(self, trial_hash: str, why: str) -> None:
         self.failures[trial_hash] = why
-        self._progress.failed(trial_hash, why)
+        self._progress.trial_failed(trial_hash, why)
         self._submit(trial_hash, lambda: self.runs[trial_hash].fail(why))
 
     def _open(self, trial_hash: str) -> None:
@@ -229,7 +229,7 @@ class Recorder(tune.Callback):
             last = None if best == len(history) else models["last"]
             self.runs[trial_hash].log_models(models["best"], last, best, history[best - 1]["val_acc"])
         folder.keep_newest()
-        self._progress.finished(trial_hash)
+        self._progress.trial_finished(trial_hash)
 
     def _card(self, config: TrialConfig, epoch: int, val_acc: float) -> ClassifierCard:
         return ClassifierCard(

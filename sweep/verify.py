@@ -1,6 +1,7 @@
 """Does accumulation give the gradient of the whole window, here, with these versions?"""
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from rich.table import Table
@@ -13,7 +14,7 @@ from trainables.encoders import ENCODERS, canonical_model, load_architecture, ou
 from trainables.gradient_check import PHYSICAL_BATCH_SIZES, TOLERANCE, GradientError, check_model
 
 
-def verify(models: list[str] | None) -> bool:
+def verify(models: Sequence[str] | None) -> bool:
     """Check each model under each engine, print the relative errors; True when all are small enough."""
     names = [canonical_model(m) for m in models or ENCODERS]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from mlflow.tracking import MlflowClient
-from sweep.assets import prepare_assets
 
 from tests.helpers import TINY_MODELS, tiny_config
 from tests.small_study import write_small_study
+from trainables.assets import prepare_assets
 from trainables.reviews import load_splits
 
 # the same examples every time, on any machine however busy; make test-all takes more of them

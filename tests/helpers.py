@@ -12,7 +12,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 TINY_MODELS = ("bert-tiny", "modernbert-tiny")
 CPU = torch.device("cpu")
 METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
-_TIMES = {"examples_per_second", "epoch_seconds"}
+_TIMES = {"examples_per_second", "epoch_seconds", "reported_at"}
 
 
 def make_config(**overrides):

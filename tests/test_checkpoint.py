@@ -1,33 +1,41 @@
+"""Whatever happens to a trial's folder, the newest whole checkpoint is found, or none."""
+
 import hashlib
 import json
 import pickle
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from tests.helpers import TINY_MODELS, assert_identical, tiny_config, trained
-from trainables.checkpoint import Checkpoint, CorruptCheckpointError, verified_files, weight_files
-from trainables.evaluation import evaluate
-from trainables.exported_model import ClassifierCard, _load_pyfunc, export_model, load_exported_model
+from tests.helpers import CPU, assert_identical, learnt, tiny_config, train
+from trainables.checkpoint import (
+    Checkpoint,
+    CorruptCheckpointError,
+    TrialFolder,
+    read_progress,
+    verify,
+    weight_files,
+)
+from trainables.trial import Trial
 
-FILES = [
+FILES = {
     "manifest.json",
     "last_weights.safetensors",
     "best_weights.safetensors",
     "optimizer.pt",
     "progress.json",
-]
+}
 
 
-def checkpoint(number=1.0, best=0.5):
+def checkpoint(best=0.5):
     return Checkpoint(
         trial_hash="0123456789ab",
         assets_digest="fedcba",
         history=[{"epoch": 1, "val_acc": 0.75, "step_curve": [[1, 0.7, 0.5]]}],
-        weights={"weight": torch.full((3, 4), number)},
+        weights={"weight": torch.full((3, 4), 1.0)},
         best_weights=None if best is None else {"weight": torch.full((3, 4), best)},
         optimizer={"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-3}]},
         scheduler={"last_epoch": 1},
@@ -35,32 +43,41 @@ def checkpoint(number=1.0, best=0.5):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def written(tmp_path):
+    """The folder of one checkpoint."""
     checkpoint().save(tmp_path)
     return tmp_path
 
 
-# -- complete and verified, or not at all ----------------------------------------------------------
+# -- one checkpoint --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("best", [0.5, None])
-def test_what_was_saved_is_loaded(tmp_path, best):
-    original = checkpoint(best=best)
-    original.save(tmp_path)
-    loaded = Checkpoint.load(tmp_path)
+def test_what_was_saved_is_loaded(written):
+    verify(written)
+    loaded, original = Checkpoint.load(written), checkpoint()
+    assert {path.name for path in written.iterdir()} == FILES
     assert_identical(loaded.weights, original.weights)
-    assert (loaded.best_weights is None) == (best is None)
-    if best is not None:
-        assert_identical(loaded.best_weights, original.best_weights)
+    assert_identical(loaded.best_weights, original.best_weights)
     assert_identical(loaded.optimizer["state"], original.optimizer["state"])
     assert loaded.optimizer["param_groups"] == original.optimizer["param_groups"]
     assert (loaded.scheduler, loaded.history) == (original.scheduler, original.history)
     assert loaded.trial_hash == original.trial_hash
+    assert {k: path.name for k, path in weight_files(written).items()} == {
+        "best": "best_weights.safetensors",
+        "last": "last_weights.safetensors",
+    }
 
 
-def test_a_checkpoint_is_these_files_and_no_others(folder):
-    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
-    assert sorted([*verified_files(folder), "manifest.json"]) == sorted(FILES)
+def test_what_there_is_not_is_not_written(tmp_path):
+    replace(checkpoint(best=None), optimizer=None, scheduler=None).save(tmp_path)
+    verify(tmp_path)
+    loaded = Checkpoint.load(tmp_path)
+    assert (loaded.best_weights, loaded.optimizer, loaded.scheduler) == (None, None, None)
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {
+        "best_weights.safetensors",
+        "optimizer.pt",
+    }
+    assert {path.name for path in weight_files(tmp_path).values()} == {"last_weights.safetensors"}
 
 
 def truncate(path):
@@ -73,59 +90,85 @@ def alter(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [truncate, alter, Path.unlink])
-@pytest.mark.parametrize("name", FILES)
-def test_a_damaged_checkpoint_is_recognised(folder, name, damage):
-    Checkpoint.load(folder)
-    damage(folder / name)
-    with pytest.raises(CorruptCheckpointError):
-        Checkpoint.load(folder)
+def unreadable(path):
+    """Reading a process's memory at 0 is an input/output error that does not need a broken disk."""
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
 
 
-def test_a_file_that_the_disk_does_not_give_out_is_recognised(folder):
-    # reading a process's memory at 0 is an input/output error that does not need a broken disk
-    (folder / "last_weights.safetensors").unlink()
-    (folder / "last_weights.safetensors").symlink_to("/proc/self/mem")
-    with pytest.raises(CorruptCheckpointError, match="cannot be read: Input/output error"):
-        verified_files(folder)
+@pytest.mark.parametrize("damage", [truncate, alter, Path.unlink, unreadable])
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_damaged_checkpoint_is_recognised(written, name, damage):
+    damage(written / name)
+    with pytest.raises(CorruptCheckpointError, match=r"no complete|changed since|cannot be read"):
+        verify(written)
 
 
 @pytest.mark.parametrize("manifest", ["", "null", "[]", "{}", '"text"', '{"progress.json": 1}', "\udcff"])
-def test_a_manifest_that_save_did_not_write_is_recognised(folder, manifest):
-    (folder / "manifest.json").write_text(manifest, errors="surrogateescape")
+def test_a_manifest_that_save_did_not_write_is_recognised(written, manifest):
+    (written / "manifest.json").write_text(manifest, errors="surrogateescape")
     with pytest.raises(CorruptCheckpointError):
-        Checkpoint.load(folder)
+        verify(written)
 
 
-def test_a_missing_or_empty_folder_is_no_checkpoint(tmp_path):
-    for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(CorruptCheckpointError, match="no complete checkpoint"):
-            Checkpoint.load(folder)
+def signed(folder, **digests):
+    """Let the manifest vouch for whatever is in the folder."""
+    files = {path.name: path for path in folder.iterdir() if path.name != "manifest.json"}
+    digests |= {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    (folder / "manifest.json").write_text(json.dumps(digests))
 
 
-def test_a_save_that_fails_half_way_leaves_nothing_that_loads(folder):
-    broken = checkpoint(2.0)
-    broken.scheduler["function"] = lambda: None  # cannot be pickled
+def test_a_file_that_the_manifest_does_not_name_is_recognised(written):
+    shutil.copy(written / "last_weights.safetensors", written / "strange.safetensors")
+    with pytest.raises(CorruptCheckpointError):
+        verify(written)
+    signed(written)
+    with pytest.raises(CorruptCheckpointError):
+        verify(written)
+
+
+def test_a_manifest_names_no_file_outside(written, tmp_path_factory):
+    secret = tmp_path_factory.mktemp("elsewhere") / "secret"
+    secret.write_text("x")
+    signed(written, **{f"../{secret.parent.name}/secret": hashlib.sha256(b"x").hexdigest()})
+    with pytest.raises(CorruptCheckpointError):
+        verify(written)
+
+
+@pytest.mark.parametrize("name", ["", "absent"])
+def test_a_missing_or_empty_folder_is_no_checkpoint(tmp_path, name):
+    with pytest.raises(CorruptCheckpointError, match="no complete checkpoint"):
+        verify(tmp_path / name)
+
+
+def test_a_save_that_fails_half_way_leaves_nothing_that_passes(tmp_path):
+    broken = replace(checkpoint(), scheduler={"function": lambda: None})  # cannot be pickled
     with pytest.raises((AttributeError, pickle.PicklingError)):
-        broken.save(folder)
+        broken.save(tmp_path)
     with pytest.raises(CorruptCheckpointError):
-        Checkpoint.load(folder)
+        verify(tmp_path)
 
 
-def test_saving_over_an_older_checkpoint_leaves_nothing_of_it(folder):
-    checkpoint(2.0, best=None).save(folder)
-    loaded = Checkpoint.load(folder)
-    assert loaded.best_weights is None
-    assert loaded.weights["weight"].unique().tolist() == [2.0]
-
-
-def test_weight_files_are_one_where_the_best_epoch_is_the_last(tmp_path, folder):
-    assert {k: path.name for k, path in weight_files(folder).items()} == {
-        "best": "best_weights.safetensors",
-        "last": "last_weights.safetensors",
-    }
-    checkpoint(best=None).save(folder)
-    assert {path.name for path in weight_files(folder).values()} == {"last_weights.safetensors"}
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("progress.json", b"{}"),
+        ("progress.json", b"[]"),
+        ("progress.json", b"\xff"),
+        ("last_weights.safetensors", b"\xff" * 40),
+        ("optimizer.pt", b""),
+        ("optimizer.pt", b"\x80\x04."),
+    ],
+)
+def test_a_whole_file_that_holds_something_else_is_one_line(written, name, content):
+    (written / name).write_bytes(content)
+    signed(written)
+    with pytest.raises(CorruptCheckpointError) as raised:
+        Checkpoint.load(written)
+    assert "\n" not in str(raised.value)
+    if name == "progress.json":
+        with pytest.raises(CorruptCheckpointError):
+            read_progress(written)
 
 
 class Payload:
@@ -136,86 +179,146 @@ class Payload:
         return Path.touch, (self.path,)
 
 
-def test_code_in_a_checkpoint_is_not_executed(folder, tmp_path_factory):
+def test_code_in_a_checkpoint_is_not_executed(written, tmp_path_factory):
     proof = tmp_path_factory.mktemp("payload") / "executed"
-    poisoned = folder / "optimizer.pt"
-    torch.save([Payload(proof), {}], poisoned)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["optimizer.pt"] = hashlib.sha256(poisoned.read_bytes()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    torch.save([Payload(proof), {}], written / "optimizer.pt")
+    signed(written)
+    verify(written)
     with pytest.raises(CorruptCheckpointError, match="Weights only load failed"):
-        Checkpoint.load(folder)
+        Checkpoint.load(written)
     assert not proof.exists()
-    torch.load(poisoned, weights_only=False)
+    torch.load(written / "optimizer.pt", weights_only=False)
     assert proof.exists()  # so the payload does work
 
 
-# -- the exported model ----------------------------------------------------------------------------
+# -- the folder of a trial -------------------------------------------------------------------------
+
+CONFIG = tiny_config(epochs=3, train_size=64)
 
 
-@pytest.fixture(scope="module", params=TINY_MODELS)
-def exported(request, assets, splits, tmp_path_factory):
-    """A trained trial, the folder that its weights were exported to, and its val texts."""
-    model = request.param
-    trial = trained(tiny_config(model=model, epochs=1), assets[model])
-    checkpoint_folder = tmp_path_factory.mktemp("checkpoint")
-    trial.save(checkpoint_folder)
-    card = ClassifierCard(
-        model=model,
-        label_names=splits.label_names,
-        max_length=trial.config.max_length,
-        dropout=trial.config.head_dropout,
-        trial_hash=trial.config.trial_hash,
-        epoch=1,
-        val_acc=trial.history[0]["val_acc"],
-    )
-    folder = tmp_path_factory.mktemp("export") / "model"
-    export_model(folder, weight_files(checkpoint_folder)["best"], assets[model].encoder, card)
-    return trial, folder, splits.val.texts
+@pytest.fixture(scope="module")
+def finished(assets, tmp_path_factory):
+    """The folder of a trial after each of three epochs, and the trial that was never interrupted."""
+    folder = TrialFolder(tmp_path_factory.mktemp("storage"), CONFIG.trial_hash)
+    trial = Trial(CONFIG, assets["bert-tiny"], CPU)
+    while not trial.is_finished:
+        folder.save(trial.run_epoch()["epoch"], trial.save)
+    return folder, trial
 
 
-def test_exported_model_predicts_what_the_trial_predicts(exported):
-    trial, folder, texts = exported
-    expected = evaluate(trial.model, trial.val, "fp32")
-    predicted = load_exported_model(folder).predict(texts)
-    assert list(predicted.columns) == ["label", "score"]
-    names = np.array(["negative", "positive"])
-    assert predicted["label"].tolist() == names[expected.predictions].tolist()
-    np.testing.assert_allclose(predicted["score"], expected.probabilities.max(axis=1), rtol=0, atol=1e-6)
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of its own for every test."""
+    shutil.copytree(finished[0].path, tmp_path / CONFIG.trial_hash)
+    return TrialFolder(tmp_path, CONFIG.trial_hash)
 
 
-def test_exported_model_knows_where_it_came_from(exported):
-    trial, folder, _ = exported
-    card = load_exported_model(folder).card
-    assert card.trial_hash == trial.config.trial_hash
-    assert card.label_names == ("negative", "positive")
-    assert (card.epoch, card.val_acc) == (1, trial.history[0]["val_acc"])
+@pytest.fixture
+def digest(assets):
+    return assets["bert-tiny"].digest
 
 
-def test_exported_model_takes_a_text_a_list_and_a_column(exported):
-    _, folder, texts = exported
-    model = _load_pyfunc(str(folder))  # as MLflow's generic Python flavour does
-    several = model.predict(texts[:5])
-    assert len(several) == 5
-    for same in (
-        pd.DataFrame({"review": texts[:5]}),
-        pd.Series(texts[:5], index=range(7, 12)),
-        np.array(texts[:5]),
-        tuple(texts[:5]),
-    ):
-        pd.testing.assert_frame_equal(model.predict(same), several)
-    one = model.predict(texts[0])
-    assert len(one) == 1
-    assert one["label"][0] == several["label"][0]
-    assert one["score"][0] == pytest.approx(several["score"][0], abs=1e-6)
+def names(folder):
+    return sorted(path.name for path in folder.path.iterdir())
 
 
-def test_exported_folder_holds_nothing_that_is_unpickled(exported):
-    _, folder, _ = exported
-    assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".txt", ".jinja"}
+def test_there_are_never_more_than_two_even_while_one_is_written(folder):
+    assert names(folder) == ["epoch-000002", "epoch-000003"]
+    seen = []
+    folder.save(4, lambda partial: seen.append(names(folder)))
+    assert len(seen[0]) == 2
+    assert names(folder) == ["epoch-000003", "epoch-000004"]
 
 
-def test_an_export_never_overwrites(exported, assets):
-    trial, folder, _ = exported
-    with pytest.raises(FileExistsError):
-        export_model(folder, folder / "model.safetensors", assets[trial.config.model].encoder, None)
+def test_the_newest_alone_is_kept_where_no_spare_one_is_needed(folder, digest):
+    folder.keep_newest()
+    assert names(folder) == ["epoch-000003"]
+    assert folder.newest(digest).folder.name == "epoch-000003"
+    folder.remove()
+    folder.keep_newest()
+    assert folder.newest(digest).folder is None
+
+
+def test_the_last_checkpoint_lacks_the_optimizers_state_and_the_others_have_it(folder):
+    older, last = (Checkpoint.load(folder.path / name) for name in names(folder))
+    assert older.optimizer["state"]
+    assert (last.optimizer, last.scheduler) == (None, None)
+
+
+def test_a_damaged_one_is_named_and_training_resumes_from_the_one_before_it(
+    folder, digest, assets, finished
+):
+    assert not folder.newest(digest).damaged
+    weights = folder.path / "epoch-000003" / "last_weights.safetensors"
+    truncate(weights)
+    found = folder.newest(digest)
+    assert found.folder.name == "epoch-000002"
+    assert [str(weights) in line for line in found.damaged] == [True]
+    trial = Trial(CONFIG, assets["bert-tiny"], CPU)
+    trial.restore(found.folder)
+    assert trial.epoch == 2
+    assert learnt(train(trial)) == learnt(finished[1])
+    folder.save(3, trial.save)  # in the place of the damaged one
+    assert folder.newest(digest).folder.name == "epoch-000003"
+
+
+def test_an_unfinished_trial_without_its_optimizers_state_is_corrupt(folder, assets):
+    (folder.path / "epoch-000002" / "optimizer.pt").unlink()
+    trial = Trial(CONFIG, assets["bert-tiny"], CPU)
+    with pytest.raises(CorruptCheckpointError, match="lacks the optimizer's state"):
+        trial.restore(folder.path / "epoch-000002")
+
+
+def test_a_finished_trial_of_the_earlier_version_has_its_optimizers_state_and_is_restored(
+    folder, digest, assets, finished
+):
+    last = folder.path / "epoch-000003"
+    shutil.copy(folder.path / "epoch-000002" / "optimizer.pt", last)
+    signed(last)
+    trial = Trial(CONFIG, assets["bert-tiny"], CPU)
+    trial.restore(folder.newest(digest).folder)
+    assert trial.is_finished
+    assert learnt(trial) == learnt(finished[1])
+
+
+def test_other_weights_or_tokens_and_other_trials_are_left_out(folder, digest):
+    found = folder.newest("another digest")
+    assert found.folder is None
+    assert len(found.damaged) == 2
+    assert "was trained from other pretrained weights or tokens" in found.damaged[0]
+    for change in ({"seed": 43}, {"base_lr": 2e-3}, {"dataset_digest": "other"}):
+        other = TrialFolder(folder.path.parent, CONFIG.replace(**change).trial_hash)
+        shutil.copytree(folder.path, other.path)
+        found = other.newest(digest)
+        assert found.folder is None
+        assert f"belongs to trial {CONFIG.trial_hash}, not {other.trial_hash}" in found.damaged[0]
+
+
+def interrupted(partial):
+    raise KeyboardInterrupt
+
+
+def full_disk(partial):
+    (partial / "last_weights.safetensors").write_bytes(b"half")
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(("write", "error"), [(full_disk, OSError), (interrupted, KeyboardInterrupt)])
+def test_a_write_that_fails_leaves_the_good_one_and_not_a_damaged_newer_one(folder, digest, write, error):
+    with pytest.raises(error):
+        folder.save(4, write)
+    assert names(folder) == ["epoch-000003"]
+    shutil.copytree(folder.path / "epoch-000003", folder.path / "epoch-000004")
+    (folder.path / "epoch-000004" / "progress.json").write_text("{}")
+    again = TrialFolder(folder.path.parent, CONFIG.trial_hash)
+    assert again.newest(digest).folder.name == "epoch-000003"
+    with pytest.raises(error):
+        again.save(4, write)
+    assert names(folder) == ["epoch-000003"]
+
+
+def test_what_a_killed_worker_left_is_not_taken_for_a_checkpoint(folder, digest):
+    shutil.copytree(folder.path / "epoch-000003", folder.path / "partial-0123")
+    assert folder.newest(digest).folder.name == "epoch-000003"
+    folder.remove_unfinished()
+    assert names(folder) == ["epoch-000002", "epoch-000003"]

@@ -7,19 +7,19 @@ import ray
 import torch
 from ray import tune
 
-from sweep.cluster import ray_session
 from tests.helpers import CPU, tiny_config
+from trainables.checkpoint import TrialFolder
 from trainables.encoder_trainable import EncoderTrainable
 from trainables.trial import Trial
-from trainables.trial_folder import TrialFolder
 
 CONFIG = tiny_config(epochs=3, train_size=64)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_here():
-    with ray_session(None):
-        yield
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture
@@ -75,6 +75,15 @@ def test_the_epochs_before_a_trial_diverged_are_reported_also_when_it_goes_on(tr
     second = trainable.step()
     assert second["done"]
     assert "is nan at step" in second["failure"]
+
+
+def test_a_trial_that_does_not_fit_fails_at_once(trainable):
+    """To try again would change nothing; Tune tries again what is raised."""
+    trainable.step()
+    trainable._trial.model.register_forward_pre_hook(lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
+    report = trainable.step()
+    assert report["done"]
+    assert report["failure"].startswith("out of memory even with one example at a time")
 
 
 def test_a_trial_that_cannot_be_built_fails_in_a_step_which_tune_tries_again(trainable):

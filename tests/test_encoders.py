@@ -4,9 +4,9 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from errors import UserError
-from tests.helpers import TINY_MODELS, message
+from tests.helpers import CPU, TINY_MODELS, message
+from trainables.batches import TokenTensors
 from trainables.encoders import (
-    DEMO_VOCABULARY,
     ENCODERS,
     EncoderForClassification,
     canonical_model,
@@ -15,6 +15,8 @@ from trainables.encoders import (
     load_config,
     load_encoder,
 )
+from trainables.evaluation import autocast
+from trainables.tiny_encoders import DEMO_VOCABULARY
 
 TEXT = "the plot was not superb , but the villain was witty ."
 
@@ -174,6 +176,19 @@ def test_the_architecture_of_a_base_model_needs_no_hub(model, layers, hidden, vo
     parameters = sum(p.numel() for n, p in encoder.named_parameters() if not n.startswith("pooler."))
     published = {"bert-base": 108_891_648, "modernbert-base": 149_014_272}
     assert parameters == published[model]
+
+
+def test_logits_keep_their_precision_under_autocast(assets):
+    """In bf16 they would come in steps of 1/64, with exact ties."""
+    model = assets["bert-tiny"].encoder.build(classes=2, dropout=0.0, seed=0)
+    torch.nn.init.constant_(model.classifier.bias, 3.0)
+    data = TokenTensors(assets["bert-tiny"].val, 0, CPU)
+    batch = data.batch(torch.arange(len(data)))
+    with torch.no_grad(), autocast(CPU, "bf16"):
+        logits = model(batch.input_ids, batch.attention_mask)
+    assert logits.dtype == torch.float32
+    assert ((logits * 64).frac() != 0).double().mean() > 0.9
+    assert len(logits[:, 0].unique()) > 0.9 * len(data)
 
 
 def test_the_head_is_a_function_of_its_seed_alone():

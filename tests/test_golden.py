@@ -1,11 +1,11 @@
 """Numbers that must not move: the first two trials of the demo, on any CPU in fp32."""
 
 import pytest
-from sweep.assets import prepare_assets
 
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
 from tests.helpers import trained
+from trainables.assets import prepare_assets
 
 GOLDEN = {
     64: {

@@ -8,7 +8,6 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from ray.tune.experiment import Trial as TuneTrial
-from trainables.assets import ModelAssets, prepare_assets
 from transformers import AutoConfig, AutoModel
 
 from errors import UserError
@@ -20,6 +19,7 @@ from sweep.study import Sweep
 from sweep.training import Recorder
 from tests.helpers import CPU, message, tiny_config
 from tracking import StudyStore, TrialRun
+from trainables.assets import ModelAssets, prepare_assets
 from trainables.trial import Trial
 
 OPTIONS = SweepOptions(

@@ -36,9 +36,12 @@ class OtherTrainingError(RuntimeError):
 class TestResult(Protocol):
     """What a test of one model yields; arrays follow the rows of the test split."""
 
-    metrics: dict[str, float]
-    predictions: np.ndarray
-    probabilities: np.ndarray
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def predictions(self) -> np.ndarray: ...
+    @property
+    def probabilities(self) -> np.ndarray: ...
 
 
 class TrialRun(TrackedRun):

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from errors import unknown
+from trainables.batches import Batch
 from trainables.evaluation import autocast
-from trainables.windows import Batch
 
 
 class StepResult(NamedTuple):
@@ -87,15 +86,11 @@ class TorchEngine:
 class AccelerateEngine:
     """The same window through Hugging Face Accelerate's ``accumulate`` and ``backward``."""
 
-    def __init__(
-        self, model: nn.Module, optimizer: Optimizer, precision: str, accumulation_steps: int
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, precision: str) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # one process runs many trials
-        device = next(model.parameters()).device
         self.accelerator = Accelerator(
-            gradient_accumulation_steps=accumulation_steps,
             mixed_precision="bf16" if precision == "bf16" else "no",
-            cpu=device.type == "cpu",
+            cpu=next(model.parameters()).device.type == "cpu",
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
@@ -114,8 +109,8 @@ class AccelerateEngine:
         examples, steps = sum(map(len, micro_batches)), len(micro_batches)
         self.accelerator.gradient_accumulation_steps = steps
         self.accelerator.step = 0
-        self.model.zero_grad()
         losses, hits = [], []
+        self.model.zero_grad()
         for batch in micro_batches:
             with self.accelerator.accumulate(self.model):
                 logits = self.model(batch.input_ids, batch.attention_mask)
@@ -131,19 +126,13 @@ class AccelerateEngine:
         self.optimizer.step()
 
 
+ENGINES: dict[str, Callable[[nn.Module, Optimizer, str], Engine]] = {
+    "torch": TorchEngine,
+    "accelerate": AccelerateEngine,
+}
+
+
 def summed_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross entropy summed over the batch, in at least fp32, and the number of correct predictions."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    """Cross entropy summed over the batch, and the number of correct predictions, () each."""
     loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum")
     return loss_sum, (logits.detach().argmax(dim=1) == batch.labels).sum()
-
-
-def build_engine(
-    name: str, model: nn.Module, optimizer: Optimizer, precision: str, accumulation_steps: int
-) -> Engine:
-    """The engine of this name: ``torch`` or ``accelerate``."""
-    if name == "torch":
-        return TorchEngine(model, optimizer, precision)
-    if name == "accelerate":
-        return AccelerateEngine(model, optimizer, precision, accumulation_steps)
-    raise unknown("engine", name, ("torch", "accelerate"))

@@ -1,15 +1,19 @@
-"""Save and load a trial's whole state: complete and verified, or not at all.
+"""A trial's whole state on disk: complete and verified, or not at all.
 
 A checkpoint is a folder. Its manifest, written last, names every file with its SHA-256, so a folder
-that a crash or a full disk left half-written is recognised, never half-loaded.
+that a crash or a full disk left half-written, or a disk has changed, is recognised. It is the only copy
+of what a trial has learned until its models are uploaded.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,17 +26,19 @@ _LAST = "last_weights.safetensors"
 _BEST = "best_weights.safetensors"
 _OPTIMIZER = "optimizer.pt"
 _PROGRESS = "progress.json"
+_NEEDED = {_LAST, _PROGRESS}
+_OPTIONAL = {_BEST, _OPTIMIZER}
 
 Weights = dict[str, Tensor]
 
 
 class CorruptCheckpointError(RuntimeError):
-    """A checkpoint that is incomplete or has changed since it was written."""
+    """A checkpoint that is incomplete, has changed since it was written, or is another trial's."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a trial needs to go on exactly where it stopped.
+    """Everything a trial needs to continue exactly where it stopped.
 
     Generators need no place here: each is a function of the trial's seed and the epoch.
     """
@@ -42,86 +48,43 @@ class Checkpoint:
     history: list[dict[str, Any]]  # one report per finished epoch, the first epoch first
     weights: Weights
     best_weights: Weights | None  # None where the best epoch is the last one
-    optimizer: dict[str, Any]
-    scheduler: dict[str, Any]
+    optimizer: dict[str, Any] | None  # None after a trial's last epoch, like the scheduler
+    scheduler: dict[str, Any] | None
 
     def save(self, folder: Path) -> None:
-        """Write into ``folder``, which must exist; without its manifest the folder is worthless."""
-        (folder / _MANIFEST).unlink(missing_ok=True)
-        files: dict[str, Callable[[Path], Any]] = {
-            _LAST: lambda path: save_file(self.weights, path),
-            _OPTIMIZER: lambda path: torch.save([self.optimizer, self.scheduler], path),
-            _PROGRESS: lambda path: path.write_text(
-                json.dumps(
-                    {
-                        "trial_hash": self.trial_hash,
-                        "assets_digest": self.assets_digest,
-                        "history": self.history,
-                    }
-                )
-            ),
-        }
-        best = self.best_weights
-        if best is not None:
-            files[_BEST] = lambda path: save_file(best, path)
-        for name, write in files.items():
-            write(folder / name)
-        manifest = {name: _sha256(folder / name) for name in files}
-        partial = folder / f"{_MANIFEST}.partial"
-        partial.write_text(json.dumps(manifest))
-        partial.replace(folder / _MANIFEST)
+        """Write into ``folder``, which must be empty; without its manifest it is worthless."""
+        save_file(self.weights, folder / _LAST)
+        if self.best_weights is not None:
+            save_file(self.best_weights, folder / _BEST)
+        if self.optimizer is not None:
+            torch.save([self.optimizer, self.scheduler], folder / _OPTIMIZER)
+        progress = {name: getattr(self, name) for name in ("trial_hash", "assets_digest", "history")}
+        (folder / _PROGRESS).write_text(json.dumps(progress))
+        manifest = {path.name: _sha256(path) for path in folder.iterdir()}
+        (folder / _MANIFEST).write_text(json.dumps(manifest))
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
-        """Read and verify; raises CorruptCheckpointError for anything but what ``save`` wrote."""
-        files = verified_files(folder)
+        """Read a checkpoint that ``TrialFolder.newest`` found, which has verified its files.
+
+        Raises CorruptCheckpointError where they hold something else than ``save`` writes.
+        """
+        progress = read_progress(folder)
+        last, best, state = folder / _LAST, folder / _BEST, folder / _OPTIMIZER
+        optimizer = scheduler = None
         try:
-            optimizer, scheduler = torch.load(files[_OPTIMIZER], weights_only=True, map_location="cpu")
+            if state.exists():
+                optimizer, scheduler = torch.load(state, weights_only=True, map_location="cpu")
             return cls(
-                **read_progress(folder),
-                weights=load_file(files[_LAST]),
-                best_weights=load_file(files[_BEST]) if _BEST in files else None,
+                **progress,
+                weights=load_file(last),
+                best_weights=load_file(best) if best.exists() else None,
                 optimizer=optimizer,
                 scheduler=scheduler,
             )
-        except Exception as error:  # a manifest says that files are whole, not what is in them
+        except Exception as error:  # each library raises its own
             reason = first_line(error)
             raise CorruptCheckpointError(f"{folder} does not hold what a trial saves: {reason}") from error
-
-
-def verified_files(folder: Path) -> dict[str, Path]:
-    """The files of a complete, unchanged checkpoint by name; raises CorruptCheckpointError otherwise."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise CorruptCheckpointError(f"{folder} holds no complete checkpoint") from error
-    needed = {_LAST, _OPTIMIZER, _PROGRESS}
-    if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_BEST}:
-        raise CorruptCheckpointError(f"{folder} holds no complete checkpoint")
-    files = {name: folder / name for name in manifest}
-    for name, path in files.items():
-        try:
-            is_whole = path.is_file() and _sha256(path) == manifest[name]
-        except OSError as error:
-            raise CorruptCheckpointError(f"{path} cannot be read: {error.strerror}") from error
-        if not is_whole:
-            raise CorruptCheckpointError(f"{path} is missing or has changed since it was written")
-    return files
-
-
-def check_origin(folder: Path, trial_hash: str, assets_digest: str) -> None:
-    """Raise CorruptCheckpointError where another trial, or other weights or tokens, led to it."""
-    found = read_progress(folder)
-    if found["trial_hash"] != trial_hash:
-        raise CorruptCheckpointError(f"{folder} belongs to trial {found['trial_hash']}, not {trial_hash}")
-    if found["assets_digest"] != assets_digest:
-        raise CorruptCheckpointError(f"{folder} was trained from other pretrained weights or tokens")
-
-
-def weight_files(folder: Path) -> dict[str, Path]:
-    """The verified weight files as ``{"best": …, "last": …}``; one file where the epochs agree."""
-    files = verified_files(folder)
-    return {"best": files.get(_BEST, files[_LAST]), "last": files[_LAST]}
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
@@ -131,6 +94,125 @@ def read_progress(folder: Path) -> dict[str, Any]:
         return {name: found[name] for name in ("trial_hash", "assets_digest", "history")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptCheckpointError(f"{folder} does not say where it comes from") from error
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """A checkpoint's weight files as ``{"best": …, "last": …}``; one file where the epochs agree."""
+    last, best = folder / _LAST, folder / _BEST
+    return {"best": best if best.exists() else last, "last": last}
+
+
+def verify(folder: Path) -> None:
+    """Raise CorruptCheckpointError unless the files are those that the manifest names, unchanged."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        names = {path.name for path in folder.iterdir()} - {_MANIFEST}
+    except (OSError, ValueError) as error:
+        raise CorruptCheckpointError(f"{folder} holds no complete checkpoint") from error
+    # a manifest must not lead out of the folder, nor a file into it that the manifest does not vouch for
+    if not isinstance(manifest, dict) or not _NEEDED | names <= manifest.keys() <= _NEEDED | _OPTIONAL:
+        raise CorruptCheckpointError(f"{folder} holds no complete checkpoint")
+    for name, digest in manifest.items():
+        path = folder / name
+        try:
+            is_whole = path.is_file() and _sha256(path) == digest
+        except OSError as error:
+            raise CorruptCheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        if not is_whole:
+            raise CorruptCheckpointError(f"{path} is missing or has changed since it was written")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest checkpoint that can be resumed from, and what is wrong with those that are newer."""
+
+    folder: Path | None
+    damaged: list[str] = field(default_factory=list)
+
+
+class TrialFolder:
+    """The checkpoints of one trial, in a folder that every process and machine of a study sees.
+
+    There are never more than two at a time, one of them possibly half-written, so that a crash at any
+    moment, and damage to the newest, leave one to resume from.
+    """
+
+    def __init__(self, storage: Path, trial_hash: str) -> None:
+        self.path = storage / trial_hash
+        self.trial_hash = trial_hash
+        self._good: Path | None = None  # the one that was found or saved last
+
+    def save(self, epoch: int, write: Callable[[Path], None]) -> Path:
+        """Let ``write`` fill a checkpoint; it takes its place only when it is complete and on disk.
+
+        Raises OSError where the disk is full or the folder cannot be written; the last one then stays.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        keep = self._good or next(iter(self._newest_first()), None)
+        _remove(old for old in self._newest_first() if old != keep)
+        partial = self.path / f"partial-{uuid4().hex}"  # a worker that was cut off may still write its own
+        partial.mkdir()
+        try:
+            write(partial)
+            _flush(partial)
+        except BaseException:
+            _remove([partial])
+            raise
+        complete = self.path / f"epoch-{epoch:06d}"
+        _remove([complete])  # only a damaged one is trained again
+        self._good = partial.rename(complete)
+        return self._good
+
+    def newest(self, assets_digest: str) -> Found:
+        """The newest checkpoint that is whole and was trained from these assets."""
+        damaged: list[str] = []
+        for folder in self._newest_first():
+            try:
+                verify(folder)
+                self._check_origin(folder, assets_digest)
+                self._good = folder
+                return Found(folder, damaged)
+            except CorruptCheckpointError as error:
+                damaged.append(str(error))
+        return Found(None, damaged)
+
+    def keep_newest(self) -> None:
+        """Remove the older checkpoints; for a trial that needs no spare one any more."""
+        _remove(self._newest_first()[1:])
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed worker left half-written; to be called before a trial starts."""
+        _remove(self.path.glob("partial-*"))
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        _remove([self.path])
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.path.glob("epoch-*[0-9]"), reverse=True)
+
+    def _check_origin(self, folder: Path, assets_digest: str) -> None:
+        found = read_progress(folder)
+        if found["trial_hash"] != self.trial_hash:
+            whose = f"belongs to trial {found['trial_hash']}, not {self.trial_hash}"
+            raise CorruptCheckpointError(f"{folder} {whose}")
+        if found["assets_digest"] != assets_digest:
+            raise CorruptCheckpointError(f"{folder} was trained from other pretrained weights or tokens")
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Wait until the files are on disk: a manifest must not outlive a power cut alone."""
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -9,84 +9,76 @@ import torch
 from ray import tune
 
 from search_spaces import TrialConfig
-from trainables.memory import free_memory
-from trainables.trial import EpochReport, NonFiniteLossError, Trial, TrialAssets, best_epoch
-from trainables.trial_folder import TrialFolder
+from trainables.assets import TrialAssets
+from trainables.checkpoint import TrialFolder
+from trainables.memory import DoesNotFitError, free_memory
+from trainables.trial import EpochReport, NonFiniteLossError, Trial
 
 
 class EncoderTrainable(tune.Trainable):
     """Trains the TrialConfig in ``config["trial"]``.
 
     ``assets`` maps a model to the object reference of its TrialAssets; ``storage`` is the study's
-    folder. The trial keeps its own checkpoints there, and goes on from them wherever and whenever it is
+    folder. The trial keeps its own checkpoints there, and resumes from them wherever and whenever it is
     built again: after the death of a worker, of a machine, or of the whole command.
     """
 
     _trial: Trial | None
     _folder: TrialFolder
-    _is_resumed: bool
-    _damaged: list[str]
 
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], assets: dict[str, "ray.ObjectRef[TrialAssets]"], storage: str
     ) -> None:
-        """Note what to train; the first step builds it."""
+        """Note what to train; the first step builds it.
+
+        Tune fails a trial for good where this or ``reset_config`` fails, and retries it where a step does.
+        """
         quiet_worker()
         self._assets = assets
         self._study_storage = Path(storage)
         self._trial = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Let Tune hand this actor its next trial, which saves a process start and the imports.
-
-        Tune fails a trial for good where this fails, and tries it again where a step does.
-        """
+        """Let Tune hand this actor its next trial, which saves a process start and the imports."""
         self._trial = None
-        free_memory()  # Accelerate ties a model to itself; what the next trial, or another worker, can use
+        free_memory()  # Accelerate ties a model to itself, and the next trial needs the room
         return True
 
-    def step(self) -> EpochReport:
-        """One epoch, saved before it is reported; the report carries ``done`` with the last one.
+    def step(self) -> dict[str, Any]:
+        """One epoch, saved before its ``report`` is returned; ``done`` with the last one.
 
-        The first one after a resumption trains nothing: it reports the epochs that there are, ``earlier``
-        ones too, because whoever trained them may have been killed before they were written down, and
-        the next may fail. It says which checkpoints were ``damaged``. A trial that diverged reports its
-        ``failure``: to try again would change nothing.
+        The first step after resuming trains nothing. It reports the last epoch there is, and the
+        ``earlier`` ones, because the worker that trained them may have been killed before they were
+        written down. It says which checkpoints were ``damaged``. A trial that diverged or does not fit
+        into memory reports its ``failure``: a retry would end the same way.
         """
-        trial = self._trial = self._trial or self._build(self.config)
-        is_resumed, self._is_resumed = self._is_resumed, False
-        try:
-            report = trial.history[-1] if is_resumed else self._run_epoch(trial)
-        except NonFiniteLossError as error:
-            return {"failure": str(error), "done": True}
-        damaged, self._damaged = self._damaged, []
-        best = best_epoch(trial.history)
-        return report | {
-            "best_epoch": best,
-            "best_val_acc": trial.history[best - 1]["val_acc"],
-            "done": trial.is_finished,
-            "earlier": trial.history[:-1] if is_resumed else [],
-            "damaged": damaged,
-        }
+        earlier: list[EpochReport] = []
+        damaged: list[str] = []
+        is_resumed = False
+        if self._trial is None:
+            self._trial, damaged = self._build(TrialConfig.from_dict(self.config["trial"]))
+            is_resumed = bool(self._trial.history)
+        trial = self._trial
+        if is_resumed:
+            *earlier, report = trial.history
+        else:
+            try:
+                report = trial.run_epoch()
+            except (NonFiniteLossError, DoesNotFitError) as error:
+                return {"failure": str(error), "done": True}
+            self._folder.save(trial.epoch, trial.save)
+        return {"report": report, "earlier": earlier, "damaged": damaged, "done": trial.is_finished}
 
-    def _run_epoch(self, trial: Trial) -> EpochReport:
-        report = trial.run_epoch()
-        self._folder.save(report["epoch"], trial.save)
-        return report
-
-    def _build(self, config: dict[str, Any]) -> Trial:
-        """The trial, gone on with from its newest good checkpoint where there is one."""
-        trial_config = TrialConfig.from_dict(config["trial"])
-        assets = ray.get(self._assets[trial_config.model])
-        trial = Trial(trial_config, assets, worker_device())
-        self._folder = TrialFolder(self._study_storage, trial_config.trial_hash)
+    def _build(self, config: TrialConfig) -> tuple[Trial, list[str]]:
+        """The trial, restored from its newest good checkpoint where there is one; the damaged ones."""
+        assets = ray.get(self._assets[config.model])
+        trial = Trial(config, assets, worker_device())
+        self._folder = TrialFolder(self._study_storage, config.trial_hash)
         self._folder.remove_unfinished()
         found = self._folder.newest(assets.digest)
-        self._damaged = found.damaged
         if found.folder:
             trial.restore(found.folder)
-        self._is_resumed = bool(trial.history)
-        return trial
+        return trial, found.damaged
 
 
 def worker_device() -> torch.device:

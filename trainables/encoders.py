@@ -9,15 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -27,13 +18,18 @@ from transformers import (
     ModernBertConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from errors import UserError, first_line
 from trainables.seeding import derive_seed, generator
+from trainables.tiny_encoders import (
+    DEMO_VOCABULARY,
+    bert_tiny,
+    modernbert_tiny,
+    train_cased_tokenizer,
+    train_uncased_tokenizer,
+)
 
-DEMO_VOCABULARY = 4096
 HEAD_INIT_STD = 0.02  # BERT's initializer_range
 
 
@@ -56,8 +52,14 @@ class EncoderForClassification(nn.Module):
         return states[:, 0]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits, (batch, classes), from token ids and attention mask, both (batch, length)."""
-        return self.classifier(self.dropout(self.features(input_ids, attention_mask)))
+        """Logits, (batch, classes), from token ids and attention mask, both (batch, length).
+
+        The head computes in its own precision also under autocast: logits in bf16 would come in steps of
+        1/64, with exact ties between examples.
+        """
+        features = self.features(input_ids, attention_mask)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.classifier(self.dropout(features.to(self.classifier.weight.dtype)))
 
 
 @dataclass(frozen=True)
@@ -101,80 +103,6 @@ class EncoderAssets:
             (folder / name).write_bytes(content)
 
 
-# -- the tiny encoders of --demo: real architectures, small enough for a laptop's CPU --------------
-
-
-def _bert_tiny(vocabulary: int) -> PreTrainedConfig:
-    return BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=192,
-        attention_probs_dropout_prob=0.0,  # drawing its random numbers took a quarter of an epoch
-        max_position_embeddings=512,
-        pad_token_id=0,
-    )
-
-
-def _modernbert_tiny(vocabulary: int) -> PreTrainedConfig:
-    return ModernBertConfig(
-        vocab_size=vocabulary,
-        hidden_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=512,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=3,
-        cls_token_id=2,
-        sep_token_id=3,
-    )
-
-
-_SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-
-
-def _train_uncased(texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """Lower-cased and split like BERT's, but with byte-pair merges: the WordPiece trainer of the
-    tokenizers library numbers its pieces differently in every process, and a resumed trial must not."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    return _train_byte_bpe(tokenizer, [pre_tokenizers.BertPreTokenizer()], texts)
-
-
-def _train_cased(texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    return _train_byte_bpe(Tokenizer(models.BPE()), [], texts)
-
-
-def _train_byte_bpe(
-    tokenizer: Tokenizer, split: list[pre_tokenizers.PreTokenizer], texts: Iterable[str]
-) -> PreTrainedTokenizerBase:
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, to_bytes])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=DEMO_VOCABULARY,
-        special_tokens=_SPECIAL_TOKENS,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
-
-
 ENCODERS: dict[str, EncoderSpec] = {
     "bert-base": EncoderSpec(
         "google-bert/bert-base-uncased", lambda vocabulary: BertConfig(vocab_size=vocabulary), 30522
@@ -184,8 +112,8 @@ ENCODERS: dict[str, EncoderSpec] = {
         lambda vocabulary: ModernBertConfig(vocab_size=vocabulary),
         50368,
     ),
-    "bert-tiny": EncoderSpec(None, _bert_tiny, DEMO_VOCABULARY, _train_uncased),
-    "modernbert-tiny": EncoderSpec(None, _modernbert_tiny, DEMO_VOCABULARY, _train_cased),
+    "bert-tiny": EncoderSpec(None, bert_tiny, DEMO_VOCABULARY, train_uncased_tokenizer),
+    "modernbert-tiny": EncoderSpec(None, modernbert_tiny, DEMO_VOCABULARY, train_cased_tokenizer),
 }
 
 _SPELLINGS = {spec.hub_id: name for name, spec in ENCODERS.items() if spec.hub_id} | {

@@ -1,25 +1,47 @@
-"""Exact sums over a split -> loss, accuracy, predictions."""
+"""A model and a split -> metrics, predictions and probabilities. A new metric is a line of METRICS."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.memory import shrink_to_fit
-from trainables.windows import TokenTensors
+from trainables.batches import TokenTensors
+from trainables.memory import half_after
 
 EVAL_BATCH_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how well a model does on a split.
+
+    ``compute`` gets logits, (n, classes) float64, and labels, (n,) int64, of the whole split.
+    """
+
+    label: str  # for the axis of a plot
+    compute: Callable[[Tensor, Tensor], float]
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(dim=1) == labels).double().mean().item()
+
+
+# name -> metric; the epochs are reported as val_<name>, the tests as test_<name> and last_test_<name>
+METRICS: dict[str, Metric] = {
+    "loss": Metric("cross entropy (nats)", lambda logits, labels: F.cross_entropy(logits, labels).item()),
+    "acc": Metric("accuracy", _accuracy),
+}
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """How a model does on a split; arrays are in the split's own order."""
 
-    loss: float  # mean cross entropy in nats
-    accuracy: float
+    metrics: dict[str, float]  # a value for each name in METRICS
     predictions: np.ndarray  # (n,) int64
     probabilities: np.ndarray  # (n, classes) float64
 
@@ -32,31 +54,37 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 def evaluate(model: nn.Module, data: TokenTensors, precision: str) -> Evaluation:
-    """Evaluate every example once, with dropout off; the sums are taken in float64.
+    """Evaluate every example once, with dropout off; metrics are computed in float64.
 
     Where memory runs out it starts again with smaller batches, which change rounding alone. Raises
     DoesNotFitError where one example is too much.
     """
     model.eval()
+    order = data.longest_first(torch.arange(len(data)))
     size = min(EVAL_BATCH_SIZE, len(data))
-    return shrink_to_fit(lambda size: _evaluate(model, data, precision, size), size)[0]
+    while True:
+        try:
+            logits, labels = _logits(model, data, order.split(size), precision)
+            break
+        except Exception as error:
+            size = half_after(error, size)
+    inverse = torch.argsort(order)
+    return Evaluation(
+        metrics={name: metric.compute(logits, labels) for name, metric in METRICS.items()},
+        predictions=logits.argmax(dim=1).cpu()[inverse].numpy(),
+        probabilities=logits.softmax(dim=1).cpu()[inverse].numpy(),
+    )
 
 
 @torch.no_grad()
-def _evaluate(model: nn.Module, data: TokenTensors, precision: str, batch_size: int) -> Evaluation:
-    batches, order = [], torch.argsort(data.lengths, descending=True, stable=True)
-    labels = []
-    for chunk in order.split(batch_size):
+def _logits(
+    model: nn.Module, data: TokenTensors, chunks: tuple[Tensor, ...], precision: str
+) -> tuple[Tensor, Tensor]:
+    """Logits, (n, classes) float64, and labels, (n,), of the examples in ``chunks`` in their order."""
+    logits, labels = [], []
+    for chunk in chunks:
         batch = data.batch(chunk)
         with autocast(data.device, precision):
-            batches.append(model(batch.input_ids, batch.attention_mask).double())
+            logits.append(model(batch.input_ids, batch.attention_mask).double())
         labels.append(batch.labels)
-    logits, gold = torch.cat(batches), torch.cat(labels)
-    inverse = torch.argsort(order)
-    predictions = logits.argmax(dim=1)
-    return Evaluation(
-        loss=F.cross_entropy(logits, gold).item(),
-        accuracy=(predictions == gold).double().mean().item(),
-        predictions=predictions.cpu()[inverse].numpy(),
-        probabilities=logits.softmax(dim=1).cpu()[inverse].numpy(),
-    )
+    return torch.cat(logits), torch.cat(labels)

@@ -18,10 +18,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from trainables.batches import TokenTensors, pad_token, tokenize
 from trainables.encoders import EncoderAssets, EncoderForClassification
 from trainables.evaluation import evaluate
-from trainables.tokens import pad_token, tokenize
-from trainables.windows import TokenTensors
 
 _WEIGHTS = "model.safetensors"
 _CLASSIFIER = "classifier.json"

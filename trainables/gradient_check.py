@@ -11,11 +11,10 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from transformers import PreTrainedConfig
 
-from trainables.accumulation import Engine, build_engine
+from trainables.accumulation import ENGINES, Engine
+from trainables.batches import TokenArrays, TokenTensors
 from trainables.encoders import EncoderForClassification
 from trainables.seeding import derive_seed
-from trainables.tokens import TokenArrays
-from trainables.windows import TokenTensors
 
 TOLERANCE = 1e-10
 FULL_WINDOW = 12  # examples; 7 and 5 leave ragged micro-batches
@@ -61,7 +60,7 @@ def check_model(
     """Compare an architecture's gradients under one engine of the table; dropout is off."""
 
     def build(model: nn.Module, optimizer: Optimizer, accumulation_steps: int) -> Engine:
-        return build_engine(engine, model, optimizer, "fp32", accumulation_steps)
+        return ENGINES[engine](model, optimizer, "fp32")
 
     return compare_gradients(name, config, engine, build, device)
 
@@ -89,7 +88,7 @@ def compare_gradients(
         recorder = GradientRecorder(model.parameters())
         runner = build(model, recorder, math.ceil(FULL_WINDOW / physical))
         for window in windows.values():
-            runner.accumulate(list(data.batches(window, physical)))
+            runner.accumulate(data.batches(window, physical))
             runner.update()
         for number, label in enumerate(windows):
             error = _relative_error(recorder.gradients, number, expected[label])

@@ -1,23 +1,23 @@
-"""What to do when memory runs out: recognise it, free what can be freed, try again at half the size."""
+"""What to do when memory runs out: recognise it, free what can be freed, go on at half the size."""
 
-from collections.abc import Callable
-from typing import TypeVar
+import gc
+import traceback
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-_Result = TypeVar("_Result")
+from errors import first_line
 
-# What accelerate's list lacks. Under a limit on memory oneDNN says only that it "could not create" this
-# or that; an error that merely looks like it ends, at one example, with its own words in the message.
-_MORE_WORDS = (
-    "CUDA error: out of memory",  # not from PyTorch's allocator
-    "CUDA driver error: out of memory",  # with expandable segments
-    "NVML_SUCCESS == r",  # instead of it on slices of a GPU and in some containers (pytorch issue 112377)
+# What PyTorch and the libraries below it say, each in its own words. An error that merely looks like
+# these ends, at one example, with its own words in the message.
+_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "NVML_SUCCESS == r",  # on slices of a GPU and in some containers (pytorch issue 112377)
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",  # no room for its handle
     "CUDNN_STATUS_ALLOC_FAILED",
-    "could not create a primitive",
+    "CUDNN_STATUS_NOT_SUPPORTED",
+    "could not create a primitive",  # oneDNN under a limit on memory
     "could not create a memory object",
     "std::bad_alloc",
 )
@@ -33,38 +33,29 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    if not isinstance(error, RuntimeError) or not all(isinstance(a, str) for a in error.args):
-        return False
-    return should_reduce_batch_size(error) or any(words in str(error) for words in _MORE_WORDS)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
 def free_memory() -> None:
-    """Collect what only cycles keep alive, and give the device's cached memory back."""
-    clear_device_cache(garbage_collection=True)
+    """Collect what only cycles keep alive, and give the GPU's cached memory back."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
-def shrink_to_fit(attempt: Callable[[int], _Result], size: int) -> tuple[_Result, int]:
-    """``attempt(size)``, halving the size as often as memory runs out; and the size that it ran at.
+def half_after(error: Exception, size: int) -> int:
+    """Half of ``size``, for the next attempt after one that ended with ``error``; frees what that one held.
 
-    ``attempt`` is called again from its start, so it must leave nothing behind that it does not undo.
-    Raises DoesNotFitError where memory runs out at size 1; other errors pass.
+    Raises ``error`` itself where it does not say that memory ran out, and DoesNotFitError where ``size``
+    is 1.
     """
-    while True:
-        try:
-            return attempt(size), size
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            if size == 1:
-                raise DoesNotFitError(_no_room_for_one(error)) from error
-        # not in the handler: there the error keeps the frames, and they the tensors, of the attempt
-        free_memory()
-        size //= 2
-
-
-def _no_room_for_one(error: Exception) -> str:
-    words = (str(error) or type(error).__name__).splitlines()[0]
-    return (
-        "out of memory even with one example at a time: give trials more memory (--gpus-per-trial, "
-        f"--max-concurrent), or set a smaller --max-length or model, or --set noise_every=0 ({words:.160})"
-    )
+    if not is_out_of_memory(error):
+        raise error
+    if size == 1:
+        words = first_line(error)[:160]
+        raise DoesNotFitError(
+            "out of memory even with one example at a time: give trials more memory (--gpus-per-trial, "
+            f"--max-concurrent), or set a smaller --max-length or model, or --set noise_every=0 ({words})"
+        ) from error
+    traceback.clear_frames(error.__traceback__)  # they hold the tensors of the attempt
+    free_memory()
+    return size // 2

@@ -28,7 +28,20 @@ class NoiseSample(NamedTuple):
     norm_squared: Tensor  # ‖G‖², which may come out negative
 
 
-def group_count(examples: int, physical_batch_size: int) -> int:
+def measured_cut(examples: int, physical_batch_size: int) -> tuple[int, int]:
+    """How to measure a window: its number of groups, and the examples of a micro-batch.
+
+    What memory has room for must not decide what is measured: a window that would be one micro-batch, or
+    ragged ones, is cut as at a physical batch size of 64. One group where that is impossible too.
+    """
+    for size in (physical_batch_size, min(physical_batch_size, LARGEST_NEEDED)):
+        groups = _group_count(examples, size)
+        if groups > 1:
+            return groups, size
+    return 1, physical_batch_size
+
+
+def _group_count(examples: int, physical_batch_size: int) -> int:
     """How many equal groups of whole, equal micro-batches to cut a window into; 1 where it cannot be.
 
     As few as possible: the larger a group, the less padding its micro-batches need.
@@ -39,32 +52,18 @@ def group_count(examples: int, physical_batch_size: int) -> int:
     return next(n for n in range(2, micro_batches + 1) if micro_batches % n == 0)
 
 
-def measured_cut(examples: int, physical_batch_size: int) -> tuple[int, int]:
-    """How to measure a window: its number of groups, and the examples of a micro-batch.
-
-    What memory has room for must not decide what is measured: a window that would be one micro-batch, or
-    ragged ones, is cut as at a physical batch size of 64. One group where that is impossible too.
-    """
-    for size in (physical_batch_size, min(physical_batch_size, LARGEST_NEEDED)):
-        groups = group_count(examples, size)
-        if groups > 1:
-            return groups, size
-    return 1, physical_batch_size
-
-
 class GradientGroups:
     """Collects the gradient of one window group by group.
 
     Call ``after_backward`` after every micro-batch; after the last one ``.grad`` holds the gradient of
     the whole window, as if nothing had happened, and ``sample`` is set. Costs a second set of gradients
-    in memory while the window lasts.
+    in memory while the window lasts. With one group there is nothing to compare: ``sample`` stays None.
     """
-
-    sample: NoiseSample
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], groups: int, micro_batches: int, examples: int
     ) -> None:
+        self.sample: NoiseSample | None = None
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._groups = groups
         self._group_steps = micro_batches // groups
@@ -76,7 +75,7 @@ class GradientGroups:
     def after_backward(self) -> None:
         """Take note of a micro-batch whose loss, over the window's examples, has been differentiated."""
         self._seen += 1
-        if self._seen % self._group_steps == 0:
+        if self._groups > 1 and self._seen % self._group_steps == 0:
             self._end_group()
 
     def _end_group(self) -> None:

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from search_spaces import TrialConfig
 from search_spaces.optimization import OPTIMIZERS, learning_rate_factor
-from trainables.accumulation import StepResult, build_engine
-from trainables.checkpoint import Checkpoint, Weights, check_origin
-from trainables.encoders import EncoderAssets
+from trainables.accumulation import ENGINES, StepResult
+from trainables.assets import TrialAssets
+from trainables.batches import TokenTensors, epoch_windows
+from trainables.checkpoint import Checkpoint, CorruptCheckpointError, Weights
 from trainables.evaluation import evaluate
-from trainables.memory import DoesNotFitError, is_out_of_memory, shrink_to_fit
+from trainables.memory import DoesNotFitError, half_after, is_out_of_memory
 from trainables.noise_scale import GradientGroups, NoiseSample, measured_cut, noise_metrics
 from trainables.seeding import derive_seed
-from trainables.tokens import TokenArrays
-from trainables.windows import TokenTensors, epoch_windows
 
 CURVE_POINTS_PER_EPOCH = 50
 
@@ -32,28 +30,14 @@ class NonFiniteLossError(RuntimeError):
     """Training diverged: the loss of a step is NaN or infinite."""
 
 
-@dataclass(frozen=True)
-class TrialAssets:
-    """What the driver prepares once per model. The test split is not among it.
-
-    ``digest`` identifies weights and tokens: a checkpoint trained from others must not be resumed.
-    """
-
-    encoder: EncoderAssets
-    pad_token: int
-    classes: int
-    train: TokenArrays
-    val: TokenArrays
-    digest: str
-
-
 class Trial:
     """One configuration, trained once.
 
-    ``history`` holds a report per finished epoch: ``epoch``, ``train_loss``, ``train_acc``,
-    ``val_loss``, ``val_acc``, ``examples_per_second``, ``epoch_seconds``, ``physical_batch_size`` as it
-    was at the epoch's end, ``step_curve``, rows of (optimizer step, loss, accuracy, learning rate), and,
-    where it could be measured, ``noise_scale`` with its two terms.
+    ``history`` holds a report per finished epoch: ``epoch``, ``reported_at`` (ms since 1970),
+    ``train_loss``, ``train_acc``, ``val_<metric>`` for each metric of ``evaluation.METRICS``,
+    ``examples_per_second``, ``epoch_seconds``, ``physical_batch_size`` as it was at the epoch's end,
+    ``step_curve``, rows of (optimizer step, loss, accuracy, learning rate), and, where it could be
+    measured, ``noise_scale`` with its two terms.
 
     ``physical_batch_size`` starts as the configuration's and is halved where memory runs out. The
     target batch size, the steps and the learning rates stay what they are.
@@ -81,9 +65,7 @@ class Trial:
             self.optimizer,
             lambda step: learning_rate_factor(config.scheduler, step, warmup_steps, steps),
         )
-        self.engine = build_engine(
-            config.engine, self.model, self.optimizer, config.precision, config.accumulation_steps
-        )
+        self.engine = ENGINES[config.engine](self.model, self.optimizer, config.precision)
         self._best_weights: Weights = {}
 
     @property
@@ -107,103 +89,63 @@ class Trial:
         Raises NonFiniteLossError, naming the step, and DoesNotFitError where memory runs out although
         examples are taken one at a time, or within the optimizer's own step.
         """
-        epoch, started = self.epoch + 1, time.perf_counter()
-        steps, rates, noise = self._train(epoch)
+        config, epoch, started = self.config, self.epoch + 1, time.perf_counter()
+        steps, rates, samples = [], [], []
+        self.model.train()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            windows = epoch_windows(len(self.train), config.target_batch_size, config.seed, epoch)
+            for number, window in enumerate(windows):
+                dropout_seed = derive_seed(config.seed, "dropout", epoch, number)
+                step, sample = self.accumulate(window, dropout_seed, config.measures_noise(number))
+                self._update()
+                steps.append(step)
+                samples.append(sample)
+                rates.append(float(self.scheduler.get_last_lr()[0]))
+                self.scheduler.step()
+        sums, first_step = _sums(steps), self.epoch * self.steps_per_epoch + 1
+        _check_finite(sums[0], first_step, epoch)
         training_seconds = time.perf_counter() - started
-        validation = evaluate(self.model, self.val, self.config.precision)
+        validation = evaluate(self.model, self.val, config.precision).metrics
+        if not math.isfinite(validation["loss"]):
+            raise NonFiniteLossError(f"val_loss is {validation['loss']} after epoch {epoch}")
+        train_loss, train_acc = _means(sums)
         report = {
             "epoch": epoch,
-            **_totals(steps),
-            **noise_metrics(noise),
-            "val_loss": validation.loss,
-            "val_acc": validation.accuracy,
+            "reported_at": int(time.time() * 1000),
+            "train_loss": train_loss,
+            "train_acc": train_acc,
+            **noise_metrics([sample for sample in samples if sample]),
+            **{f"val_{name}": value for name, value in validation.items()},
             "examples_per_second": len(self.train) / training_seconds,
             "epoch_seconds": time.perf_counter() - started,
             "physical_batch_size": self.physical_batch_size,
-            "step_curve": _curve(steps, rates, first_step=self.epoch * self.steps_per_epoch + 1),
+            "step_curve": _curve(sums, rates, first_step),
         }
-        if not math.isfinite(validation.loss):
-            raise NonFiniteLossError(f"val_loss is {validation.loss} after epoch {epoch}")
         self.history.append(report)
         if best_epoch(self.history) == epoch:
             self._best_weights = self._weights()
         return report
 
-    def save(self, folder: Path) -> None:
-        """Write the whole state into ``folder``."""
-        is_best = best_epoch(self.history) == self.epoch
-        Checkpoint(
-            trial_hash=self.config.trial_hash,
-            assets_digest=self.assets_digest,
-            history=self.history,
-            weights=self._weights(),
-            best_weights=None if is_best else self._best_weights,
-            optimizer=self.optimizer.state_dict(),
-            scheduler=self.scheduler.state_dict(),
-        ).save(folder)
-
-    def restore(self, folder: Path) -> None:
-        """Go on from a saved state; raises CorruptCheckpointError, also where it is another trial's.
-
-        A physical batch size that was halved stays so; one that was configured smaller since is kept.
-        """
-        checkpoint = Checkpoint.load(folder)
-        check_origin(folder, self.config.trial_hash, self.assets_digest)
-        self.history = checkpoint.history
-        self.physical_batch_size = _smaller_size(self.config, self.history)
-        self.model.load_state_dict(checkpoint.weights)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
-        self.scheduler.load_state_dict(checkpoint.scheduler)
-        best = checkpoint.best_weights or checkpoint.weights
-        # what was loaded is mapped from the file, which goes when newer checkpoints take its place
-        self._best_weights = {name: value.clone() for name, value in best.items()}
-
-    def _train(self, epoch: int) -> tuple[list[StepResult], list[float], list[NoiseSample]]:
-        config = self.config
-        windows = epoch_windows(len(self.train), config.target_batch_size, config.seed, epoch)
-        self.model.train()
-        results, rates, noise = [], [], []
-        with torch.random.fork_rng(devices=_cuda_devices(self.device)):
-            for number, window in enumerate(windows):
-                result, samples = self._gradient(epoch, number, window)
-                self._update()
-                results.append(result)
-                noise += samples
-                rates.append(float(self.scheduler.get_last_lr()[0]))
-                self.scheduler.step()
-        _check_finite(results, first_step=self.epoch * self.steps_per_epoch + 1, epoch=epoch)
-        return results, rates, noise
-
-    def _gradient(self, epoch: int, number: int, window: Tensor) -> tuple[StepResult, list[NoiseSample]]:
-        """Accumulate a window; where memory runs out, again from its start at half the physical size."""
-        seed = derive_seed(self.config.seed, "dropout", epoch, number)
-        measure = self.config.measures_noise(number)
-
-        def attempt(physical: int) -> tuple[StepResult, list[NoiseSample]]:
-            torch.manual_seed(seed)
-            return self.accumulate(window, physical, measure)
-
-        whole = min(self.physical_batch_size, len(window))
-        found, fitting = shrink_to_fit(attempt, whole)
-        if fitting < whole:
-            self.physical_batch_size = fitting
-        return found
-
     def accumulate(
-        self, window: Tensor, physical: int, measure: bool
-    ) -> tuple[StepResult, list[NoiseSample]]:
+        self, window: Tensor, dropout_seed: int, measure: bool
+    ) -> tuple[StepResult, NoiseSample | None]:
         """Accumulate the gradient of ``window``, indices of training examples, (n,) int64 on the CPU.
 
-        Changes no weight. With ``measure`` the gradient's noise comes with it, where it can be measured.
+        Changes no weight. Where memory runs out the window is repeated from its start, with the same
+        dropout seed, at half the physical batch size, which then stays. With ``measure`` the gradient's
+        noise comes with it, where it can be measured.
         """
-        groups, size = measured_cut(len(window), physical) if measure else (1, physical)
-        if groups == 1:
-            return self.engine.accumulate(list(self.train.batches(window, physical))), []
-        parts = window.split(len(window) // groups)
-        micro_batches = [batch for part in parts for batch in self.train.batches(part, size)]
-        gradients = GradientGroups(self.model.parameters(), groups, len(micro_batches), len(window))
-        result = self.engine.accumulate(micro_batches, gradients.after_backward)
-        return result, [gradients.sample]
+        physical = min(self.physical_batch_size, len(window))
+        while True:
+            groups, size = measured_cut(len(window), physical) if measure else (1, physical)
+            torch.manual_seed(dropout_seed)
+            try:
+                micro_batches = self.train.batches(window, size, groups)
+                noise = GradientGroups(self.model.parameters(), groups, len(micro_batches), len(window))
+                step = self.engine.accumulate(micro_batches, noise.after_backward)
+                return step, noise.sample
+            except Exception as error:
+                physical = self.physical_batch_size = half_after(error, physical)
 
     def _update(self) -> None:
         try:
@@ -215,6 +157,40 @@ class Trial:
                 "out of memory in the optimizer's step, which cannot be repeated: give trials more memory "
                 "(--gpus-per-trial, --max-concurrent) or set a smaller model, and run the command again"
             ) from error
+
+    def save(self, folder: Path) -> None:
+        """Write the whole state into ``folder``; after the last epoch, without the optimizer's."""
+        is_best = best_epoch(self.history) == self.epoch
+        Checkpoint(
+            trial_hash=self.config.trial_hash,
+            assets_digest=self.assets_digest,
+            history=self.history,
+            weights=self._weights(),
+            best_weights=None if is_best else self._best_weights,
+            optimizer=None if self.is_finished else self.optimizer.state_dict(),
+            scheduler=None if self.is_finished else self.scheduler.state_dict(),
+        ).save(folder)
+
+    def restore(self, folder: Path) -> None:
+        """Continue from a checkpoint that this trial's ``TrialFolder`` found.
+
+        A physical batch size that was halved stays so; one that was configured smaller since is kept.
+        Raises CorruptCheckpointError.
+        """
+        checkpoint = Checkpoint.load(folder)
+        if checkpoint.optimizer and checkpoint.scheduler:
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+            self.scheduler.load_state_dict(checkpoint.scheduler)
+        elif len(checkpoint.history) < self.config.epochs:
+            raise CorruptCheckpointError(f"{folder} lacks the optimizer's state")
+        self.model.load_state_dict(checkpoint.weights)
+        self.history = checkpoint.history
+        for report in self.history[-1:]:
+            size = report.get("physical_batch_size", self.physical_batch_size)  # earlier versions kept none
+            self.physical_batch_size = min(self.physical_batch_size, size)
+        best = checkpoint.best_weights or checkpoint.weights
+        # what was loaded is mapped from the file, which goes when newer checkpoints take its place
+        self._best_weights = {name: value.clone() for name, value in best.items()}
 
     def _weights(self) -> Weights:
         state = self.model.state_dict()
@@ -228,18 +204,21 @@ def best_epoch(history: Sequence[EpochReport]) -> int:
     return max(history, key=lambda report: (report["val_acc"], -report["epoch"]))["epoch"]
 
 
-def _smaller_size(config: TrialConfig, history: Sequence[EpochReport]) -> int:
-    """The physical batch size to go on with; reports from before it was kept do not name theirs."""
-    configured = config.physical_batch_size
-    return min([configured, *(report.get("physical_batch_size", configured) for report in history[-1:])])
+def _sums(steps: Sequence[StepResult]) -> Tensor:
+    """Loss sums, correct counts and example counts, (3, steps) float64 on the CPU."""
+    losses = torch.stack([step.loss_sum for step in steps]).double().cpu()
+    hits = torch.stack([step.correct for step in steps]).double().cpu()
+    examples = torch.tensor([step.examples for step in steps], dtype=torch.float64)
+    return torch.stack([losses, hits, examples])
 
 
-def _cuda_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
+def _means(sums: Tensor) -> tuple[float, float]:
+    """Loss and accuracy of a mean example, from ``_sums`` of some steps."""
+    loss, correct, examples = (float(row.sum()) for row in sums)
+    return loss / examples, correct / examples
 
 
-def _check_finite(steps: Sequence[StepResult], first_step: int, epoch: int) -> None:
-    losses = torch.stack([step.loss_sum for step in steps])
+def _check_finite(losses: Tensor, first_step: int, epoch: int) -> None:
     bad = torch.nonzero(~losses.isfinite())
     if len(bad):
         offset = int(bad[0])
@@ -249,34 +228,14 @@ def _check_finite(steps: Sequence[StepResult], first_step: int, epoch: int) -> N
         )
 
 
-def _totals(steps: Sequence[StepResult]) -> dict[str, float]:
-    loss, correct, examples = _columns(steps)
-    return {
-        "train_loss": float(loss.sum() / examples.sum()),
-        "train_acc": float(correct.sum() / examples.sum()),
-    }
+def _curve(sums: Tensor, rates: Sequence[float], first_step: int) -> list[tuple[int, float, float, float]]:
+    """At most CURVE_POINTS_PER_EPOCH rows of (step, loss, accuracy, learning rate).
 
-
-def _curve(
-    steps: Sequence[StepResult], rates: Sequence[float], first_step: int
-) -> list[tuple[int, float, float, float]]:
-    """Thin to at most CURVE_POINTS_PER_EPOCH rows: means over the examples of some steps, which the
-    last of them stands for, and its learning rate."""
-    width = math.ceil(len(steps) / CURVE_POINTS_PER_EPOCH)
-    rows = []
-    for start in range(0, len(steps), width):
-        loss, correct, examples = _columns(steps[start : start + width])
-        last = min(start + width, len(steps)) - 1
-        total = float(examples.sum())
-        means = float(loss.sum()) / total, float(correct.sum()) / total
-        rows.append((first_step + last, *means, rates[last]))
+    Where there are more steps a row holds the means over the examples of some, and stands at the last.
+    """
+    width = math.ceil(len(rates) / CURVE_POINTS_PER_EPOCH)
+    rows, last = [], -1
+    for some in sums.split(width, dim=1):
+        last += some.shape[1]
+        rows.append((first_step + last, *_means(some), rates[last]))
     return rows
-
-
-def _columns(steps: Sequence[StepResult]) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss sums, correct counts and example counts as float64, (steps,) each, on the CPU."""
-    return (
-        torch.stack([step.loss_sum for step in steps]).double().cpu(),
-        torch.stack([step.correct for step in steps]).double().cpu(),
-        torch.tensor([step.examples for step in steps], dtype=torch.float64),
-    )

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from errors import UserError, first_line
 from tracking import TrialRun
+from trainables.batches import Batch
 from trainables.exported_model import ExportedModel, load_exported_model
-from trainables.windows import Batch
 
 _BATCH_SIZE = 32
 _WEIGHTS_AT_ONCE = 2**18  # batch x length x length; times heads x layers x 4 bytes of memory

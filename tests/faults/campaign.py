@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from sweep.assets import prepare_assets
 
 from tests.faults import bench, catalog, in_process, scripted
 from tests.faults.catalog import Fault
@@ -29,6 +28,7 @@ from tests.faults.networks import namespaces_missing
 from tests.faults.rounds import play
 from tests.faults.study import Command, facts, sqlite_uri
 from tests.helpers import tiny_config
+from trainables.assets import prepare_assets
 from trainables.reviews import load_splits
 
 _FAULTS_PER_ROUND = 5

@@ -10,9 +10,9 @@ import torch
 
 from tests.faults.catalog import damage
 from tests.helpers import CPU, learnt, tiny_config, train, weights
-from trainables.checkpoint import verified_files
-from trainables.trial import Trial, TrialAssets
-from trainables.trial_folder import TrialFolder
+from trainables.assets import TrialAssets
+from trainables.checkpoint import TrialFolder, verify
+from trainables.trial import Trial
 
 EPOCHS = 3
 
@@ -77,7 +77,7 @@ def every_byte_range(assets: TrialAssets, scratch: Path, ranges: int) -> Iterato
             is_previous = found is not None and found.name == f"epoch-{EPOCHS - 1:06d}"
             yield f"{file.name} from byte {start}", "" if is_previous else f"found {found}"
         file.write_bytes(content)
-    assert verified_files(newest)
+    verify(newest)
 
 
 def exhausted_memory(assets: TrialAssets, count: int, rng: random.Random) -> Iterator[tuple[str, str]]:
@@ -116,10 +116,9 @@ def _starve(trial: Trial, moment: int) -> list[int]:
     calls, windows, struck = itertools.count(1), itertools.count(), []
     accumulate, current = trial.accumulate, [0]
 
-    def numbered(window: torch.Tensor, physical: int, measure: bool):
-        if not struck or struck[-1] != current[0]:
-            current[0] = next(windows)
-        return accumulate(window, physical, measure)
+    def numbered(window: torch.Tensor, dropout_seed: int, measure: bool):
+        current[0] = next(windows)
+        return accumulate(window, dropout_seed, measure)
 
     def hook(*_: object) -> None:
         if trial.model.training and next(calls) == moment:
@@ -135,9 +134,9 @@ def _halve(trial: Trial, window: int) -> None:
     """Set the size that a starved trial ends with, in the window where it starved."""
     accumulate, windows = trial.accumulate, itertools.count()
 
-    def halved(examples: torch.Tensor, physical: int, measure: bool):
+    def halved(examples: torch.Tensor, dropout_seed: int, measure: bool):
         if next(windows) == window:
             trial.physical_batch_size = min(trial.physical_batch_size, len(examples)) // 2
-        return accumulate(examples, trial.physical_batch_size, measure)
+        return accumulate(examples, dropout_seed, measure)
 
     trial.accumulate = halved  # type: ignore[method-assign]

@@ -6,14 +6,14 @@ import json
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
-from sweep.assets import prepare_assets
 
 from errors import UserError
 from reports.csv_files import csv_text
 from tests.helpers import TINY_MODELS, make_config
 from tests.hostile.junk import NASTY
+from trainables.assets import prepare_assets
 from trainables.encoders import load_encoder
 from trainables.reviews import load_reviews, load_splits
 
@@ -52,7 +52,6 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("reviews")
 
 
-@settings(max_examples=20)
 @given(
     st.sampled_from(FORMATS),
     st.lists(unicode_texts | st.sampled_from(nasty), max_size=6),
@@ -73,7 +72,6 @@ def test_every_kind_of_text_passes_through(folder, suffix):
     assert reviews.texts == texts
 
 
-@settings(max_examples=20)
 @given(st.sampled_from(FORMATS), st.binary(max_size=60) | unicode_texts.map(str.encode))
 def test_a_file_of_any_bytes_is_read_or_refused(folder, suffix, content):
     path = folder / f"bytes{suffix}"
@@ -103,7 +101,6 @@ def test_careless_files_are_refused(folder, case):
 LABELS = st.none() | st.booleans() | st.integers() | st.floats() | unicode_texts | st.just([1])
 
 
-@settings(max_examples=20)
 @given(st.lists(LABELS, min_size=2, max_size=5))
 def test_labels_of_any_type_become_classes_or_are_refused(folder, labels):
     path = folder / "labels.jsonl"
@@ -144,19 +141,20 @@ def test_hostile_texts_are_tokenised(hostile_splits, model):
         assert lengths.max() <= 32
 
 
-@settings(max_examples=10)
+@pytest.fixture(scope="module")
+def tokenizers():
+    """Tokenizers that have seen next to nothing."""
+    return {
+        model: load_encoder(model, ["a fine film", "two dull hours"]).tokenizer() for model in TINY_MODELS
+    }
+
+
 @given(st.lists(unicode_texts, min_size=1, max_size=8))
-@pytest.mark.parametrize("model", TINY_MODELS)
-def test_any_text_has_tokens_of_the_vocabulary(model, texts):
-    encoder = _encoder(model)
-    ids = encoder([*texts, LONG], truncation=True, max_length=16)["input_ids"]
-    assert all(2 <= len(own) <= 16 and max(own) < len(encoder) for own in ids)
-
-
-def _encoder(model, known={}):  # noqa: B006 - made once: training a tokenizer takes a while
-    if model not in known:
-        known[model] = load_encoder(model, ["a fine film", "two dull hours"]).tokenizer()
-    return known[model]
+@example([LONG])
+def test_any_text_has_tokens_of_the_vocabulary(tokenizers, texts):
+    for tokenizer in tokenizers.values():
+        ids = tokenizer(texts, truncation=True, max_length=16)["input_ids"]
+        assert all(2 <= len(own) <= 16 and max(own) < len(tokenizer) for own in ids)
 
 
 @given(st.lists(st.lists(unicode_texts | st.sampled_from(nasty), min_size=2, max_size=2), max_size=5))

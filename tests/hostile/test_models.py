@@ -1,7 +1,5 @@
-"""Models and checkpoints from strangers: nothing in them is run."""
+"""Models from strangers: nothing in them is run."""
 
-import hashlib
-import json
 import shutil
 
 import pytest
@@ -15,7 +13,6 @@ from sweep.options import SweepOptions
 from sweep.plan import make_plan
 from tests.helpers import message
 from tests.hostile.models import Payload, add_code
-from trainables.checkpoint import Checkpoint, CorruptCheckpointError, read_progress, verified_files
 from trainables.encoders import EncoderForClassification, count_parameters, load_encoder
 from trainables.exported_model import ClassifierCard, export_model, load_exported_model
 
@@ -101,57 +98,3 @@ def test_an_exported_model_that_needs_its_own_code_is_refused(exported, proof):
     add_code(exported, proof, model_type="evil")
     with pytest.raises(ValueError, match=r"trust_remote_code|custom code"):
         load_exported_model(exported)
-
-
-def write_checkpoint(folder, **files):
-    """A checkpoint whose manifest is right, whatever its files hold."""
-    folder.mkdir()
-    weights = {"a": torch.zeros(2)}
-    Checkpoint("0" * 12, "d", [], weights, None, {}, {}).save(folder)
-    for name, write in files.items():
-        write(folder / name.replace("__", "."))
-    names = [path.name for path in folder.iterdir() if path.name != "manifest.json"]
-    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-    (folder / "manifest.json").write_text(json.dumps(digests))
-    return folder
-
-
-def test_a_whole_checkpoint_is_loaded(tmp_path):
-    assert Checkpoint.load(write_checkpoint(tmp_path / "c")).trial_hash == "0" * 12
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("progress__json", b"{}"),
-        ("progress__json", b"[]"),
-        ("progress__json", b"\xff"),
-        ("last_weights__safetensors", b"\xff" * 40),
-        ("optimizer__pt", b""),
-        ("optimizer__pt", b"\x80\x04."),
-    ],
-)
-def test_a_checkpoint_of_something_else_is_corrupt(tmp_path, name, content):
-    folder = write_checkpoint(tmp_path / "c", **{name: lambda path: path.write_bytes(content)})
-    with pytest.raises(CorruptCheckpointError) as raised:
-        Checkpoint.load(folder)
-    message(raised)
-    if name == "progress__json":
-        with pytest.raises(CorruptCheckpointError):
-            read_progress(folder)
-
-
-def test_code_in_an_optimizers_state_is_not_run(tmp_path, proof):
-    write = {"optimizer__pt": lambda path: torch.save([Payload(proof), {}], path)}
-    with pytest.raises(CorruptCheckpointError):
-        Checkpoint.load(write_checkpoint(tmp_path / "c", **write))
-
-
-def test_a_manifest_names_no_file_outside(tmp_path):
-    folder = write_checkpoint(tmp_path / "c")
-    (tmp_path / "secret").write_text("x")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["../secret"] = hashlib.sha256(b"x").hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CorruptCheckpointError):
-        verified_files(folder)

@@ -3,8 +3,7 @@ import pytest
 import torch
 
 from tests.helpers import CPU, TINY_MODELS
-from trainables.tokens import TokenArrays, pad_token, tokenize
-from trainables.windows import TokenTensors, epoch_windows
+from trainables.batches import TokenArrays, TokenTensors, epoch_windows, pad_token, tokenize
 
 PAD = 99
 
@@ -74,7 +73,7 @@ def test_the_last_example_of_the_split_is_padded_like_any_other(data):
 
 
 def test_batches_run_from_longest_to_shortest_and_the_last_is_ragged(data):
-    batches = list(data.batches(torch.tensor([2, 4, 1, 0, 3]), size=2))
+    batches = data.batches(torch.tensor([2, 4, 1, 0, 3]), size=2)
     assert [batch.input_ids.tolist() for batch in batches] == [
         [[3, 4, 5, 6], [8, 9, 10, PAD]],
         [[11, 12], [1, 2]],  # of equal length: in the order given
@@ -85,8 +84,13 @@ def test_batches_run_from_longest_to_shortest_and_the_last_is_ragged(data):
 
 
 def test_batches_hold_the_examples_of_the_window_and_no_others(data):
-    batches = list(data.batches(torch.tensor([3, 0]), size=64))
+    batches = data.batches(torch.tensor([3, 0]), size=64)
     assert [batch.input_ids.tolist() for batch in batches] == [[[8, 9, 10], [1, 2, PAD]]]
+
+
+def test_groups_are_parts_of_the_window_and_each_is_sorted_on_its_own(data):
+    batches = data.batches(torch.tensor([2, 1, 0, 3]), size=1, groups=2)
+    assert [batch.input_ids[0].tolist() for batch in batches] == [[3, 4, 5, 6], [7], [8, 9, 10], [1, 2]]
 
 
 def test_read_only_arrays_are_accepted_without_a_warning(recwarn):

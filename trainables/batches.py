@@ -1,15 +1,58 @@
-"""Token arrays on a device, and an epoch cut into windows and micro-batches."""
+"""Texts -> token arrays -> the windows of an epoch -> padded batches."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from trainables.seeding import generator
-from trainables.tokens import TokenArrays
+
+_TEXTS_PER_CALL = 1000  # Python hears Ctrl-C only between two calls of the tokenizer
+
+
+@dataclass(frozen=True)
+class TokenArrays:
+    """One tokenised split: the texts' token ids end to end, so that nothing is padded in storage."""
+
+    tokens: np.ndarray  # (total tokens,) int32
+    offsets: np.ndarray  # (n + 1,) int64; text i is tokens[offsets[i]:offsets[i + 1]]
+    labels: np.ndarray  # (n,) int64
+    row_ids: np.ndarray  # (n,) int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def tokenize(
+    texts: Sequence[str],
+    labels: np.ndarray,
+    row_ids: np.ndarray,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> TokenArrays:
+    """Tokenise with special tokens, truncating at ``max_length`` tokens."""
+    encoded: list[list[int]] = []
+    for start in range(0, len(texts), _TEXTS_PER_CALL):
+        encoded += tokenizer(
+            list(texts[start : start + _TEXTS_PER_CALL]),
+            truncation=True,
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+    lengths = np.fromiter((len(ids) for ids in encoded), np.int64, len(encoded))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = np.fromiter((i for ids in encoded for i in ids), np.int32, offsets[-1])
+    return TokenArrays(tokens, offsets, labels, row_ids)
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that pads a batch; tokenizers without one get 0, which the attention mask hides."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
 
 @dataclass(frozen=True)
@@ -49,15 +92,19 @@ class TokenTensors:
         input_ids = self._tokens[positions].long().masked_fill_(~mask, self.pad_token)
         return Batch(input_ids, mask.long(), self._labels[rows])
 
-    def batches(self, indices: Tensor, size: int) -> Iterator[Batch]:
+    def longest_first(self, indices: Tensor) -> Tensor:
+        """``indices`` by the length of their texts; equal lengths keep their order."""
+        return indices[torch.argsort(self.lengths[indices], descending=True, stable=True)]
+
+    def batches(self, indices: Tensor, size: int, groups: int = 1) -> list[Batch]:
         """Cut ``indices`` into batches of at most ``size`` examples of similar length, longest first.
 
         Nothing that is summed over the examples depends on their order, so sorting removes padding
-        at no statistical cost; and what does not fit into memory fails at once, not later.
+        at no statistical cost; and what does not fit into memory fails at once, not later. With
+        ``groups`` the indices are first split into so many equal parts, each sorted on its own.
         """
-        order = torch.argsort(self.lengths[indices], descending=True, stable=True)
-        for chunk in indices[order].split(size):
-            yield self.batch(chunk)
+        parts = indices.split(len(indices) // groups)
+        return [self.batch(chunk) for part in parts for chunk in self.longest_first(part).split(size)]
 
 
 def epoch_windows(examples: int, target_batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:

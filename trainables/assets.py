@@ -1,0 +1,75 @@
+"""Everything a trial reads, prepared once by the driver: token arrays and pretrained weights."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from search_spaces import TrialConfig
+from trainables.batches import TokenArrays, pad_token, tokenize
+from trainables.encoders import EncoderAssets, load_encoder
+
+if TYPE_CHECKING:  # workers read assets and need none of the libraries that read data sets
+    from trainables.reviews import Reviews, ReviewSplits
+
+_SAYS_NOTHING = {"transformers_version", "_name_or_path"}  # of a model, beside where it comes from
+
+
+@dataclass(frozen=True)
+class TrialAssets:
+    """What a trial of one model reads. The test split is not among it.
+
+    ``digest`` identifies weights and tokens: a checkpoint trained from others must not be resumed.
+    """
+
+    encoder: EncoderAssets
+    pad_token: int
+    classes: int
+    train: TokenArrays
+    val: TokenArrays
+    digest: str
+
+
+@dataclass(frozen=True)
+class ModelAssets:
+    """One model's share: what trials get, and the test split, which they do not."""
+
+    trial: TrialAssets
+    test: TokenArrays
+
+    @property
+    def encoder(self) -> EncoderAssets:
+        """The pretrained encoder."""
+        return self.trial.encoder
+
+
+def prepare_assets(config: TrialConfig, splits: "ReviewSplits") -> ModelAssets:
+    """Load the weights of ``config.model`` and tokenise the splits with its tokenizer."""
+    encoder = load_encoder(config.model, splits.train.texts)
+    tokenizer = encoder.tokenizer()
+
+    def tokens(split: "Reviews") -> TokenArrays:
+        return tokenize(split.texts, split.labels, split.row_ids, tokenizer, config.max_length)
+
+    train, val = tokens(splits.train), tokens(splits.val)
+    trial = TrialAssets(
+        encoder=encoder,
+        pad_token=pad_token(tokenizer),
+        classes=len(splits.label_names),
+        train=train,
+        val=val,
+        digest=_digest(encoder.config, [train.tokens, val.tokens, *encoder.weights.values()]),
+    )
+    return ModelAssets(trial, tokens(splits.test))
+
+
+def _digest(config: Mapping[str, Any], arrays: Iterable[np.ndarray]) -> str:
+    """Of what decides what a trial learns and is not in its TrialConfig, such as the encoder's dropout."""
+    known = {name: value for name, value in config.items() if name not in _SAYS_NOTHING}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
