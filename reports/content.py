@@ -1,19 +1,26 @@
-"""What a section of a report is made of: prose, pictures and tables, and how it is kept in a folder."""
+"""What a report is made of: tables, pictures and sections, and how a section is stored in a folder."""
 
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import pandas as pd
+from pydantic import BaseModel, Field
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from errors import UserError, first_line
-from reports.csv_files import csv_text
+from reports.prose import cell_text
 
 INSIDE = "inside"  # the section that looks inside the models: its folder, and its file's name
-PATIENCE = 60.0  # seconds, with an MLflow that stops to answer
-Value = str | int | float
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_STARTS_A_FORMULA = frozenset("=+-@\t\n＝＋－＠")  # a spreadsheet would compute it
+
+
+def rows(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows as named tuples."""
+    return frame.itertuples(index=False)
 
 
 @dataclass(frozen=True)
@@ -28,17 +35,21 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class TableContent:
-    """A table with unrounded values; ``note`` says how to read it."""
+class Table:
+    """A titled DataFrame; ``note`` says how to read it."""
 
     title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Value]]
+    frame: pd.DataFrame
     note: str = ""
 
-    def csv_text(self) -> str:
-        """The table as CSV, its columns in snake_case; texts that look like formulas are quoted."""
-        return csv_text([column.replace(" ", "_") for column in self.columns], self.rows)
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns as they are read."""
+        return list(map(str, self.frame.columns))
+
+    def texts(self) -> list[list[str]]:
+        """The rows as they are read."""
+        return [[cell_text(value) for value in row] for row in rows(self.frame)]
 
 
 @dataclass(frozen=True)
@@ -47,14 +58,30 @@ class Section:
 
     prose: Sequence[str]
     pictures: Sequence[Picture]
-    tables: Mapping[str, TableContent]
+    tables: Mapping[str, Table]
 
 
-def table_of(row_type: type, rows: Sequence[Any], title: str, note: str = "") -> TableContent:
-    """A table of dataclass instances: a column per field, underscores read as spaces."""
-    names = [field.name for field in fields(row_type)]
-    columns = [name.replace("_", " ") for name in names]
-    return TableContent(title, columns, [[getattr(row, name) for name in names] for row in rows], note)
+def csv_text(frame: pd.DataFrame) -> str:
+    """The frame as CSV: columns without blanks, numbers unrounded, missing values empty, no formulas."""
+    safe = frame.map(_csv_cell).rename(columns=lambda column: _csv_cell(column.replace(" ", "_")))
+    return safe.to_csv(index=False, lineterminator="\n")
+
+
+def _csv_cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r\n", "\n").replace("\r", "\n")  # the csv module leaves a lone \r unquoted
+    return "'" + text if text[:1] in _STARTS_A_FORMULA else text
+
+
+def terminal_table(table: Table) -> RichTable:
+    """For a terminal: the first column to the left, the others to the right."""
+    drawn = RichTable(title=Text(table.title), title_justify="left", title_style="bold")
+    for number, column in enumerate(table.columns):
+        drawn.add_column(column, justify="left" if number == 0 else "right")
+    for row in table.texts():
+        drawn.add_row(*map(Text, row))
+    return drawn
 
 
 def make_folder(folder: Path) -> None:
@@ -67,77 +94,78 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def write_section(section: Section, folder: Path, name: str) -> None:
-    """Write ``folder`` anew: ``<name>.json`` describes the PNG and CSV files beside it."""
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]  # it stays in its folder
+
+
+class _StoredPicture(BaseModel, extra="forbid"):
+    name: FileName
+    title: str
+    caption: str
+    alt: str
+
+
+class _StoredTable(BaseModel, extra="forbid"):
+    title: str
+    columns: list[str]
+    rows: list[list[str | int | float]]
+    note: str
+
+
+class _StoredSection(BaseModel, extra="forbid"):
+    prose: list[str]
+    pictures: list[_StoredPicture]
+    tables: dict[FileName, _StoredTable]
+
+
+def write_section(section: Section, folder: Path) -> None:
+    """Write ``folder`` anew: ``inside.json`` describes the PNG and CSV files beside it."""
     make_folder(folder)
-    if (folder / f"{name}.json").is_file():
-        _remove_section(folder, name)
+    _remove_section(folder)
     for picture in section.pictures:
         (folder / f"{picture.name}.png").write_bytes(picture.png)
     for file, table in section.tables.items():
-        (folder / f"{file}.csv").write_text(table.csv_text(), encoding="utf-8")
+        (folder / f"{file}.csv").write_text(csv_text(table.frame), encoding="utf-8")
     pictures = [{k: v for k, v in vars(picture).items() if k != "png"} for picture in section.pictures]
-    tables = {file: asdict(table) for file, table in section.tables.items()}
+    tables = {
+        file: {
+            "title": table.title,
+            "columns": table.columns,
+            "rows": [list(row) for row in rows(table.frame)],
+            "note": table.note,
+        }
+        for file, table in section.tables.items()
+    }
     description = {"prose": list(section.prose), "pictures": pictures, "tables": tables}
     text = json.dumps(description, indent=1, ensure_ascii=False)
-    (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    (folder / f"{INSIDE}.json").write_text(text, encoding="utf-8")
 
 
-def read_section(folder: Path, name: str) -> Section:
-    """Read what ``write_section`` wrote; a UserError for anything else, somebody may have put it there."""
+def read_section(folder: Path) -> Section:
+    """Read what ``write_section`` wrote; UserError for anything else."""
     try:
-        description = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        return _section(folder, description)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        stored = _StoredSection.model_validate_json((folder / f"{INSIDE}.json").read_bytes())
+        pictures = [
+            Picture(**dict(picture), png=(folder / f"{picture.name}.png").read_bytes())
+            for picture in stored.pictures
+        ]
+        tables = {
+            file: Table(table.title, pd.DataFrame(table.rows, columns=table.columns), table.note)
+            for file, table in stored.tables.items()
+        }
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{name}.json does not describe what analyze found ({first_line(error)}): run analyze again"
+            f"{INSIDE}.json does not describe what analyze found ({first_line(error)}): run analyze again"
         ) from error
+    return Section(stored.prose, pictures, tables)
 
 
-def _section(folder: Path, description: dict[str, Any]) -> Section:
-    pictures = [
-        Picture(**_texts(picture), png=(folder / f"{_file_name(picture['name'])}.png").read_bytes())
-        for picture in description["pictures"]
-    ]
-    tables = {_file_name(file): _table(table) for file, table in description["tables"].items()}
-    return Section([_text(sentence) for sentence in description["prose"]], pictures, tables)
-
-
-def _file_name(name: str) -> str:
-    """A name that stays in its folder."""
-    if not _FILE_NAME.fullmatch(name):
-        raise ValueError(f"{name} is not the name of a file")
-    return name
-
-
-def _table(values: dict[str, Any]) -> TableContent:
-    table = TableContent(**values)
-    columns = [_text(column) for column in table.columns]
-    rows = [[_value(value) for value in row] for row in table.rows]
-    if any(len(row) != len(columns) for row in rows):
-        raise ValueError("a row is longer or shorter than its table")
-    return TableContent(_text(table.title), columns, rows, _text(table.note))
-
-
-def _texts(values: dict[str, Any]) -> dict[str, str]:
-    return {key: _text(value) for key, value in values.items()}
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("something else stands where a text should")
-    return value.encode("utf-8", "replace").decode()  # JSON can spell halves of characters
-
-
-def _value(value: Any) -> Value:
-    return value if isinstance(value, (int, float)) else _text(value)
-
-
-def _remove_section(folder: Path, name: str) -> None:
+def _remove_section(folder: Path) -> None:
+    """Delete the files of an earlier section; whatever else lies in the folder stays."""
     try:
-        earlier = read_section(folder, name)
-    except UserError:  # what it described can no longer be told from somebody else's files
+        earlier = read_section(folder)
+    except UserError:  # there is none
         return
-    files = [f"{picture.name}.png" for picture in earlier.pictures]
-    for file in (*files, *(f"{table}.csv" for table in earlier.tables), f"{name}.json"):
-        (folder / file).unlink(missing_ok=True)
+    for picture in earlier.pictures:
+        (folder / f"{picture.name}.png").unlink()
+    for file in earlier.tables:
+        (folder / f"{file}.csv").unlink(missing_ok=True)

@@ -1,11 +1,10 @@
-"""Numbers as a reader says them."""
+"""Numbers and names as a reader says them."""
 
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
-
-from reports.evidence.statistics import Interval
+from collections.abc import Sequence
+from typing import Any
 
 _SLUG_LENGTH = 80  # file systems end at 255 bytes, and a picture's kind is to follow
 
@@ -21,8 +20,8 @@ def p_text(p: float) -> str:
 
 
 def number(value: float) -> str:
-    """One decimal, and a true minus sign."""
-    return f"{value:.1f}".replace("-", "−")
+    """One decimal and a true minus sign; a dash where there is no number."""
+    return "–" if math.isnan(value) else f"{value:.1f}".replace("-", "−")
 
 
 def signed(value: float) -> str:
@@ -30,16 +29,22 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−") if abs(value) >= 0.05 else "0.0"
 
 
-def interval_text(interval: Interval, sign: int, text: Callable[[float], str]) -> str:
-    """``17.2 to 27.8``; with a ``sign`` of -1 the interval of the opposite difference."""
-    low, high = sorted(sign * end for end in interval)
-    return f"{text(low)} to {text(high)}"
-
-
 def learning_rate_text(value: float) -> str:
     """``5e-5``, ``0.001``."""
     digits, _, exponent = f"{value:.3g}".partition("e")
     return f"{digits}e{int(exponent)}" if exponent else digits
+
+
+def accuracy_text(value: float) -> str:
+    """Four decimals; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+def cell_text(value: Any) -> str:
+    """A table's value: four digits of a fraction, a dash where there is none."""
+    if not isinstance(value, float):
+        return str(value)
+    return "–" if math.isnan(value) else f"{value:.4g}"
 
 
 def listed(items: Sequence[str]) -> str:
@@ -52,9 +57,21 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def accuracy_text(value: float) -> str:
-    """Four decimals; a dash where there is none."""
-    return "–" if math.isnan(value) else f"{value:.4f}"
+def axis_words(axis: str) -> str:
+    """``target batch size`` for the axis ``target_batch_size``."""
+    return axis.replace("_", " ")
+
+
+def shorten(text: str, length: int = 200) -> str:
+    """The text on one line, cut to ``length`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+
+
+def markdown_text(text: str) -> str:
+    """One line, and in it no tag, link, picture or end of a cell; a lone bracket stays as it is."""
+    escaped = re.sub(r"[\\|]|\](?=[(\[:])", r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
+    return " ".join(escaped.split())
 
 
 def slug(name: str) -> str:

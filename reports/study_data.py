@@ -4,43 +4,63 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from errors import UserError, printable
-from reports.stored_plan import checked_plan
-from tracking import StudyStore, TrialRun
+from search_spaces import TrialConfig
+from search_spaces.space import AXES
+from tracking import DatasetFacts, TrialRun
+from tracking.study_store import StudyRuns
+
+GRID = tuple(axis for axis in AXES if axis != "seed")  # the axes that can be compared on
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One point of the grid, and the trial that serves it."""
+def _config(values: Any) -> TrialConfig:
+    if not isinstance(values, dict):
+        raise ValueError("no configuration")
+    return TrialConfig.from_stored(values)
 
-    model: str
-    target_batch_size: int
-    scaling_rule: str
-    seed: int
-    learning_rate: float
+
+class StoredCell(BaseModel):
+    """A cell of the plan."""
+
     trial_hash: str
+    config: Annotated[TrialConfig, BeforeValidator(_config)]
+
+
+class StoredPlan(BaseModel):
+    """What a report needs of ``plan.json``."""
+
+    study: str
+    question: str
+    dataset: DatasetFacts
+    cells: Annotated[list[StoredCell], Field(min_length=1)]
+    baselines: dict[str, str | int] = {}
+    metrics: dict[str, str] = {"loss": "cross entropy (nats)", "acc": "accuracy"}  # name -> axis label
+
+    @model_validator(mode="after")
+    def _check(self) -> "StoredPlan":
+        if not all(self.dataset.sizes.get(split, 0) > 0 for split in ("train", "val", "test")):
+            raise ValueError("a split without examples")
+        if not set(self.baselines) <= set(GRID):
+            raise ValueError(f"a baseline on an axis other than {', '.join(GRID)}")
+        return self
 
 
 @dataclass(frozen=True)
 class TrialData:
     """One trial's results. Metrics that it has not come to are absent from ``metrics``."""
 
-    trial_hash: str
     run_id: str
     name: str  # modernbert-base · 256 · sqrt
-    config: Mapping[str, Any]  # the TrialConfig's fields
-    model: str
-    target_batch_size: int
-    learning_rate: float
-    seed: int
+    config: TrialConfig
     scaling_rules: tuple[str, ...]  # of the cells it serves
     metrics: Mapping[str, float]
-    epochs: pd.DataFrame  # index: epoch, from 1; columns: tracking's EPOCH_, NOISE_ and MEMORY_METRICS
-    steps: pd.DataFrame  # index: optimizer step; columns: tracking's STEP_METRICS
+    epochs: pd.DataFrame  # index: epoch, from 1; a column per metric
+    steps: pd.DataFrame  # index: optimizer step, from 1; a column per metric
     predictions: Mapping[str, pd.DataFrame]  # "best", "last" -> row_id, label, prediction, probability
     tags: Mapping[str, str] = field(default_factory=dict)  # hardware, versions, gpus_per_trial
 
@@ -50,6 +70,11 @@ class TrialData:
         return len(self.predictions) == 2
 
     @property
+    def best_epoch(self) -> int:
+        """The epoch of the highest val_acc, from 1; 0 where the trial has not come to it."""
+        return int(self.metrics.get("best_epoch", 0))
+
+    @property
     def rules(self) -> str:
         """The scaling rules that it serves: ``fixed=sqrt``."""
         return "=".join(self.scaling_rules)
@@ -57,13 +82,13 @@ class TrialData:
     @property
     def label(self) -> str:
         """``256 · sqrt``: its name where the model is named already."""
-        return f"{self.target_batch_size} · {self.rules}"
+        return f"{self.config.target_batch_size} · {self.rules}"
 
     @property
     def physical_batch_size(self) -> int:
         """What it ended with: less than configured where memory ran out, which changes no result."""
         logged = self.epochs.get("physical_batch_size", pd.Series(dtype=float)).dropna()
-        return int(self.config["physical_batch_size"] if logged.empty else logged.iloc[-1])
+        return int(self.config.physical_batch_size if logged.empty else logged.iloc[-1])
 
     def correct(self, which: str = "best") -> pd.Series:
         """Whether each test example was classified correctly: bool, indexed by row_id."""
@@ -73,87 +98,85 @@ class TrialData:
 
 @dataclass(frozen=True)
 class StudyData:
-    """A study: its plan, its cells in reading order, and what its trials have come to."""
+    """A study: its plan, and what its trials have come to."""
 
-    plan: Mapping[str, Any]
-    cells: Sequence[Cell]
+    plan: StoredPlan
     trials: Mapping[str, TrialData]  # trial hash -> trial; without those that have not started
 
-    @property
-    def name(self) -> str:
-        """The study's name."""
-        return str(self.plan["study"])
-
-    @property
-    def train_examples(self) -> int:
-        """Examples in the training split."""
-        return int(self.plan["dataset"]["sizes"]["train"])
-
     @cached_property
-    def baselines(self) -> dict[str, Any]:
-        """The question: axis -> the value on it that the others are compared with."""
-        return dict(self.plan.get("baselines", {}))
+    def cells(self) -> pd.DataFrame:
+        """A row per cell in reading order: the coordinates AXES, learning_rate, trial_hash."""
+        return pd.DataFrame(
+            {
+                "model": cell.config.model_name,
+                "target_batch_size": cell.config.target_batch_size,
+                "scaling_rule": cell.config.scaling_rule,
+                "seed": cell.config.seed,
+                "learning_rate": cell.config.learning_rate,
+                "trial_hash": cell.trial_hash,
+            }
+            for cell in self.plan.cells
+        )
 
     def axis_values(self, axis: str) -> list[Any]:
-        """The values on ``model``, ``target_batch_size``, ``scaling_rule`` or ``seed``, as planned."""
-        return list(dict.fromkeys(getattr(cell, axis) for cell in self.cells))
+        """The values on an axis, as planned."""
+        return list(dict.fromkeys(self.cells[axis]))
 
     def trials_of(self, model: str) -> list[TrialData]:
         """The trials of a model that have started."""
-        return [trial for trial in self.trials.values() if trial.model == model]
+        return [trial for trial in self.trials.values() if trial.config.model_name == model]
 
-    def steps_per_epoch(self, trial: TrialData) -> int:
-        """Optimizer steps of an epoch, the short last window included."""
-        return math.ceil(self.train_examples / trial.target_batch_size)
+    def of_trials(self, value: Any) -> pd.Series:
+        """``value(trial)`` for the trial of each cell, NaN where it has not started."""
+        found = {trial_hash: value(trial) for trial_hash, trial in self.trials.items()}
+        return self.cells["trial_hash"].map(found)
 
-    def trial(self, cell: Cell) -> TrialData | None:
-        """The trial of a cell, where it has started."""
-        return self.trials.get(cell.trial_hash)
+    def metric(self, name: str) -> pd.Series:
+        """A result of each cell's trial, NaN where there is none yet."""
+        return self.of_trials(lambda trial: trial.metrics.get(name, math.nan)).astype(float)
 
 
-def read_study(store: StudyStore, plan: Mapping[str, Any]) -> StudyData:
-    """Read the trials that ``plan`` names; a UserError for what this program would not have stored."""
-    plan = checked_plan(plan)
-    cells = [Cell(**{key: cell[key] for key in Cell.__dataclass_fields__}) for cell in plan["cells"]]
-    configs = {cell["trial_hash"]: cell["config"] for cell in plan["cells"]}
-    runs = store.trial_runs()
+def read_study(runs: StudyRuns) -> StudyData:
+    """The study that the newest invocation planned; UserError for what no version would have stored."""
+    plan = _read_plan(runs.invocations[0].plan())
+    cells: dict[str, list[TrialConfig]] = {}
+    for cell in plan.cells:
+        cells.setdefault(cell.trial_hash, []).append(cell.config)
     trials = {
-        trial_hash: _trial([cell for cell in cells if cell.trial_hash == trial_hash], config, run)
-        for trial_hash, config in configs.items()
-        if (run := runs.get(trial_hash))
+        trial_hash: _trial(configs, runs.trials[trial_hash])
+        for trial_hash, configs in cells.items()
+        if trial_hash in runs.trials
     }
-    check_results(trials.values(), len(plan["dataset"]["label_names"]))
-    return StudyData(plan, cells, trials)
+    _check_results(trials.values(), len(plan.dataset.label_names))
+    return StudyData(plan, trials)
 
 
-def check_results(trials: Iterable[TrialData], classes: int) -> None:
-    """Raise UserError for results that no trial of this program has: somebody else stored them."""
-    rows: set[tuple[int, ...]] = set()
-    for trial in trials:
-        for name, value in trial.metrics.items():
-            if name.endswith("_acc") and not 0 <= value <= 1:
-                raise UserError(f"{name} of {trial.name} in MLflow is {value}, which is no accuracy")
-            if name == "best_epoch" and not 1 <= value < math.inf:
-                raise UserError(f"best_epoch of {trial.name} in MLflow is {value}, which is no epoch")
-        for which, frame in trial.predictions.items():
-            if not frame[["label", "prediction"]].isin(range(classes)).all(axis=None):
-                raise UserError(f"{trial.name}, {which} epoch: predictions in MLflow name unknown classes")
-            rows.add(tuple(sorted(frame["row_id"])))
-    if len(rows) > 1:
-        raise UserError("the trials' predictions in MLflow are not about the same test examples")
+def _read_plan(stored: Any) -> StoredPlan:
+    try:
+        return StoredPlan.model_validate(_printable(stored))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ", ".join(map(str, first["loc"])) or "type"
+        raise UserError(
+            "the study's plan in MLflow is not one that this program stores: "
+            f"see its {where} ({first['msg']})"
+        ) from error
 
 
-def _trial(cells: Sequence[Cell], config: Mapping[str, Any], run: TrialRun) -> TrialData:
-    first = cells[0]
+def _printable(value: Any) -> Any:
+    """Names go to terminals, files and pictures: nothing in them may steer or break those."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value
+
+
+def _trial(cells: Sequence[TrialConfig], run: TrialRun) -> TrialData:
     return TrialData(
-        trial_hash=first.trial_hash,
         run_id=run.run_id,
         name=printable(run.name),
-        config=config,
-        model=first.model,
-        target_batch_size=first.target_batch_size,
-        learning_rate=first.learning_rate,
-        seed=first.seed,
+        config=cells[0],
         scaling_rules=tuple(cell.scaling_rule for cell in cells),
         metrics=run.metrics,
         epochs=run.epochs(),
@@ -161,3 +184,20 @@ def _trial(cells: Sequence[Cell], config: Mapping[str, Any], run: TrialRun) -> T
         predictions={which: run.predictions(which) for which in ("best", "last")} if run.is_tested else {},
         tags=run.tags,
     )
+
+
+def _check_results(trials: Iterable[TrialData], classes: int) -> None:
+    """Raise UserError for results that no trial has: somebody else stored them."""
+    rows = set()
+    for trial in trials:
+        for name, value in trial.metrics.items():
+            if name.endswith("_acc") and not 0 <= value <= 1:
+                raise UserError(f"{name} of {trial.name} in MLflow is {value}, which is no accuracy")
+        if not 1 <= trial.metrics.get("best_epoch", 1) < math.inf:
+            raise UserError(f"best_epoch of {trial.name} in MLflow is no epoch")
+        for frame in trial.predictions.values():
+            if not frame[["label", "prediction"]].isin(range(classes)).all(axis=None):
+                raise UserError(f"the predictions of {trial.name} in MLflow name unknown classes")
+            rows.add(frozenset(frame["row_id"]))
+    if len(rows) > 1:
+        raise UserError("the trials' predictions in MLflow are not about the same test examples")

@@ -1,30 +1,34 @@
-"""The report of a study, rebuilt from MLflow alone."""
+"""The report of a study, rebuilt from MLflow alone: a page, the same in Markdown, CSV files, pictures."""
 
+import base64
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from reports.charts import accuracy_pictures, curve_pictures, noise_pictures
 from reports.content import (
     INSIDE,
-    PATIENCE,
     Picture,
     Section,
-    TableContent,
+    Table,
+    csv_text,
     make_folder,
     read_section,
     write_section,
 )
-from reports.evidence.verdict_rows import verdicts_csv
-from reports.findings import Findings, find
-from reports.page import Page, html, markdown
-from reports.provenance import facts, run_table
+from reports.evidence.flags import flags
+from reports.evidence.verdicts import compare_cells, compare_epochs, headline
+from reports.prose import markdown_text
 from reports.study_data import StudyData, read_study
-from reports.tables import result_tables, results_csv
-from tracking import Patience, StudyStore, check_store_exists
+from reports.tables import facts, finding_tables, result_tables, results_frame, runs_table
+from tracking import InvocationRun, StudyStore, check_store_exists
 
 _PICTURES = "pictures"
+_TEMPLATES = {"report.html": "page.html.jinja", "report.md": "page.md.jinja"}
 
 
 @dataclass(frozen=True)
@@ -32,48 +36,78 @@ class Report:
     """What the terminal shows of a report, and where the rest lies."""
 
     headline: Sequence[str]  # paragraphs
-    results: Sequence[TableContent]
+    results: Sequence[Table]
     page: Path
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that stands on the page, which is the same in HTML and in Markdown."""
+
+    study: str
+    question: str
+    headline: Sequence[str]  # paragraphs
+    flags: Sequence[str]
+    results: Sequence[Table]
+    tables: Mapping[str, Table]  # file name -> the tables beyond the results
+    sentences: Sequence[Sequence[str]]  # the verdicts of each family
+    pictures: Mapping[str, Sequence[Picture]]  # heading -> pictures
+    inside: Section | None  # what `analyze` found
+    facts: Mapping[str, str]
+    runs: Table
+
+    def render(self, template: str) -> str:
+        """The page from a template beside this module; in HTML, whatever came from data is escaped."""
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent),
+            autoescape=lambda name: str(name).endswith(".html.jinja"),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters |= {"text": markdown_text, "data_uri": _data_uri}
+        return environment.get_template(template).render(page=self).strip() + "\n"
+
+
+def _data_uri(picture: Picture) -> Markup:
+    return Markup("data:image/png;base64,") + base64.b64encode(picture.png).decode()
 
 
 def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
     """Write ``results/<study>/`` and log it to the newest parent run.
 
-    Raises UserError for an unknown study, and StoreAwayError where MLflow stops to answer meanwhile.
+    Raises UserError for an unknown study, and StoreAwayError where MLflow does not answer.
     """
     check_store_exists(tracking_uri)
     store = StudyStore(tracking_uri, study)
-    patience = Patience(store.answers, lambda line: None)
-    return patience.call(lambda: _write_report(store, study, results_path), PATIENCE)
-
-
-def _write_report(store: StudyStore, study: str, results_path: str) -> Report:
-    invocation = store.latest_invocation()
-    data = read_study(store, invocation.plan())
-    folder = Path(results_path) / study
-    make_folder(folder / _PICTURES)
+    runs = store.read_runs()
+    data = read_study(runs)
+    cells, epochs = compare_cells(data), compare_epochs(data)
     page = Page(
-        study=data.name,
-        question=data.plan["question"],
-        findings=find(data),
+        study=data.plan.study,
+        question=data.plan.question,
+        headline=headline(cells),
+        flags=flags(data),
+        results=result_tables(data),
+        tables=finding_tables(data, cells, epochs),
+        sentences=[cells.sentences(), epochs.sentences()],
         pictures=_pictures(data),
-        inside=_inside(store),
-        facts=facts(data, store),
-        runs=run_table(data, store),
+        inside=_inside(runs.invocations),
+        facts=facts(data, runs.invocations),
+        runs=runs_table(data, store),
     )
-    _write(page, data, folder)
-    invocation.log_folder(folder)
-    results = result_tables(page.findings.rows, data.plan["dataset"]["sizes"], compact=True)
-    return Report(page.findings.headline, results, folder / "report.html")
-
-
-def _inside(store: StudyStore) -> Section | None:
-    """What the newest analysis found, of whichever invocation it was."""
-    with tempfile.TemporaryDirectory() as temporary:
-        for invocation in store.invocations():
-            if folder := invocation.download_folder(INSIDE, Path(temporary)):
-                return read_section(folder, INSIDE)
-    return None
+    folder = Path(results_path) / study
+    _write_pictures(page, folder)
+    # verdicts have more to say in a file, unrounded, than fits into their tables
+    frames = {name: table.frame for name, table in page.tables.items()}
+    frames |= {"results": results_frame(data)}
+    frames |= {"comparisons": cells.verdicts, "last_against_best_epoch": epochs.verdicts}
+    files = {f"{name}.csv": csv_text(frame) for name, frame in frames.items() if not frame.empty}
+    files |= {name: page.render(template) for name, template in _TEMPLATES.items()}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    runs.invocations[0].log_folder(folder)
+    return Report(page.headline, result_tables(data, compact=True), folder / "report.html")
 
 
 def _pictures(study: StudyData) -> dict[str, Sequence[Picture]]:
@@ -85,23 +119,19 @@ def _pictures(study: StudyData) -> dict[str, Sequence[Picture]]:
     return {heading: found for heading, found in pictures.items() if found}
 
 
-def _write(page: Page, study: StudyData, folder: Path) -> None:
+def _inside(invocations: Iterable[InvocationRun]) -> Section | None:
+    """What the newest analysis found, of whichever invocation it was."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for invocation in invocations:
+            if folder := invocation.download_folder(INSIDE, Path(temporary)):
+                return read_section(folder)
+    return None
+
+
+def _write_pictures(page: Page, folder: Path) -> None:
+    make_folder(folder / _PICTURES)
     for pictures in page.pictures.values():
         for picture in pictures:
             (folder / _PICTURES / f"{picture.name}.png").write_bytes(picture.png)
     if page.inside:
-        write_section(page.inside, folder / INSIDE, INSIDE)
-    texts = {"report.html": html(page), "report.md": markdown(page, _PICTURES)}
-    texts |= _csv_files(page.findings, study)
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-
-
-def _csv_files(findings: Findings, study: StudyData) -> dict[str, str]:
-    # verdicts have more to say in a file, unrounded, than fits into their tables
-    families = {"comparisons": findings.cells, "last_against_best_epoch": findings.epochs}
-    files = {"results.csv": results_csv(findings.rows, study.plan["dataset"]["sizes"])}
-    for name, table in findings.tables.items():
-        family = families.get(name)
-        files[f"{name}.csv"] = verdicts_csv(family.verdicts) if family else table.csv_text()
-    return files
+        write_section(page.inside, folder / INSIDE)

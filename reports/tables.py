@@ -1,114 +1,42 @@
-"""The tables of results: one per scaling rule, a row per model and target batch size."""
+"""The tables of a report, each a DataFrame, and the facts of how a study was made."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
-from reports.content import TableContent
-from reports.csv_files import csv_text
+import numpy as np
+import pandas as pd
+from pandas.core.groupby import DataFrameGroupBy
+
+from reports.charts import NOISE_CAPTION, noise_scale
+from reports.content import Table, rows
 from reports.evidence.statistics import Interval, wilson_interval
-from reports.prose import accuracy_text, learning_rate_text
-from reports.study_data import Cell, StudyData
+from reports.evidence.verdicts import Family, claimed, interval_text, subject
+from reports.prose import accuracy_text, axis_words, learning_rate_text, number, p_text, signed
+from reports.study_data import GRID, StudyData
+from tracking import InvocationRun, StudyStore
 
-_NOTE = "In brackets: Wilson 95 % intervals."
-
-
-@dataclass(frozen=True)
-class Row:
-    """One cell of the study; accuracies are NaN where the trial has not come so far."""
-
-    scaling_rule: str
-    model: str
-    target_batch_size: int
-    seed: int
-    learning_rate: float
-    best_val_acc: float
-    best_epoch: float
-    test_acc: float
-    last_test_acc: float
-    run_id: str
-    trial_hash: str
+_SHARED_SETTINGS = "optimizer scheduler epochs head_dropout max_length precision engine".split()
 
 
-def result_rows(study: StudyData) -> list[Row]:
-    """A row per cell, in the plan's order."""
-    return [_row(study, cell) for cell in study.cells]
+def results_frame(study: StudyData) -> pd.DataFrame:
+    """``results.csv``: a row per cell in reading order, NaN where its trial has not come so far."""
+    frame = study.cells[["scaling_rule", "model", "target_batch_size", "seed", "learning_rate"]].copy()
+    for name in ("best_val_acc", "best_epoch", "test_acc", "last_test_acc"):
+        frame[name] = study.metric(name)
+    frame["run_id"] = study.of_trials(lambda trial: trial.run_id)
+    frame["trial_hash"] = study.cells["trial_hash"]
+    for name in ("test_acc", "last_test_acc"):
+        ends = [_interval(value, study.plan.dataset.sizes["test"]) for value in frame[name]]
+        frame[[f"{name}_low", f"{name}_high"]] = ends
+    for metric in further_metrics(study):
+        for name in (f"test_{metric}", f"last_test_{metric}"):
+            frame[name] = study.metric(name)
+    return frame
 
 
-def _row(study: StudyData, cell: Cell) -> Row:
-    trial = study.trial(cell)
-    metrics = trial.metrics if trial else {}
-    return Row(
-        scaling_rule=cell.scaling_rule,
-        model=cell.model,
-        target_batch_size=cell.target_batch_size,
-        seed=cell.seed,
-        learning_rate=cell.learning_rate,
-        best_val_acc=metrics.get("best_val_acc", math.nan),
-        best_epoch=metrics.get("best_epoch", math.nan),
-        test_acc=metrics.get("test_acc", math.nan),
-        last_test_acc=metrics.get("last_test_acc", math.nan),
-        run_id=trial.run_id if trial else "",
-        trial_hash=cell.trial_hash,
-    )
-
-
-def result_tables(
-    rows: Sequence[Row], sizes: Mapping[str, int], compact: bool = False
-) -> list[TableContent]:
-    """A table per scaling rule; ``sizes`` are the examples in the ``val`` and ``test`` splits.
-
-    ``compact`` is for a terminal's width: only ``test_acc`` keeps its interval.
-    """
-    columns = _columns(sizes, compact)
-    if len({row.seed for row in rows}) < 2:
-        del columns["seed"]
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.scaling_rule, []).append(row)
-    return [
-        TableContent(
-            f"scaling rule: {rule}",
-            list(columns),
-            [[text(row) for text in columns.values()] for row in group],
-            _NOTE,
-        )
-        for rule, group in groups.items()
-    ]
-
-
-def _columns(sizes: Mapping[str, int], compact: bool) -> dict[str, Callable[[Row], str]]:
-    def plain(value: float, split: str) -> str:
-        return accuracy_text(value) if compact else with_interval(value, split)
-
-    def with_interval(value: float, split: str) -> str:
-        low, high = _interval(value, sizes[split])
-        return accuracy_text(value) + ("" if math.isnan(value) else f" [{low:.3f}, {high:.3f}]")
-
-    return {
-        "model": lambda row: row.model,
-        "target batch size": lambda row: str(row.target_batch_size),
-        "seed": lambda row: str(row.seed),
-        "learning rate": lambda row: learning_rate_text(row.learning_rate),
-        "val_acc@best epoch": lambda row: plain(row.best_val_acc, "val") + _epoch(row.best_epoch),
-        "test_acc": lambda row: with_interval(row.test_acc, "test"),
-        "last-epoch test_acc": lambda row: plain(row.last_test_acc, "test"),
-    }
-
-
-def results_csv(rows: Sequence[Row], sizes: Mapping[str, int]) -> str:
-    """All rows as one CSV, the ends of the test accuracies' Wilson intervals beside them."""
-    names = list(Row.__dataclass_fields__)
-    ends = [f"{name}_{end}" for name in ("test_acc", "last_test_acc") for end in ("low", "high")]
-    lines = [
-        [
-            *(getattr(row, name) for name in names),
-            *_interval(row.test_acc, sizes["test"]),
-            *_interval(row.last_test_acc, sizes["test"]),
-        ]
-        for row in rows
-    ]
-    return csv_text([*names, *ends], lines)
+def further_metrics(study: StudyData) -> list[str]:
+    """The study's metrics beside the loss and the accuracy."""
+    return [name for name in study.plan.metrics if name not in ("loss", "acc")]
 
 
 def _interval(accuracy: float, examples: int) -> Interval:
@@ -117,5 +45,194 @@ def _interval(accuracy: float, examples: int) -> Interval:
     return wilson_interval(round(accuracy * examples), examples)
 
 
-def _epoch(epoch: float) -> str:
-    return "" if math.isnan(epoch) else f" (epoch {epoch:.0f})"
+def result_tables(study: StudyData, compact: bool = False) -> list[Table]:
+    """A table per scaling rule; in a ``compact`` one, for terminals, only test_acc keeps its interval."""
+    frame, sizes = results_frame(study), study.plan.dataset.sizes
+
+    def accuracy(name: str, split: str, with_interval: bool) -> list[str]:
+        return [_accuracy_text(value, sizes[split] if with_interval else 0) for value in frame[name]]
+
+    epochs = ["" if math.isnan(epoch) else f" (epoch {epoch:.0f})" for epoch in frame["best_epoch"]]
+    val_acc = accuracy("best_val_acc", "val", not compact)
+    shown = {
+        "model": frame["model"],
+        "target batch size": frame["target_batch_size"],
+        "seed": frame["seed"],
+        "learning rate": frame["learning_rate"].map(learning_rate_text),
+        "val_acc@best epoch": [value + epoch for value, epoch in zip(val_acc, epochs, strict=True)],
+        "test_acc": accuracy("test_acc", "test", True),
+        "last-epoch test_acc": accuracy("last_test_acc", "test", not compact),
+    }
+    for metric in further_metrics(study):
+        shown[f"test_{metric}"] = frame[f"test_{metric}"].map(accuracy_text)
+        shown[f"last-epoch test_{metric}"] = frame[f"last_test_{metric}"].map(accuracy_text)
+    if frame["seed"].nunique() < 2:
+        del shown["seed"]
+    note = "In brackets: Wilson 95 % intervals."
+    return [
+        Table(f"scaling rule: {rule}", own, note)
+        for rule, own in pd.DataFrame(shown).groupby(frame["scaling_rule"], sort=False)
+    ]
+
+
+def _accuracy_text(value: float, examples: int) -> str:
+    """With its interval where it is known of how many examples it is the accuracy."""
+    if math.isnan(value) or not examples:
+        return accuracy_text(value)
+    low, high = _interval(value, examples)
+    return f"{accuracy_text(value)} [{low:.3f}, {high:.3f}]"
+
+
+def finding_tables(study: StudyData, cells: Family, epochs: Family) -> dict[str, Table]:
+    """File name -> the tables beyond the results, without those that would be empty."""
+    tables = {
+        "comparisons": comparisons_table(cells, "Which differences are real"),
+        "last_against_best_epoch": comparisons_table(epochs, "Last epoch against best epoch"),
+        "seed_spread": seed_spread_table(study),
+        "generalisation_gap": generalisation_gap_table(study),
+        "noise_scale": noise_table(study),
+    }
+    return {name: table for name, table in tables.items() if not table.frame.empty}
+
+
+def comparisons_table(family: Family, title: str) -> Table:
+    """The verdicts of a family as they are read."""
+    verdicts = list(rows(family.verdicts))
+    shown = [
+        {
+            "comparison": f"{subject(v)}: {claimed(v)} against {v.baseline}",
+            "difference (points)": signed(v.difference_points),
+            "95 % interval over test examples": interval_text(
+                v.difference_points_low, v.difference_points_high
+            ),
+            "95 % interval over seeds": interval_text(v.seed_points_low, v.seed_points_high),
+            "gained / lost": f"{v.gained} / {v.lost}",
+            "p (Holm)": p_text(v.p_holm).removeprefix("= "),
+            "smallest detectable (points)": number(v.smallest_detectable_points),
+            "verdict": v.outcome,
+        }
+        for v in verdicts
+    ]
+    frame, test = pd.DataFrame(shown), "exact McNemar test"
+    if family.seeds < 2:
+        frame = frame.drop(columns="95 % interval over seeds", errors="ignore")
+    else:
+        test = (
+            "exact sign-flip test over test examples and paired t-test over seeds, whichever is less sure"
+        )
+    note = (
+        f"Differences of test accuracy, paired example by example: {test}, bootstrap interval, "
+        f"Holm's adjustment over these {len(verdicts)} comparisons. Gained and lost: those that "
+        "only the one or only the other side classified correctly. Smallest detectable: at 80 % power, "
+        f"at the level of Holm's first step. {family.scope()}"
+    )
+    return Table(title, frame, note)
+
+
+def seed_spread_table(study: StudyData) -> Table:
+    """How far trainings of one cell lie apart, beside how far test examples alone would scatter them."""
+    accuracy = study.of_trials(lambda trial: trial.correct().mean() if trial.is_tested else math.nan)
+    points = _points(study, accuracy=accuracy)["accuracy"]
+    spread = points.agg(seeds="count", mean="mean", deviation="std")
+    spread = spread[spread["seeds"] > 1]
+    error = np.sqrt(spread["mean"] * (1 - spread["mean"]) / study.plan.dataset.sizes["test"])
+    shown = {
+        "seeds": spread["seeds"],
+        "mean test_acc": spread["mean"].map(accuracy_text),
+        "standard deviation over seeds (points)": (100 * spread["deviation"]).map("{:.1f}".format),
+        "standard error over test examples (points)": (100 * error).map("{:.1f}".format),
+    }
+    note = (
+        "Two kinds of chance, apart: another seed gives another training, another test split gives "
+        "other examples. The standard error is that of one training's accuracy."
+    )
+    return Table("Seeds and test examples", pd.DataFrame(shown).reset_index(), note)
+
+
+def generalisation_gap_table(study: StudyData) -> Table:
+    """Accuracies at the best epoch, means over the seeds that have come to it."""
+
+    def at_best(name: str) -> pd.Series:
+        return study.of_trials(lambda trial: trial.epochs.get(name, {}).get(trial.best_epoch, math.nan))
+
+    means = _points(study, train_acc=at_best("train_acc"), val_acc=at_best("val_acc")).mean()
+    means["gap"] = means["train_acc"] - means["val_acc"]
+    note = (
+        "At the best epoch. train_acc is taken while the weights move and with dropout on, so the gap "
+        "is smaller than that of the epoch's final weights."
+    )
+    frame = means.dropna(subset="gap").map(accuracy_text).reset_index()
+    return Table("Generalisation gap: train_acc − val_acc", frame, note)
+
+
+def _points(study: StudyData, **values: pd.Series) -> DataFrameGroupBy:
+    """Values of each cell's trial, those of all seeds together."""
+    points = [study.cells[axis].rename(axis_words(axis)) for axis in GRID]
+    return pd.DataFrame(values, dtype=float).groupby(points, sort=False)
+
+
+def noise_table(study: StudyData) -> Table:
+    """Over the whole training; a trial whose batch was never cut into equal micro-batches has none."""
+    measured = [
+        {
+            "trial": trial.name,
+            "target batch size": trial.config.target_batch_size,
+            "noise scale (examples)": f"{scale:,.0f}",
+        }
+        for trial in study.trials.values()
+        if not math.isnan(scale := noise_scale(trial))
+    ]
+    return Table("Gradient noise scale", pd.DataFrame(measured), NOISE_CAPTION)
+
+
+def runs_table(study: StudyData, store: StudyStore) -> Table:
+    """A row per trial: its name, hash, learning rate, physical batch size and the address of its run."""
+    shown = [
+        (
+            trial.name,
+            trial_hash,
+            f"{trial.config.learning_rate:.3g}",
+            trial.physical_batch_size,
+            store.run_url(trial.run_id),
+        )
+        for trial_hash, trial in study.trials.items()
+    ]
+    columns = ["trial", "trial hash", "learning rate", "physical batch size", "run"]
+    note = "" if store.tracking_uri.startswith("http") else "The links work while `mlflow ui` runs."
+    return Table("Runs", pd.DataFrame(shown, columns=columns), note)
+
+
+def facts(study: StudyData, invocations: Iterable[InvocationRun]) -> dict[str, str]:
+    """How the study was made, in the order in which it is told."""
+    dataset, config = study.plan.dataset, study.plan.cells[0].config
+    sizes, trials = dataset.sizes, study.trials.values()
+    tags = pd.DataFrame(
+        [trial.tags for trial in trials], columns=["hardware", "versions", "gpus_per_trial"]
+    )
+    seconds = pd.Series([sum(trial.epochs.get("epoch_seconds", [])) for trial in trials], dtype=float)
+    gpus = pd.to_numeric(tags["gpus_per_trial"], errors="coerce").replace(math.inf, 0)
+    gpu_hours = (seconds * gpus).sum() / 3600
+    found = {
+        "Data": f"{dataset.name} ({dataset.source}), digest {dataset.digest[:12]}",
+        "Splits": f"{sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test; "
+        f"split seed {config.split_seed}, stratified by label",
+        "Exact duplicates dropped before the split": f"{dataset.duplicates_dropped:,}",
+        "Classes": ", ".join(dataset.label_names),
+        "Training": ", ".join(f"{name} {getattr(config, name)}" for name in _SHARED_SETTINGS),
+        "Seeds": ", ".join(map(str, study.axis_values("seed"))),
+        "Trials": f"{len(study.trials)}, serving {len(study.cells)} cells",
+        "Hardware": "; ".join(tags["hardware"].dropna().unique()),
+        "Versions": "; ".join(tags["versions"].dropna().unique()),
+        "Wall time": _duration(sum(invocation.seconds for invocation in invocations)),
+        "Training and validation, all trials": _duration(seconds.sum()),
+        "GPU hours": f"{gpu_hours:.2f}" if gpu_hours else "none: trained on the CPU",
+    }
+    return {what: value for what, value in found.items() if value}
+
+
+def _duration(seconds: float) -> str:
+    if not seconds:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

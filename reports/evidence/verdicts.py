@@ -4,28 +4,40 @@ With one seed a verdict is about the checkpoints at hand: another training of th
 otherwise, and one seed says nothing about it. With several seeds a difference is claimed only where the
 test examples *and* the seeds show it: the p-value of a comparison is the larger of the two tests' (an
 intersection-union test, Berger 1982), and Holm's adjustment is applied to that one.
+
+A verdict is a row of a table, ``Family.verdicts``:
+
+- ``model``, ``target_batch_size``, ``scaling_rule``, ``seed``: the coordinates that both sides share,
+  empty where they do not; ``axis``, ``value``, ``baseline``: where they differ
+- ``outcome``: ``better``, ``worse`` or ``cannot be told apart``
+- ``accuracy``, ``baseline_accuracy``: fractions of 1, means over seeds, with Wilson intervals
+- ``difference_points``: in hundredths of accuracy, positive where the value is better than the baseline,
+  with a bootstrap interval over test examples
+- ``gained``, ``lost``: test examples that the value got right under more, or fewer, seeds
+- ``p``: the larger of ``p_examples`` and ``p_seeds``; ``p_holm``: adjusted over the family
+- ``smallest_detectable_points``: at the level of Holm's first step; NaN: none, however large
+- ``seeds`` and what follows: how the difference varies over seeds; NaN with one seed
+- ``sentence``: the verdict as a reader says it
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from reports.content import rows
 from reports.evidence.comparisons import (
-    AnswerReader,
     Comparison,
-    PairedAnswers,
-    UnpairedError,
-    axis_words,
     epoch_comparisons,
+    is_tested,
+    paired_answers,
     planned_comparisons,
 )
 from reports.evidence.statistics import (
     RESAMPLES,
-    Interval,
-    SeedSpread,
     bootstrap_interval,
     holm,
     paired_test,
@@ -35,117 +47,56 @@ from reports.evidence.statistics import (
     smallest_detectable_over_seeds,
     wilson_interval,
 )
-from reports.prose import counted, interval_text, number, p_text, signed
+from reports.prose import axis_words, counted, listed, number, p_text, signed
 from reports.study_data import StudyData
+from search_spaces.space import AXES
 
 ALPHA = 0.05  # the chance of any false claim in a family of comparisons
 BETTER, WORSE, NOT_APART = "better", "worse", "cannot be told apart"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What came of one comparison.
-
-    Accuracies are fractions of 1 and means over seeds, with Wilson intervals. Differences are in points
-    (hundredths of accuracy), positive where the value is better than the baseline.
-    """
-
-    comparison: Comparison
-    test_examples: int
-    accuracy: float
-    accuracy_interval: Interval
-    baseline_accuracy: float
-    baseline_interval: Interval
-    difference: float
-    interval: Interval  # over test examples: bootstrap
-    gained: int  # test examples that the value got right under more seeds than the baseline
-    lost: int  # under fewer
-    p: float  # the larger of the two tests' p-values, where there is more than one seed
-    p_examples: float
-    p_holm: float
-    smallest_detectable: float  # in points, at the level of Holm's first step; NaN: none, however large
-    seeds: SeedSpread | None  # fractions of 1; None with one seed
-
-    @property
-    def outcome(self) -> str:
-        """``better``, ``worse`` or ``cannot be told apart``."""
-        if self.p_holm > ALPHA or not self.difference:
-            return NOT_APART
-        return BETTER if self.difference > 0 else WORSE
-
-    def sentence(self) -> str:
-        """The verdict as a reader says it."""
-        claim = self._not_told_apart() if self.outcome == NOT_APART else self._told_apart()
-        return f"{self.comparison.subject}: {claim}"
-
-    def _told_apart(self) -> str:
-        sign = 1 if self.outcome == BETTER else -1
-        return (
-            f"{self.comparison.claimed} is {self.outcome} than {self.comparison.baseline} "
-            f"by {number(abs(self.difference))} points "
-            f"({self._intervals(sign, number)}; Holm-adjusted p {p_text(self.p_holm)})."
-        )
-
-    def _not_told_apart(self) -> str:
-        return (
-            f"{self.comparison.claimed} against {self.comparison.baseline} {NOT_APART} "
-            f"(difference {signed(self.difference)} points, {self._intervals(1, signed)}; "
-            f"Holm-adjusted p {p_text(self.p_holm)}; {self._detectable()})."
-        )
-
-    def _detectable(self) -> str:
-        if math.isnan(self.smallest_detectable):
-            count = self.seeds.seeds if self.seeds else 1
-            sample = f"{counted(self.test_examples, 'test example')} and {counted(count, 'seed')}"
-            return f"with {sample} the study could not have detected any difference"
-        return (
-            "the smallest difference the study could have detected is "
-            f"about {number(self.smallest_detectable)} points"
-        )
-
-    def _intervals(self, sign: int, text: Callable[[float], str]) -> str:
-        over_examples = interval_text(self.interval, sign, text)
-        if not self.seeds:
-            return f"95 % interval {over_examples}"
-        over_seeds = Interval(*(100 * end for end in self.seeds.interval))
-        return (
-            f"95 % interval over test examples {over_examples}, "
-            f"over seeds {interval_text(over_seeds, sign, text)}"
-        )
+_CLAIMS = 6  # of a headline; where there are more, the table is easier to read
 
 
 @dataclass(frozen=True)
 class Family:
-    """Verdicts that are adjusted together, and the comparisons that could not be made."""
+    """Verdicts that are adjusted together, and how many comparisons could not be made."""
 
-    verdicts: tuple[Verdict, ...]
-    left_out: tuple[tuple[Comparison, str], ...]  # with the reason
+    verdicts: pd.DataFrame
+    left_out: int
     seeds: int
     notes: tuple[str, ...] = ()
 
-    def left_out_sentences(self) -> list[str]:
-        """How many comparisons were left out, a sentence per reason."""
-        reasons = Counter(reason for _, reason in self.left_out)
-        return [f"{counted(count, 'comparison')} left out: {reason}." for reason, count in reasons.items()]
+    def sentences(self) -> list[str]:
+        """Each verdict as a reader says it."""
+        return [] if self.verdicts.empty else self.verdicts["sentence"].to_list()
 
     def scope(self) -> str:
-        """What a verdict of this family is about, in a sentence."""
-        if self.seeds < 2:
-            return (
-                "There is one seed, so this is about these checkpoints only: "
-                "one seed says nothing about another training."
-            )
-        return (
-            f"There are {self.seeds} seeds: a difference is claimed only where "
-            "it is larger than both the test examples and the seeds explain."
+        """What a verdict of this family is about, and what it leaves out."""
+        about = (
+            "There is one seed, so this is about these checkpoints only: "
+            "one seed says nothing about another training."
         )
+        if self.seeds > 1:
+            about = (
+                f"There are {self.seeds} seeds: a difference is claimed only where "
+                "it is larger than both the test examples and the seeds explain."
+            )
+        return " ".join([about, *self.remarks()])
+
+    def remarks(self) -> list[str]:
+        """The notes, and what was left out."""
+        left_out = f"{counted(self.left_out, 'comparison')} left out: not all of their trials are tested."
+        return [*self.notes, *([left_out] if self.left_out else [])]
 
 
 def compare_cells(study: StudyData, resamples: int = RESAMPLES) -> Family:
     """Each value against the baseline on its axis, all else equal, from the best epochs' predictions."""
-    comparisons = planned_comparisons(study)
-    family = _judge(study, comparisons, ("best", "best"), resamples)
-    return Family(*family, seeds=len(study.axis_values("seed")), notes=_absent_baselines(study))
+    notes = tuple(
+        f"The baseline {axis_words(axis)} {baseline} is not in the grid: nothing is compared with it."
+        for axis, baseline in study.plan.baselines.items()
+        if baseline not in study.axis_values(axis)
+    )
+    verdicts, left_out = _judge(study, planned_comparisons(study), resamples)
+    return Family(verdicts, left_out, len(study.axis_values("seed")), notes)
 
 
 def compare_epochs(study: StudyData, resamples: int = RESAMPLES) -> Family:
@@ -154,90 +105,166 @@ def compare_epochs(study: StudyData, resamples: int = RESAMPLES) -> Family:
     tested = counted(same + len(comparisons), "tested trial")
     verb = "is best at its" if same == 1 else "are best at their"
     note = f"{same} of {tested} {verb} last epoch: nothing to compare there."
-    family = _judge(study, comparisons, ("last", "best"), resamples)
-    return Family(*family, seeds=1, notes=(note,) if same else ())
+    return Family(*_judge(study, comparisons, resamples), seeds=1, notes=(note,) if same else ())
 
 
-def _judge(
-    study: StudyData,
-    comparisons: Sequence[Comparison],
-    which: tuple[str, str],
-    resamples: int,
-) -> tuple[tuple[Verdict, ...], tuple[tuple[Comparison, str], ...]]:
-    reader = AnswerReader(study)
-    made, left_out = [], []
-    for comparison in comparisons:
-        try:
-            made.append(_Evidence.of(comparison, reader.pair(comparison, *which)))
-        except UnpairedError as reason:
-            left_out.append((comparison, str(reason)))
-    p_holm = holm(np.array([evidence.p for evidence in made]))
-    verdicts = [
-        evidence.verdict(float(p), ALPHA / len(made), resamples)
-        for evidence, p in zip(made, p_holm, strict=True)
-    ]
-    return tuple(verdicts), tuple(left_out)
+def _judge(study: StudyData, comparisons: Sequence[Comparison], resamples: int) -> tuple[pd.DataFrame, int]:
+    """The verdicts, and how many comparisons lack a tested trial."""
+    tested = [comparison for comparison in comparisons if is_tested(study, comparison)]
+    level = ALPHA / max(1, len(tested))
+    verdicts = pd.DataFrame(_measured(study, each, level, resamples) for each in tested)
+    if tested:
+        verdicts["p_holm"] = holm(verdicts["p"].to_numpy())
+        verdicts["outcome"] = [_outcome(verdict) for verdict in rows(verdicts)]
+        verdicts["sentence"] = [_sentence(verdict) for verdict in rows(verdicts)]
+    return verdicts, len(comparisons) - len(tested)
 
 
-@dataclass(frozen=True)
-class _Evidence:
-    """One comparison before the family is known."""
-
-    comparison: Comparison
-    answers: PairedAnswers
-    differences: np.ndarray
-    p_examples: float
-    spread: SeedSpread | None
-
-    @classmethod
-    def of(cls, comparison: Comparison, answers: PairedAnswers) -> "_Evidence":
-        differences = score_differences(answers.correct, answers.baseline)
-        spread = None
-        if len(answers.correct) > 1:
-            accuracies = answers.correct.mean(axis=1), answers.baseline.mean(axis=1)
-            spread = seed_spread(*accuracies, examples=len(differences))
-        return cls(comparison, answers, differences, paired_test(differences), spread)
-
-    @property
-    def p(self) -> float:
-        return max(self.p_examples, self.spread.p) if self.spread else self.p_examples
-
-    def verdict(self, p_holm: float, level: float, resamples: int) -> Verdict:
-        seeds, examples = self.answers.correct.shape
-        right = self.answers.correct.sum() / seeds, self.answers.baseline.sum() / seeds
-        interval = bootstrap_interval(self.differences, seeds, resamples)
-        return Verdict(
-            comparison=self.comparison,
-            test_examples=examples,
-            accuracy=right[0] / examples,
-            accuracy_interval=wilson_interval(right[0], examples),
-            baseline_accuracy=right[1] / examples,
-            baseline_interval=wilson_interval(right[1], examples),
-            difference=100 * float(self.differences.mean()) / seeds,
-            interval=Interval(*(100 * end for end in interval)),
-            gained=int((self.differences > 0).sum()),
-            lost=int((self.differences < 0).sum()),
-            p=self.p,
-            p_examples=self.p_examples,
-            p_holm=p_holm,
-            smallest_detectable=100 * self._smallest_detectable(level),
-            seeds=self.spread,
-        )
-
-    def _smallest_detectable(self, level: float) -> float:
-        seeds = len(self.answers.correct)
-        by_examples = smallest_detectable_difference(self.differences, seeds, level)
-        if not self.spread:
-            return by_examples
-        by_seeds = smallest_detectable_over_seeds(self.spread.deviation, seeds, level)
+def _measured(study: StudyData, comparison: Comparison, level: float, resamples: int) -> dict[str, Any]:
+    """A verdict before the family is known: ``p_holm``, ``outcome`` and ``sentence`` are still to come."""
+    correct, other = paired_answers(study, comparison)
+    seeds, examples = correct.shape
+    differences = score_differences(correct, other)
+    interval = bootstrap_interval(differences, seeds, resamples)
+    accuracy = wilson_interval(correct.sum() / seeds, examples)
+    baseline = wilson_interval(other.sum() / seeds, examples)
+    p_examples, p_seeds = paired_test(differences), math.nan
+    detectable = smallest_detectable_difference(differences, seeds, level)
+    spread = None
+    if seeds > 1:
+        spread = seed_spread(correct.mean(axis=1), other.mean(axis=1), examples)
+        p_seeds = spread.p
         # either test can stand in the way; a difference above 100 points is none
-        larger = float(np.max([by_examples, by_seeds]))
-        return larger if larger <= 1 else math.nan
+        over_seeds = smallest_detectable_over_seeds(spread.deviation, seeds, level)
+        larger = float(np.max([detectable, over_seeds]))
+        detectable = larger if larger <= 1 else math.nan
+    return {axis: comparison.fixed.get(axis, "") for axis in AXES} | {
+        "axis": comparison.axis,
+        "value": comparison.value,
+        "baseline": comparison.baseline,
+        "outcome": NOT_APART,
+        "test_examples": examples,
+        "accuracy": correct.sum() / seeds / examples,
+        "accuracy_low": accuracy.low,
+        "accuracy_high": accuracy.high,
+        "baseline_accuracy": other.sum() / seeds / examples,
+        "baseline_accuracy_low": baseline.low,
+        "baseline_accuracy_high": baseline.high,
+        "difference_points": 100 * float(differences.mean()) / seeds,
+        "difference_points_low": 100 * interval.low,
+        "difference_points_high": 100 * interval.high,
+        "gained": int((differences > 0).sum()),
+        "lost": int((differences < 0).sum()),
+        "p": np.fmax(p_examples, p_seeds),
+        "p_examples": p_examples,
+        "p_seeds": p_seeds,
+        "p_holm": math.nan,
+        "smallest_detectable_points": 100 * detectable,
+        "seeds": seeds,
+        "seed_deviation_points": 100 * spread.deviation if spread else math.nan,
+        "seed_points_low": 100 * spread.interval.low if spread else math.nan,
+        "seed_points_high": 100 * spread.interval.high if spread else math.nan,
+        "accuracy_deviation": spread.accuracy_deviation if spread else math.nan,
+        "baseline_accuracy_deviation": spread.baseline_deviation if spread else math.nan,
+    }
 
 
-def _absent_baselines(study: StudyData) -> tuple[str, ...]:
-    return tuple(
-        f"The baseline {axis_words(axis)} {baseline} is not in the grid: nothing is compared with it."
-        for axis, baseline in study.baselines.items()
-        if baseline not in study.axis_values(axis)
+def _outcome(verdict: Any) -> str:
+    if verdict.p_holm > ALPHA or not verdict.difference_points:
+        return NOT_APART
+    return BETTER if verdict.difference_points > 0 else WORSE
+
+
+def claimed(verdict: Any) -> str:
+    """The value with its axis: ``target batch size 1024``."""
+    return f"{axis_words(verdict.axis)} {verdict.value}"
+
+
+def subject(verdict: Any) -> str:
+    """The coordinates that both sides share: ``bert-base, target batch size 256``."""
+    words = {"target_batch_size": "target batch size ", "seed": "seed "}
+    shared = [(axis, getattr(verdict, axis)) for axis in AXES]
+    return ", ".join(f"{words.get(axis, '')}{value}" for axis, value in shared if value != "")
+
+
+def interval_text(low: float, high: float, sign: int = 1, text: Callable[[float], str] = signed) -> str:
+    """``+17.2 to +27.8``; with a sign of -1 the interval of the opposite difference."""
+    low, high = sorted([sign * low, sign * high])
+    return f"{text(low)} to {text(high)}"
+
+
+def _sentence(verdict: Any) -> str:
+    pair = f"{subject(verdict)}: {claimed(verdict)}"
+    p = f"Holm-adjusted p {p_text(verdict.p_holm)}"
+    if verdict.outcome == NOT_APART:
+        return (
+            f"{pair} against {verdict.baseline} {NOT_APART} "
+            f"(difference {signed(verdict.difference_points)} points, {_intervals(verdict, 1, signed)}; "
+            f"{p}; {_detectable(verdict)})."
+        )
+    sign = 1 if verdict.outcome == BETTER else -1
+    return (
+        f"{pair} is {verdict.outcome} than {verdict.baseline} "
+        f"by {number(abs(verdict.difference_points))} points ({_intervals(verdict, sign, number)}; {p})."
     )
+
+
+def _intervals(verdict: Any, sign: int, text: Callable[[float], str]) -> str:
+    low, high = verdict.difference_points_low, verdict.difference_points_high
+    over_examples = interval_text(low, high, sign, text)
+    if verdict.seeds == 1:
+        return f"95 % interval {over_examples}"
+    over_seeds = interval_text(verdict.seed_points_low, verdict.seed_points_high, sign, text)
+    return f"95 % interval over test examples {over_examples}, over seeds {over_seeds}"
+
+
+def _detectable(verdict: Any) -> str:
+    if math.isnan(verdict.smallest_detectable_points):
+        sample = f"{counted(verdict.test_examples, 'test example')} and {counted(verdict.seeds, 'seed')}"
+        return f"with {sample} the study could not have detected any difference"
+    return (
+        "the smallest difference the study could have detected is "
+        f"about {number(verdict.smallest_detectable_points)} points"
+    )
+
+
+def headline(family: Family) -> list[str]:
+    """A paragraph per model, the largest differences first, and one that says what it is about."""
+    if family.verdicts.empty:
+        return [" ".join(["No comparison can be made.", *family.remarks()])]
+    # two models that are compared with each other are told of under the one that is not the baseline
+    models = family.verdicts["model"].where(family.verdicts["axis"] != "model", family.verdicts["value"])
+    paragraphs = [
+        f"{model}: {_findings(verdicts)}" for model, verdicts in family.verdicts.groupby(models, sort=False)
+    ]
+    return [*paragraphs, family.scope()]
+
+
+def _findings(verdicts: pd.DataFrame) -> str:
+    apart = verdicts["outcome"] != NOT_APART
+    largest_first = (-verdicts[apart]["difference_points"].abs()).sort_values(kind="stable").index
+    texts = [_claim(verdict) for verdict in rows(verdicts.loc[largest_first[:_CLAIMS]])]
+    if len(largest_first) > _CLAIMS:
+        texts.append(f"{len(largest_first) - _CLAIMS} more differences are in the table")
+    return " ".join([*([f"{listed(texts)}."] if texts else []), *_rest(verdicts[~apart], len(verdicts))])
+
+
+def _claim(verdict: Any) -> str:
+    shared = [str(value) for axis in AXES[1:] if (value := getattr(verdict, axis)) != ""]
+    where = f" ({' · '.join(shared)})" if shared else ""
+    difference = number(abs(verdict.difference_points))
+    return f"{claimed(verdict)} is {verdict.outcome} than {verdict.baseline} by {difference} points{where}"
+
+
+def _rest(alike: pd.DataFrame, total: int) -> list[str]:
+    if alike.empty:
+        return []
+    which = "all" if len(alike) == total else f"the other {len(alike)} of"
+    told = f"In {which} {counted(total, 'comparison')} the two cannot be told apart"
+    detectable = alike["smallest_detectable_points"].dropna()
+    if detectable.empty:
+        return [f"{told}, and no difference, however large, could have been detected."]
+    blind = len(alike) - len(detectable)
+    but = f", and in {blind} of them any difference, however large" if blind else ""
+    unnoticed = f"a difference of less than about {number(detectable.max())} points"
+    return [f"{told}: {unnoticed} would probably have gone unnoticed{but}."]

@@ -1,154 +1,78 @@
 """``analyze``: from a study in MLflow to the section that looks inside its best-epoch models."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reports.content import INSIDE, PATIENCE, Picture, Section, make_folder, write_section
+import numpy as np
+import pandas as pd
+
+from errors import printable, unknown
+from reports.content import INSIDE, Section, Table, make_folder, rows, write_section
 from reports.inside.attention import (
-    AttentionRow,
-    AttentionStatistics,
-    attention_row,
-    attention_table,
+    Reading,
+    View,
+    check_view,
+    features,
     mean_statistics,
+    readings,
+    reload_model,
 )
-from reports.inside.attention_pictures import AttentionMap, attention_map, attention_picture
-from reports.inside.error_pictures import Landscape, landscape_picture, rates_picture
-from reports.inside.error_rates import error_rates, rates_table
-from reports.inside.errors import error_tables, overlaps, shared_errors_sentences
-from reports.inside.reloaded import ReloadedModel, reload_model
-from reports.inside.sentences import Sentence, choose_sentences, given_sentences
-from reports.inside.tested import TestedCell, TestedStudy, choose_rule, tested_study
-from reports.study_data import read_study
-from tracking import Patience, StudyStore, TrialRun, check_store_exists
+from reports.inside.errors import (
+    Sentence,
+    choose_sentences,
+    error_rates,
+    given_sentences,
+    mistakes,
+    overlaps,
+    read_answers,
+    readable,
+    shared_errors_sentences,
+)
+from reports.inside.pictures import Landscape, attention_picture, landscape_picture, rates_picture
+from reports.prose import axis_words
+from reports.study_data import GRID, StudyData, read_study
+from tracking import StudyStore, TrialRun, check_store_exists
 
 _ATTENTION_TEXTS = 256
 _LANDSCAPE_TEXTS = 600  # at most 1,000: more points hide each other
+_DEFAULT_RULE = "fixed"
+_SEED = 0  # of every sample, so that a second analysis shows the same texts
+_TABLES = {  # file name -> title, note
+    "attention": (
+        "Where attention goes",
+        "Attention weights in {where} of the best-epoch models, averaged over tokens, heads and texts. "
+        "Special tokens are [CLS], [SEP] and their like; the top token is the one that gets the most "
+        "weight in its text. Entropy is in nats; relative entropy divides it by the logarithm of the "
+        "number of tokens, so that 1 is uniform attention.",
+    ),
+    "mistakes": (
+        "Mistakes nearest the boundary, and the most confident ones",
+        "Margin is the probability of the predicted class less that of the second. The label noise "
+        "of a data set shows among the confident mistakes.",
+    ),
+    "error_overlap": (
+        "Errors that the target batch sizes share, and errors that one makes alone",
+        "Shares are of the texts that at least one target batch size gets wrong.",
+    ),
+    "error_overlap_examples": ("Examples of shared and lone errors", "The first ones by position."),
+    "error_rates": (
+        "Error rate by review length and negation",
+        "Words are counted between blanks; the groups are quartiles of the test split. Negation is an "
+        "English word such as not, never, without or n't. Low and high are 95 % Wilson intervals, each "
+        "for its own row: the same texts stand in many rows, so rows are not independent.",
+    ),
+}
 
 
 @dataclass(frozen=True)
-class View:
-    """What to look at. Layers and heads count from 1; None is the last layer, the mean over heads."""
+class _Look:
+    """What is kept of one reloaded model; readings and landscape only where they are drawn."""
 
-    texts: Sequence[str] = ()
-    rule: str | None = None
-    layer: int | None = None
-    head: int | None = None
-
-    @property
-    def where(self) -> str:
-        """``last layer, mean over heads``."""
-        layer = "last layer" if self.layer is None else f"layer {self.layer}"
-        return f"{layer}, mean over heads" if self.head is None else f"{layer}, head {self.head}"
-
-
-@dataclass(frozen=True)
-class _Inspection:
-    """What is kept of one reloaded model; maps and landscape only where they are drawn."""
-
-    statistics: AttentionStatistics
-    texts: int
-    maps: Sequence[AttentionMap] = ()
+    statistics: Mapping[str, float]
+    readings: Sequence[Reading] = ()
     landscape: Landscape | None = None
     agreeing: int = 0  # texts of the landscape whose reloaded prediction is the tested one
-
-
-@dataclass(frozen=True)
-class _Looking:
-    """One analysis under way."""
-
-    study: TestedStudy
-    rule: str
-    view: View
-    sentences: Sequence[Sentence]
-    found: dict[str, _Inspection] = field(default_factory=dict)  # by trial hash
-
-    def inspect(
-        self,
-        runs: dict[str, TrialRun],
-        patiently: Callable[[Callable[[], ReloadedModel]], ReloadedModel],
-        say: Callable[[str], None],
-    ) -> None:
-        """Reload one model at a time: all of them may not fit into memory."""
-        shown = {cell.trial.trial_hash for cell in self.study.at_rule(self.rule)}
-        trials = self.study.trials
-        for number, (trial_hash, trial) in enumerate(trials.items(), 1):
-            say(f"looking inside {number} of {len(trials)}: {trial.name}")
-            model = patiently(partial(reload_model, runs[trial_hash]))
-            model.check(self.view.layer, self.view.head)
-            self.found[trial_hash] = self._inspection(model, trial_hash, trial_hash in shown)
-
-    def _inspection(self, model: ReloadedModel, trial_hash: str, is_shown: bool) -> _Inspection:
-        texts = self.study.sample(_ATTENTION_TEXTS)["text"].to_list()
-        layer, head = self.view.layer, self.view.head
-        statistics, count = mean_statistics(model.readings(texts, layer, head))
-        if not is_shown:
-            return _Inspection(statistics, count)
-        sentences = [sentence.text for sentence in self.sentences]
-        readings = model.readings(sentences, layer, head)
-        maps = [attention_map(reading, self.study.label_names) for reading in readings]
-        landscape, agreeing = self._landscape(model, trial_hash)
-        return _Inspection(statistics, count, maps, landscape, agreeing)
-
-    def _landscape(self, model: ReloadedModel, trial_hash: str) -> tuple[Landscape, int]:
-        sample = self.study.sample(_LANDSCAPE_TEXTS)
-        features, predictions = model.features(sample["text"].to_list())
-        tested = self.study.trials[trial_hash].predictions["best"].set_index("row_id")
-        stored = tested["prediction"].loc[sample.index].to_numpy()
-        landscape = Landscape(features, sample["label"].to_numpy(), stored)
-        return landscape, int((predictions == stored).sum())
-
-    def section(self) -> Section:
-        """Pictures, tables and sentences from what was found."""
-        rates = error_rates(self.study)
-        attention = [self._attention_row(cell) for cell in self.study.cells]
-        tables = {"attention": attention_table(attention, self.view.where)}
-        tables |= error_tables(self.study)
-        tables["error_rates"] = rates_table(rates)
-        pictures = [*self._attention_pictures(), self._landscape_picture()]
-        pictures.append(rates_picture(rates, self.rule))
-        return Section(list(self._prose(attention)), pictures, tables)
-
-    def _attention_row(self, cell: TestedCell) -> AttentionRow:
-        found = self.found[cell.trial.trial_hash]
-        return attention_row(cell, found.statistics, found.texts)
-
-    def _shown(self) -> dict[tuple[str, int], _Inspection]:
-        return {
-            (cell.model, cell.target_batch_size): self.found[cell.trial.trial_hash]
-            for cell in self.study.at_rule(self.rule)
-        }
-
-    def _attention_pictures(self) -> Iterator[Picture]:
-        for number, sentence in enumerate(self.sentences):
-            maps = {place: found.maps[number] for place, found in self._shown().items()}
-            name = f"attention_{number + 1}"
-            yield attention_picture(name, sentence, maps, self.view.where, self.rule)
-
-    def _landscape_picture(self) -> Picture:
-        shown = self._shown().items()
-        landscapes = {place: found.landscape for place, found in shown if found.landscape}
-        return landscape_picture(landscapes, self.study.label_names, self.rule)
-
-    def _prose(self, attention: Sequence[AttentionRow]) -> Iterator[str]:
-        shown = self._shown().values()
-        texts = sum(len(found.landscape.labels) for found in shown if found.landscape)
-        agreeing = sum(found.agreeing for found in shown)
-        yield (
-            f"Best-epoch models of seed {self.study.seed}, reloaded from MLflow on the CPU; the pictures "
-            f"show rule {self.rule}. On {agreeing:,} of {texts:,} predictions the reloaded models repeat "
-            "what they said when they were tested."
-        )
-        for model in self.study.models():
-            own = [r for r in attention if r.model == model and r.scaling_rule == self.rule]
-            shares = [
-                f"{100 * r.special_token_share:.0f} % at target batch size {r.target_batch_size}"
-                for r in own
-            ]
-            if shares:
-                yield f"{model}, rule {self.rule}: attention on special tokens is {', '.join(shares)}."
-        yield from shared_errors_sentences(overlaps(self.study)[0])
 
 
 def write_inside(
@@ -162,22 +86,114 @@ def write_inside(
 
     Returns the section and the folder; ``say`` gets a line per model. Raises UserError for an unknown
     study, rule, layer or head, and for a study without tested trials or without its test split;
-    StoreAwayError where MLflow stops to answer meanwhile.
+    StoreAwayError where MLflow does not answer.
     """
     view = view or View()
     check_store_exists(tracking_uri)
-    store = StudyStore(tracking_uri, study)
-    patiently = partial(Patience(store.answers, say).call, seconds=PATIENCE)
-    invocation = patiently(store.latest_invocation)
-    test_split = patiently(invocation.test_split)
-    tested = tested_study(patiently(lambda: read_study(store, invocation.plan())), test_split)
-    given = given_sentences(view.texts)
-    sentences = given or choose_sentences(tested.test, tested.correct(), tested.label_names)
-    looking = _Looking(tested, choose_rule(tested, view.rule), view, sentences)
+    runs = StudyStore(tracking_uri, study).read_runs()
+    invocation, data = runs.invocations[0], read_study(runs)
+    answers = read_answers(data, invocation.test_split())
+    view = replace(view, rule=_choose_rule(answers, view.rule, study))
+    sentences = given_sentences(view.texts) or choose_sentences(answers, data.plan.dataset.label_names)
     folder = Path(results_path) / study / INSIDE
     make_folder(folder)
-    looking.inspect(patiently(store.trial_runs), patiently, say)
-    section = looking.section()
-    write_section(section, folder, INSIDE)
-    patiently(lambda: invocation.log_folder(folder, INSIDE))
+    looks: dict[str, _Look] = {}
+    trials = answers.groupby("trial_hash", sort=False)
+    for number, (trial_hash, own) in enumerate(trials, 1):
+        run = runs.trials[str(trial_hash)]
+        say(f"looking inside {number} of {len(trials)}: {printable(run.name)}")
+        shown = sentences if view.rule in set(own["scaling_rule"]) else []
+        looks[str(trial_hash)] = _look(run, own.drop_duplicates("row_id"), shown, view)
+    section = _section(data, answers, looks, sentences, view)
+    write_section(section, folder)
+    invocation.log_folder(folder, INSIDE)
     return section, folder
+
+
+def _look(run: TrialRun, answers: pd.DataFrame, sentences: Sequence[Sentence], view: View) -> _Look:
+    """Reload one model and look; it is drawn where there are sentences."""
+    model = reload_model(run)
+    check_view(model, view)
+    texts = _sample(answers, _ATTENTION_TEXTS)["text"].to_list()
+    statistics = mean_statistics(readings(model, texts, view))
+    if not sentences:
+        return _Look(statistics)
+    drawn = list(readings(model, [sentence.text for sentence in sentences], view))
+    sample = _sample(answers, _LANDSCAPE_TEXTS)
+    inputs, predictions = features(model, sample["text"].to_list())
+    stored = sample["prediction"].to_numpy()
+    landscape = Landscape(inputs, sample["label"].to_numpy(), stored)
+    return _Look(statistics, drawn, landscape, int((predictions == stored).sum()))
+
+
+def _sample(answers: pd.DataFrame, size: int) -> pd.DataFrame:
+    """At most ``size`` test texts, drawn without replacement and always the same, in their order."""
+    if len(answers) <= size:
+        return answers
+    chosen = np.random.default_rng(_SEED).choice(len(answers), size, replace=False)
+    return answers.iloc[np.sort(chosen)]
+
+
+def _section(
+    study: StudyData,
+    answers: pd.DataFrame,
+    looks: Mapping[str, _Look],
+    sentences: Sequence[Sentence],
+    view: View,
+) -> Section:
+    names = study.plan.dataset.label_names
+    cells = answers.drop_duplicates("cell")[[*GRID, "trial_hash"]]
+    statistics = pd.DataFrame({name: look.statistics for name, look in looks.items()}).T
+    attention = cells.join(statistics.astype({"texts": int}), on="trial_hash").drop(columns="trial_hash")
+    shared, examples = overlaps(answers)
+    frames = {
+        "attention": attention,
+        "mistakes": readable(mistakes(answers), names),
+        "error_overlap": shared,
+        "error_overlap_examples": readable(examples, names),
+        "error_rates": error_rates(answers),
+    }
+    tables = {
+        name: Table(title, frames[name].rename(columns=axis_words), note.format(where=view.where))
+        for name, (title, note) in _TABLES.items()
+    }
+    shown = {
+        (cell.model, cell.target_batch_size): looks[cell.trial_hash]
+        for cell in rows(cells[cells["scaling_rule"] == view.rule])
+    }
+    pictures = []
+    for number, sentence in enumerate(sentences):
+        read = {place: look.readings[number] for place, look in shown.items()}
+        pictures.append(attention_picture(f"attention_{number + 1}", sentence, read, names, view))
+    landscapes = {place: look.landscape for place, look in shown.items() if look.landscape}
+    pictures.append(landscape_picture(landscapes, names, view))
+    pictures.append(rates_picture(frames["error_rates"], view))
+    texts = sum(len(landscape.labels) for landscape in landscapes.values())
+    agreeing = sum(look.agreeing for look in shown.values())
+    prose = [
+        f"Best-epoch models of seed {study.axis_values('seed')[0]}, reloaded from MLflow on the CPU; the "
+        f"pictures show rule {view.rule}. On {agreeing:,} of {texts:,} predictions the reloaded models "
+        "repeat what they said when they were tested.",
+        *_attention_sentences(attention[attention["scaling_rule"] == view.rule]),
+        *shared_errors_sentences(shared),
+    ]
+    return Section(prose, pictures, tables)
+
+
+def _attention_sentences(attention: pd.DataFrame) -> Iterator[str]:
+    for (model, rule), own in attention.groupby(["model", "scaling_rule"], sort=False):
+        shares = [
+            f"{100 * cell.special_token_share:.0f} % at target batch size {cell.target_batch_size}"
+            for cell in rows(own)
+        ]
+        yield f"{model}, rule {rule}: attention on special tokens is {', '.join(shares)}."
+
+
+def _choose_rule(answers: pd.DataFrame, wanted: str | None, study: str) -> str:
+    """The scaling rule to show: the one asked for, else ``fixed``, else the study's first."""
+    rules = list(answers["scaling_rule"].unique())
+    if wanted is None:
+        return _DEFAULT_RULE if _DEFAULT_RULE in rules else rules[0]
+    if wanted not in rules:
+        raise unknown(f"scaling rule in study {study}", wanted, rules)
+    return wanted

@@ -1,86 +1,66 @@
-"""Which test texts are misclassified: near the boundary, confidently, by all batch sizes or by one."""
+"""Which test texts are misclassified: near the boundary, confidently, by all batch sizes or by one.
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+All is made from the ``answers``, a row per tested cell and test text: the cell's coordinates but for the
+seed, its number ``cell`` in reading order, ``trial_hash``, ``row_id``, ``label``, ``prediction``,
+``probability`` (of the prediction), ``margin`` (its lead over the second class), ``wrong``, ``text``.
+"""
 
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 import pandas as pd
 
 from errors import UserError
-from reports.content import TableContent, table_of
-from reports.inside.tested import TestedCell, TestedStudy
-from reports.study_data import TrialData
+from reports.content import rows
+from reports.evidence.statistics import wilson_interval
+from reports.prose import shorten
+from reports.study_data import GRID, StudyData, TrialData
 
-TEXT_LENGTH = 200  # characters of a text in a table
+EVERY = "every target batch size"
+_READABLE_WORDS = range(4, 17)
 _MISTAKES_PER_LIST = 5
 _EXAMPLES = 3
-EVERY = "every target batch size"
+_QUARTILES = (0.25, 0.5, 0.75)
+_WORDS = (
+    "not no never nothing nor neither none nobody nowhere without hardly barely scarcely cannot "
+    "dont didnt doesnt isnt wasnt"
+).split()
+_NEGATION = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b|\wn['’]t\b", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """A row of ``mistakes.csv``."""
+class Sentence(NamedTuple):
+    """A text to look at, and why it was chosen."""
 
-    model: str
-    target_batch_size: int
-    scaling_rule: str
-    kind: str  # "nearest the boundary" or "most confident"
-    row_id: int
-    label: str
-    prediction: str
-    probability: float  # of the prediction
-    margin: float  # its lead over the second class
     text: str
+    why: str
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """A row of ``error_overlap.csv``: texts that exactly the batch sizes in ``wrong_at`` get wrong."""
+def read_answers(study: StudyData, test_split: pd.DataFrame) -> pd.DataFrame:
+    """The answers of the best epochs at the study's first seed; UserError where no trial is tested.
 
-    model: str
-    scaling_rule: str
-    wrong_at: str
-    texts: int
-    share_of_wrong: float  # among the texts that any of the batch sizes gets wrong
-
-
-@dataclass(frozen=True)
-class OverlapExample:
-    """A row of ``error_overlap_examples.csv``."""
-
-    model: str
-    scaling_rule: str
-    wrong_at: str
-    row_id: int
-    label: str
-    text: str
-
-
-def mistakes(study: TestedStudy) -> list[Mistake]:
-    """For each cell the wrong predictions of smallest margin, then those of highest probability."""
-    return [mistake for cell in study.cells for mistake in _cell_mistakes(study, cell)]
-
-
-def _cell_mistakes(study: TestedStudy, cell: TestedCell) -> Iterator[Mistake]:
-    frame = with_margin(cell.trial, len(study.label_names))
-    wrong = frame[frame["label"] != frame["prediction"]]
-    orders = {
-        "nearest the boundary": wrong.sort_values(["margin", "row_id"]),
-        "most confident": wrong.sort_values(["probability", "row_id"], ascending=[False, True]),
-    }
-    for kind, ordered in orders.items():
-        for row in ordered.head(_MISTAKES_PER_LIST).to_dict("records"):
-            yield Mistake(
-                cell.model,
-                cell.target_batch_size,
-                cell.scaling_rule,
-                kind,
-                row["row_id"],
-                study.label_names[row["label"]],
-                study.label_names[row["prediction"]],
-                row["probability"],
-                row["margin"],
-                shorten(study.test["text"][row["row_id"]]),
-            )
+    More seeds would show the same texts again, which are no new evidence about them.
+    """
+    tested = {trial_hash: trial for trial_hash, trial in study.trials.items() if trial.is_tested}
+    cells = study.cells[study.cells["seed"] == study.cells["seed"].iloc[0]]
+    cells = cells[cells["trial_hash"].isin(tested)][[*GRID, "trial_hash"]].reset_index(drop=True)
+    if cells.empty:
+        raise UserError(
+            f"no trial of study '{study.plan.study}' has been tested yet: run its command again"
+        )
+    classes = len(study.plan.dataset.label_names)
+    frames = {name: with_margin(tested[name], classes) for name in cells["trial_hash"].unique()}
+    answers = pd.concat(frames, names=["trial_hash"]).reset_index(level=0)
+    texts = test_split.set_index("row_id")
+    same_rows = set(texts.index) == set(answers["row_id"])
+    if not same_rows or not texts["label"].isin(range(classes)).all():
+        raise UserError(
+            f"the test split of study '{study.plan.study}' in MLflow is not what its trials were tested on"
+        )
+    answers["wrong"] = answers["label"] != answers["prediction"]
+    answers["text"] = answers["row_id"].map(texts["text"])
+    return cells.rename_axis("cell").reset_index().merge(answers, on="trial_hash")
 
 
 def with_margin(trial: TrialData, classes: int) -> pd.DataFrame:
@@ -99,92 +79,150 @@ def with_margin(trial: TrialData, classes: int) -> pd.DataFrame:
     return frame.assign(margin=2 * frame["probability"] - 1)
 
 
-def overlaps(study: TestedStudy) -> tuple[list[Overlap], list[OverlapExample]]:
-    """Per model and rule with two batch sizes or more: errors shared by all, and made by one alone."""
-    counts: list[Overlap] = []
-    examples: list[OverlapExample] = []
-    for (model, rule), correct in _by_batch_size(study).items():
-        groups = wrong_sets(correct)
-        wrong = int((~correct).any(axis=1).sum())
-        for name, rows in groups.items():
-            counts.append(Overlap(model, rule, name, len(rows), len(rows) / max(1, wrong)))
-            examples += [_example(study, model, rule, name, row) for row in rows[:_EXAMPLES]]
-    return counts, examples
+def mistakes(answers: pd.DataFrame) -> pd.DataFrame:
+    """For each cell the wrong predictions of smallest margin, then those of highest probability."""
+    wrong = answers[answers["wrong"]]
+    nearest = wrong.sort_values(["cell", "margin", "row_id"])
+    surest = wrong.sort_values(["cell", "probability", "row_id"], ascending=[True, False, True])
+    lists = {"nearest the boundary": nearest, "most confident": surest}
+    heads = [
+        ordered.groupby("cell").head(_MISTAKES_PER_LIST).assign(kind=kind)
+        for kind, ordered in lists.items()
+    ]
+    columns = [*GRID, "kind", "row_id", "label", "prediction", "probability", "margin", "text"]
+    return pd.concat(heads).sort_values("cell", kind="stable")[columns]
 
 
-def wrong_sets(correct: pd.DataFrame) -> dict[str, list[int]]:
+def overlaps(answers: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Per model and rule with two batch sizes or more: errors shared by all, and made by one alone.
+
+    Returns the counts, and the first texts of each kind as examples.
+    """
+    counts, examples = [], []
+    for (model, rule), own in answers.groupby(["model", "scaling_rule"], sort=False):
+        wrong = own.pivot(index="row_id", columns="target_batch_size", values="wrong")
+        if len(wrong.columns) < 2:
+            continue
+        texts = own.drop_duplicates("row_id").set_index("row_id")
+        any_wrong = max(1, int(wrong.any(axis=1).sum()))
+        for name, row_ids in wrong_sets(wrong.loc[texts.index]).items():
+            group = {"model": model, "scaling_rule": rule, "wrong_at": name}
+            counts.append(group | {"texts": len(row_ids), "share_of_wrong": len(row_ids) / any_wrong})
+            first = texts.loc[row_ids[:_EXAMPLES], ["label", "text"]].reset_index()
+            examples += [group | row for row in first.to_dict("records")]
+    return pd.DataFrame(counts), pd.DataFrame(examples)
+
+
+def wrong_sets(wrong: pd.DataFrame) -> dict[str, list[int]]:
     """The row_ids that all columns get wrong, those that only one does, and the others.
 
-    ``correct`` is bool, a row per text and a column per target batch size.
+    ``wrong`` is bool, a row per text and a column per target batch size.
     """
-    wrong = ~correct
     times = wrong.sum(axis=1)
-    sets = {EVERY: wrong.index[times == len(wrong.columns)].to_list()}
-    for size in wrong.columns:
-        sets[f"{size} alone"] = wrong.index[(times == 1) & wrong[size]].to_list()
+    sets = {EVERY: times == len(wrong.columns)}
+    sets |= {f"{size} alone": (times == 1) & wrong[size] for size in wrong.columns}
     if len(wrong.columns) > 2:
-        sets["some, not all"] = wrong.index[(times > 1) & (times < len(wrong.columns))].to_list()
-    return sets
+        sets["some, not all"] = (times > 1) & (times < len(wrong.columns))
+    return {name: wrong.index[chosen].to_list() for name, chosen in sets.items()}
 
 
-def _by_batch_size(study: TestedStudy) -> dict[tuple[str, str], pd.DataFrame]:
-    groups: dict[tuple[str, str], dict[int, pd.Series]] = {}
-    for cell in study.cells:
-        group = groups.setdefault((cell.model, cell.scaling_rule), {})
-        group[cell.target_batch_size] = cell.trial.correct()
-    return {
-        key: pd.DataFrame(dict(sorted(columns.items()))).loc[study.test.index]
-        for key, columns in groups.items()
-        if len(columns) > 1
+def shared_errors_sentences(counts: pd.DataFrame) -> list[str]:
+    """One sentence per model and rule about what ``overlaps`` counted."""
+    sentences = []
+    for (model, rule), own in counts.groupby(["model", "scaling_rule"], sort=False):
+        texts = dict(zip(own["wrong_at"], own["texts"], strict=True))
+        alone = [f"{count} at {name}" for name, count in texts.items() if name.endswith(" alone")]
+        sentences.append(
+            f"{model}, rule {rule}: of {sum(texts.values())} test texts that some target batch size gets "
+            f"wrong, {texts[EVERY]} are wrong at every one, {', '.join(alone)}."
+        )
+    return sentences
+
+
+def error_rates(answers: pd.DataFrame) -> pd.DataFrame:
+    """The error rate of every cell by the length of the texts and by negation in them."""
+    texts = answers.drop_duplicates("row_id").set_index("row_id")["text"]
+    negation = texts.map(has_negation).map({True: "with", False: "without"})
+    properties = {
+        "words": length_bins(texts.map(count_words)),
+        "negation": negation.astype(pd.CategoricalDtype(["without", "with"], ordered=True)),
     }
+    rates = []
+    for name, groups in properties.items():
+        by = ["cell", answers["row_id"].map(groups).astype(groups.dtype).rename("group")]
+        counts = answers.groupby(by, observed=True)["wrong"].agg(texts="count", errors="sum")
+        rates.append(counts.reset_index().astype({"group": str}).assign(property=name))
+    frame = pd.concat(rates).sort_values("cell", kind="stable")
+    frame["error_rate"] = frame["errors"] / frame["texts"]
+    frame[["low", "high"]] = [wilson_interval(rate.errors, rate.texts) for rate in rows(frame)]
+    cells = answers[["cell", *GRID]].drop_duplicates()
+    columns = [*GRID, "property", "group", "texts", "errors", "error_rate", "low", "high"]
+    return cells.merge(frame, on="cell")[columns]
 
 
-def _example(study: TestedStudy, model: str, rule: str, group: str, row: int) -> OverlapExample:
-    label = study.label_names[study.test["label"][row]]
-    return OverlapExample(model, rule, group, int(row), label, shorten(study.test["text"][row]))
+def has_negation(text: str) -> bool:
+    """Whether an English negation occurs as a word: not, n't, no, never, nothing, nor, without, …"""
+    return _NEGATION.search(text) is not None
 
 
-def shorten(text: str, length: int = TEXT_LENGTH) -> str:
-    """The text on one line, cut to ``length`` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+def count_words(text: str) -> int:
+    """Words are what stands between blanks."""
+    return len(text.split())
 
 
-def error_tables(study: TestedStudy) -> Mapping[str, TableContent]:
-    """The tables behind ``mistakes.csv`` and the two of ``error_overlap``."""
-    counts, examples = overlaps(study)
-    return {
-        "mistakes": table_of(
-            Mistake,
-            mistakes(study),
-            "Mistakes nearest the boundary, and the most confident ones",
-            "Margin is the probability of the predicted class less that of the second. The label noise "
-            "of a data set shows among the confident mistakes.",
-        ),
-        "error_overlap": table_of(
-            Overlap,
-            counts,
-            "Errors that the target batch sizes share, and errors that one makes alone",
-            "Shares are of the texts that at least one target batch size gets wrong.",
-        ),
-        "error_overlap_examples": table_of(
-            OverlapExample, examples, "Examples of shared and lone errors", "The first ones by position."
-        ),
+def length_bins(words: pd.Series) -> pd.Series:
+    """Quartile bins of word counts, named by the least and most words in them (``12–18``).
+
+    The categories are in ascending order. Equal counts fall into one bin, so there may be fewer than
+    four.
+    """
+    edges = np.unique(np.quantile(words, _QUARTILES))
+    bins = pd.Series(np.searchsorted(edges, words, side="left"), words.index)
+    ends = words.groupby(bins).agg(["min", "max"])
+    names = {
+        number: str(least) if least == most else f"{least}–{most}"
+        for number, least, most in zip(ends.index, ends["min"], ends["max"], strict=True)
     }
+    return bins.map(names).astype(pd.CategoricalDtype(list(names.values()), ordered=True))
 
 
-def shared_errors_sentences(counts: Sequence[Overlap]) -> list[str]:
-    """One sentence per model and rule."""
-    groups: dict[tuple[str, str], dict[str, Overlap]] = {}
-    for row in counts:
-        groups.setdefault((row.model, row.scaling_rule), {})[row.wrong_at] = row
-    return [_shared_sentence(model, rule, rows) for (model, rule), rows in groups.items()]
+def readable(frame: pd.DataFrame, label_names: Sequence[str]) -> pd.DataFrame:
+    """Texts shortened, and classes by their names."""
+    names = dict(enumerate(label_names))
+    classes = {name: frame[name].map(names) for name in ("label", "prediction") if name in frame}
+    return frame.assign(**classes, text=frame["text"].map(shorten))
 
 
-def _shared_sentence(model: str, rule: str, rows: Mapping[str, Overlap]) -> str:
-    total = sum(row.texts for row in rows.values())
-    alone = [f"{row.texts} at {name}" for name, row in rows.items() if name.endswith(" alone")]
-    return (
-        f"{model}, rule {rule}: of {total} test texts that some target batch size gets wrong, "
-        f"{rows[EVERY].texts} are wrong at every one, {', '.join(alone)}."
-    )
+def given_sentences(texts: Sequence[str]) -> list[Sentence]:
+    """The user's own; UserError for one without a word."""
+    for text in texts:
+        if not text.strip():
+            raise UserError("--text is empty: give a sentence")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"--text '{text}' holds bytes that are not text: give it in UTF-8")
+    return [Sentence(text, "given sentence") for text in texts]
+
+
+def choose_sentences(answers: pd.DataFrame, label_names: Sequence[str]) -> list[Sentence]:
+    """Up to three short test sentences: trials disagree on it, all get it right, all get it wrong.
+
+    Ties go to the shorter text, then to the lower row_id.
+    """
+    each = answers.drop_duplicates(["trial_hash", "row_id"]).groupby("row_id")
+    texts = each.first().assign(wrong=each["wrong"].mean())
+    words = texts["text"].map(count_words)
+    scores = {
+        "trials disagree": texts["wrong"].where(texts["wrong"] < 0.5, 1 - texts["wrong"]),
+        "all trials are right": texts["wrong"] == 0,
+        "all trials are wrong": texts["wrong"] == 1,
+    }
+    found = []
+    for why, score in scores.items():
+        order = pd.DataFrame(
+            {"long": ~words.isin(_READABLE_WORDS), "score": -score.astype(float), "words": words}
+        )
+        order = order[score > 0].sort_values(["long", "score", "words", "row_id"])
+        for row_id in order.index[:1]:
+            label = label_names[texts["label"][row_id]]
+            found.append(Sentence(texts["text"][row_id], f"{why}, label {label}"))
+    return found

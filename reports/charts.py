@@ -1,0 +1,270 @@
+"""The pictures of a study: training curves, accuracies with their intervals, gradient noise."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+from reports.canvas import batch_colour, draw_line, draw_points, figure, legend_below, plain, png
+from reports.content import Picture
+from reports.evidence.statistics import wilson_interval
+from reports.prose import slug
+from reports.study_data import StudyData, TrialData
+
+NOISE_CAPTION = (
+    "A diagnostic, not a law: tr(Σ)/‖G‖² of the plain gradient (McCandlish et al. 2018). It takes examples "
+    "for independent draws, counts dropout as noise and knows nothing of Adam. Above the dashed line the "
+    "noise scale exceeds the batch, and a larger batch still averages noise away; far below it, extra "
+    "examples per step are mostly wasted."
+)
+_INTERVALS = (
+    "Bars: Wilson 95 % intervals{seeds}. All trials are tested on the same examples, so overlapping bars "
+    "do not mean that a difference is absent: the verdicts compare example by example."
+)
+_SMOOTHED = "Faint: as logged; strong: running mean."
+_BEST = "The dot marks the best epoch."
+_TRAIN = {  # over what a training curve is drawn -> its caption
+    "step": _SMOOTHED,
+    "examples": f"{_SMOOTHED} At equal examples a larger batch has taken fewer steps.",
+    "epoch": "",
+}
+_X_LABELS = {
+    "step": "optimizer steps (log scale)",
+    "examples": "training examples seen",
+    "epoch": "epoch",
+}
+_SIZE = (5.4, 4.3)  # inches: one picture fills a phone, two stand side by side on a desktop
+_SPREAD = 0.14  # octaves between the markers that stand side by side at one batch size
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)))
+_MARKERS = "os^DvP"
+
+
+class _Curve(NamedTuple):
+    """A kind of line chart: a column of the epochs or steps over ``step``, ``examples`` or ``epoch``."""
+
+    name: str
+    column: str
+    over: str
+    title: str
+    label: str
+    caption: str = ""
+
+
+_LEARNING_RATE = _Curve(
+    "learning_rate", "learning_rate_per_step", "step", "learning rate", "learning rate (log scale)"
+)
+_NOISE = _Curve(
+    "noise_scale_by_epoch",
+    "noise_scale",
+    "epoch",
+    "gradient noise scale by epoch",
+    "noise scale (examples, log scale)",
+    "Few windows are measured in an epoch: read the trend, not the single point.",
+)
+
+
+def _curves(metrics: Mapping[str, str]) -> list[_Curve]:
+    """The curves of all metrics (name -> axis label), in the order of the page."""
+    train, val = [], []
+    for metric, label in metrics.items():
+        word = "accuracy" if metric == "acc" else metric
+        for over, caption in _TRAIN.items():
+            column = f"train_{metric}" if over == "epoch" else f"train_{metric}_per_step"
+            title = f"train {word} by {'examples seen' if over == 'examples' else over}"
+            train.append(_Curve(f"train_{metric}_by_{over}", column, over, title, label, caption))
+        val.append(_Curve(f"val_{metric}", f"val_{metric}", "epoch", f"val {word}", label, _BEST))
+    return [*train, *val, _LEARNING_RATE]
+
+
+def curve_pictures(study: StudyData) -> Iterator[Picture]:
+    """Every curve of every model; a kind that no trial has logged is left out."""
+    for model in study.axis_values("model"):
+        for curve in _curves(study.plan.metrics):
+            if lines := _lines(study, study.trials_of(model), curve):
+                names = ", ".join(trial.label for trial, _ in lines)
+                over = _X_LABELS[curve.over]
+                alt = f"Line chart of {curve.label} over {over} for {model}; lines: {names}."
+                yield _line_picture(study, model, curve, lines, alt)
+
+
+def _lines(
+    study: StudyData, trials: Sequence[TrialData], curve: _Curve
+) -> list[tuple[TrialData, pd.Series]]:
+    """The curve of each trial that has logged it."""
+    tables = [(trial, trial.epochs if curve.over == "epoch" else trial.steps) for trial in trials]
+    lines = [(trial, table[curve.column].dropna()) for trial, table in tables if curve.column in table]
+    if curve.over == "examples":
+        lines = [(trial, line.set_axis(_examples_seen(study, trial, line.index))) for trial, line in lines]
+    return [(trial, line) for trial, line in lines if not line.empty]
+
+
+def _examples_seen(study: StudyData, trial: TrialData, steps: pd.Index) -> pd.Index:
+    """Examples after a number of optimizer steps: the last window of an epoch may be short."""
+    examples = study.plan.dataset.sizes["train"]
+    epochs, rest = divmod(steps, trial.config.steps_per_epoch(examples))
+    return epochs * examples + rest * trial.config.target_batch_size
+
+
+def _line_picture(
+    study: StudyData, model: str, curve: _Curve, lines: Sequence[tuple[TrialData, pd.Series]], alt: str
+) -> Picture:
+    drawn, axes = _new_figure()
+    for trial, line in lines:
+        colour = batch_colour(trial.config.target_batch_size, study.axis_values("target_batch_size"))
+        dashes = _DASHES[_place(study, trial) % len(_DASHES)]
+        marker = "." if curve is _NOISE or len(line) == 1 else None
+        style = {"label": trial.label, "color": colour, "linestyle": dashes, "marker": marker}
+        draw_line(axes, line, smooth=curve.caption.startswith(_SMOOTHED), **style)
+        if curve.caption == _BEST and trial.best_epoch in line.index:
+            axes.plot([trial.best_epoch], [line[trial.best_epoch]], "o", color=colour, markersize=6)
+    axes.set_xlabel(_X_LABELS[curve.over])
+    axes.set_ylabel(curve.label)
+    if curve.over == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if curve.over == "step":
+        axes.set_xscale("log")
+    if curve in (_LEARNING_RATE, _NOISE):
+        axes.set_yscale("log")
+    return _finished(drawn, model, curve.name, curve.title, caption=curve.caption, alt=alt)
+
+
+def accuracy_pictures(study: StudyData) -> Iterator[Picture]:
+    """Per model: test accuracy of the best and the last epoch, and val_acc at the best epoch."""
+    names = ("test_acc", "last_test_acc", "best_val_acc")
+    results = study.cells.assign(**{name: study.metric(name) for name in names})
+    for _, own in results.groupby("model", sort=False):
+        if own["test_acc"].notna().any():
+            yield _accuracy_picture(study, own, names[:2], "test_acc", "test accuracy")
+        if own["best_val_acc"].notna().any():
+            yield _accuracy_picture(study, own, names[2:], "val_acc_at_best_epoch", "val_acc@best epoch")
+
+
+def _accuracy_picture(
+    study: StudyData, results: pd.DataFrame, metrics: Sequence[str], name: str, what: str
+) -> Picture:
+    """The first metric is drawn with filled markers, the second with open ones."""
+    (drawn, axes), model = _new_figure(), results["model"].iloc[0]
+    batches, rules = sorted(study.axis_values("target_batch_size")), study.axis_values("scaling_rule")
+    examples = study.plan.dataset.sizes["test" if "test_acc" in metrics else "val"]
+    slots = [(number, rule, metric) for number, rule in enumerate(rules) for metric in metrics]
+    for place, (number, rule, metric) in enumerate(slots):
+        own = results[results["scaling_rule"] == rule].dropna(subset=metric)
+        for batch, values in own.groupby("target_batch_size")[metric]:
+            colour = batch_colour(batch, batches)
+            style = {"color": colour, "markerfacecolor": colour if metric == metrics[0] else "white"}
+            x = batch * 2 ** (_SPREAD * (place - (len(slots) - 1) / 2))
+            _draw_accuracy(axes, x, list(values), examples, fmt=_MARKERS[number % len(_MARKERS)], **style)
+    for number, rule in enumerate(rules):
+        marker = _MARKERS[number % len(_MARKERS)]
+        axes.plot([], [], marker, color="dimgray", label=rule, markersize=7)
+    if len(metrics) > 1:
+        axes.plot([], [], "o", color="dimgray", label="best epoch (filled)")
+        axes.plot([], [], "o", color="dimgray", markerfacecolor="white", label="last epoch (open)")
+    _batch_axis(axes, batches)
+    axes.set_ylabel(f"{what} (fraction correct)")
+    several = len(study.axis_values("seed")) > 1
+    seeds = "; with several seeds their mean, and each seed as a dot" if several else ""
+    return _finished(
+        drawn,
+        model,
+        name,
+        f"{what} by target batch size",
+        caption=_INTERVALS.format(seeds=seeds),
+        alt=f"{what} of {model} by target batch size and scaling rule, with 95 % intervals; "
+        "the numbers are in the tables.",
+        columns=max(2, len(rules)),
+        legend="",
+    )
+
+
+def _draw_accuracy(axes: Axes, x: float, values: Sequence[float], examples: int, **style: Any) -> None:
+    """Draw the accuracies of all seeds at a point: their mean with its interval, and each as a dot."""
+    mean = fmean(values)
+    interval = wilson_interval(min(mean * examples, examples), examples)
+    draw_points(axes, [x], [mean], [interval], markersize=7, capsize=3, linewidth=1.2, **style)
+    if len(values) > 1:
+        axes.plot([x] * len(values), values, ".", color="black", markersize=3, alpha=0.6)
+
+
+def noise_scale(trial: TrialData) -> float:
+    """tr(Σ)/‖G‖² of a whole training, in examples; both terms are averaged before they are divided.
+
+    NaN where it was not measured, or where ‖G‖² drowned in the noise.
+    """
+    if "gradient_variance" not in trial.epochs:
+        return math.nan
+    terms = trial.epochs[["gradient_variance", "gradient_norm_squared"]].dropna().mean()
+    if not terms["gradient_norm_squared"] > 0:
+        return math.nan
+    return float(terms["gradient_variance"] / terms["gradient_norm_squared"])
+
+
+def noise_pictures(study: StudyData) -> Iterator[Picture]:
+    """Per model: the noise scale of each trial over its whole training, and epoch by epoch."""
+    for model in study.axis_values("model"):
+        trials = [trial for trial in study.trials_of(model) if not math.isnan(noise_scale(trial))]
+        if trials:
+            yield _noise_picture(study, model, trials)
+        if lines := _lines(study, trials, _NOISE):
+            alt = f"Gradient noise scale of each trial of {model} by epoch."
+            yield _line_picture(study, model, _NOISE, lines, alt)
+
+
+def _noise_picture(study: StudyData, model: str, trials: Sequence[TrialData]) -> Picture:
+    (drawn, axes), batches = _new_figure(), sorted(study.axis_values("target_batch_size"))
+    axes.plot(batches, batches, "--", color="dimgray", linewidth=1, label="target batch size")
+    for trial in trials:
+        batch, marker = trial.config.target_batch_size, _MARKERS[_place(study, trial) % len(_MARKERS)]
+        style = {"color": batch_colour(batch, batches), "marker": marker, "linestyle": ""}
+        axes.plot([batch], [noise_scale(trial)], label=trial.label, markersize=8, **style)
+    _batch_axis(axes, batches)
+    axes.set_yscale("log")
+    axes.set_ylabel(_NOISE.label)
+    alt = f"Gradient noise scale of each trial of {model} against its target batch size."
+    return _finished(drawn, model, "noise_scale", "gradient noise scale", caption=NOISE_CAPTION, alt=alt)
+
+
+def _place(study: StudyData, trial: TrialData) -> int:
+    """The place of a trial's first scaling rule among the study's: it decides the dashes and the marker."""
+    return study.axis_values("scaling_rule").index(trial.scaling_rules[0])
+
+
+def _new_figure() -> tuple[Figure, Axes]:
+    drawn = figure(*_SIZE)
+    axes = drawn.add_subplot()
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return drawn, axes
+
+
+def _batch_axis(axes: Axes, batches: Sequence[int]) -> None:
+    """A logarithmic axis whose only ticks are the grid's target batch sizes."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(list(batches)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([f"{batch:,}" for batch in batches])
+    axes.set_xlabel("target batch size (examples per optimizer step)")
+
+
+def _finished(
+    drawn: Figure,
+    model: str,
+    name: str,
+    title: str,
+    *,
+    caption: str,
+    alt: str,
+    columns: int = 3,
+    legend: str = "target batch size · scaling rule",
+) -> Picture:
+    """The picture of a model, with its title and its legend."""
+    (axes,), title = drawn.axes, f"{model}: {title}"
+    axes.set_title(plain(title), fontsize="medium", loc="left")
+    sizes = {"fontsize": "small", "title_fontsize": "small", "handlelength": 3}
+    legend_below(drawn, axes, columns, title=legend, **sizes)
+    return Picture(f"{slug(model)}_{name}", title, caption, alt, png(drawn))
