@@ -34,7 +34,11 @@ class Progress(RichProgress):
             refresh_per_second=4,
             disable=not console.is_terminal,
         )
-        blank: dict[str, Any] = dict.fromkeys(columns, "") | {"state": "waiting", "ETA": "waiting", "seconds": None}
+        blank: dict[str, Any] = dict.fromkeys(columns, "") | {
+            "state": "waiting",
+            "ETA": "waiting",
+            "seconds": None,
+        }
         self._trials = {
             trial_hash: self.add_task(printable(name), total=epochs[trial_hash], **blank)
             for trial_hash, name in names.items()

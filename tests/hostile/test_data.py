@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from reports.csv_files import csv_text
 
 from errors import UserError
-from reports.csv_files import csv_text
 from tests.helpers import TINY_MODELS, make_config
 from tests.hostile.junk import NASTY
 from trainables.assets import prepare_assets
