@@ -78,7 +78,7 @@ class StudyStorage:
             self.owner = {"process": process, "storage_id": storage_id or uuid4().hex}
             self._lock.write_text("\n".join(self.owner.values()))
             shutil.rmtree(self._scratch, ignore_errors=True)
-            self._scratch.mkdir()
+            self._scratch.mkdir(parents=True)
             tempfile.tempdir = str(self._scratch)
             yield
         finally:

@@ -37,7 +37,7 @@ BAD_INPUT = {
     "engine": ([*DEMO, "--engine", "troch"], "did you mean torch"),
     "precision": ([*DEMO, "--precision", "fp61"], "precision"),
     "epochs": ([*DEMO, "--epochs", "0"], "epochs must be greater than 0"),
-    "learning rate": ([*DEMO, "--base-lr", "nan"], "base_lr must be a finite number"),
+    "learning rate": ([*DEMO, "--base-lr", "nan"], "--base-lr must be a finite number"),
     "physical batch size": ([*DEMO, "--physical-batch-size", "big"], "must be a number or auto"),
     "setting": ([*DEMO, "--set", "droput=0.2"], "did you mean head_dropout"),
     "setting value": ([*DEMO, "--set", "dropout=much"], "dropout must be a valid number"),
@@ -54,7 +54,7 @@ BAD_INPUT = {
     "gpus": ([*DEMO, "--gpus-per-trial", "2"], "--gpus-per-trial must be less than or equal to 1"),
     "cpus": ([*DEMO, "--cpus-per-trial", "0"], "--cpus-per-trial must be greater than 0"),
     "concurrency": ([*DEMO, "--max-concurrent", "0"], "--max-concurrent must be greater than"),
-    "cluster": ([*DEMO, "--ray-address", "127.0.0.1:1"], "say --precision"),
+    "cluster": (["--space", "fixed_lr", "--ray-address", "127.0.0.1:1"], "say --precision"),
     "hub data": (["--space", "fixed_lr", "--models", "bert-tiny"], "'stanfordnlp/imdb' cannot be read"),
     "hub model": (["--space", "fixed_lr", "--dataset", "demo-reviews"], "cannot be loaded"),
 }
