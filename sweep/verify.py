@@ -33,7 +33,7 @@ def verify(models: Sequence[str] | None) -> bool:
         outline(name, config)
         for engine in ENGINES:
             with console.status(Text(printable(f"{name}, {engine}"))):
-                found = check_model(name, config, engine, device)
+                found = check_model(config, engine, device)
             for window, group in itertools.groupby(found, key=lambda error: error.window):
                 table.add_row(Text(printable(name.rsplit("/", 1)[-1])), engine, window, *map(_text, group))
             errors += found

@@ -94,7 +94,7 @@ SUMS = {("full", 1), ("full", 4), ("full", 5), ("full", 7), ("short tail", 1), (
 )
 @pytest.mark.parametrize("model", TINY_MODELS)
 def test_the_check_finds_exactly_the_windows_whose_gradient_is_wrong(model, build, wrong):
-    errors = compare_gradients(model, load_architecture(model), "in this test", build)
+    errors = compare_gradients(load_architecture(model), build)
     assert len(errors) == 2 * len(PHYSICAL_BATCH_SIZES)
     found = {(e.window.split(",")[0], e.physical_batch_size) for e in errors if not e.is_small}
     assert found == wrong
@@ -103,7 +103,7 @@ def test_the_check_finds_exactly_the_windows_whose_gradient_is_wrong(model, buil
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("model", TINY_MODELS)
 def test_any_window_gets_its_whole_gradient_at_any_physical_batch_size(model, engine):
-    errors = check_model(model, load_architecture(model), engine)
+    errors = check_model(load_architecture(model), engine)
     assert {e.physical_batch_size for e in errors} == set(PHYSICAL_BATCH_SIZES)
     assert {e.window for e in errors} == {"full, 12 examples", "short tail, 5 examples"}
     assert all(e.is_small for e in errors), errors

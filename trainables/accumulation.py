@@ -11,7 +11,7 @@ can be accumulated again from its start. Once its update has begun it cannot: th
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -35,26 +35,8 @@ class StepResult(NamedTuple):
 def _nothing() -> None: ...
 
 
-class Engine(Protocol):
-    """Who does the accumulation. An optimizer step is ``accumulate`` and then ``update``, once each."""
-
-    def accumulate(
-        self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = _nothing
-    ) -> StepResult:
-        """Leave in ``.grad`` the gradient of the mean loss over all examples of ``micro_batches``.
-
-        ``after_backward`` is called after each of them, when ``.grad`` holds its share. Starts from
-        nothing, also where an earlier call was cut short, and does not touch the weights.
-        """
-        ...
-
-    def update(self) -> None:
-        """Let the optimizer change the weights by what was accumulated."""
-        ...
-
-
 class TorchEngine:
-    """The accumulation loop in plain PyTorch."""
+    """The accumulation loop in plain PyTorch. A step is ``accumulate`` and then ``update``, once each."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, precision: str) -> None:
         self.model = model
@@ -64,7 +46,11 @@ class TorchEngine:
     def accumulate(
         self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = _nothing
     ) -> StepResult:
-        """See ``Engine``."""
+        """Leave in ``.grad`` the gradient of the mean loss over all examples of ``micro_batches``.
+
+        ``after_backward`` is called after each of them, when ``.grad`` holds its share. Starts from
+        nothing, also where an earlier call was cut short, and does not touch the weights.
+        """
         examples = sum(map(len, micro_batches))
         losses, hits = [], []
         self.optimizer.zero_grad()
@@ -79,7 +65,6 @@ class TorchEngine:
         return StepResult(torch.stack(losses).sum(), torch.stack(hits).sum(), examples)
 
     def update(self) -> None:
-        """See ``Engine``."""
         self.optimizer.step()
 
 
@@ -97,14 +82,12 @@ class AccelerateEngine:
     def accumulate(
         self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = _nothing
     ) -> StepResult:
-        """See ``Engine``.
+        """Do what ``TorchEngine.accumulate`` does.
 
-        ``backward`` divides by the number of accumulation steps that the accelerator was told, and
-        ``accumulate`` lets the optimizer step when its own counter has reached it. A short last window
-        has fewer micro-batches, so it is told how many there are, every time, and the division is
-        undone: left alone, a window of 17 of 32 micro-batches would keep 17/32 of its gradient. The model
-        is asked to drop its gradients, because after a window that was cut short, in the middle of an
-        accumulation, the prepared optimizer would ignore it.
+        Accelerate divides by the number of accumulation steps that it was told. A short last window has
+        fewer micro-batches, so it is told how many there are, every time, and the division is undone: left
+        alone, a window of 17 of 32 micro-batches would keep 17/32 of its gradient. The model drops the
+        gradients, because after a window that was cut short the prepared optimizer would refuse to.
         """
         examples, steps = sum(map(len, micro_batches)), len(micro_batches)
         self.accelerator.gradient_accumulation_steps = steps
@@ -122,10 +105,10 @@ class AccelerateEngine:
         return StepResult(torch.stack(losses).sum(), torch.stack(hits).sum(), examples)
 
     def update(self) -> None:
-        """See ``Engine``. The last micro-batch has told the optimizer that the window is whole."""
-        self.optimizer.step()
+        self.optimizer.step()  # the last micro-batch has told it that the window is whole
 
 
+Engine = TorchEngine | AccelerateEngine
 ENGINES: dict[str, Callable[[nn.Module, Optimizer, str], Engine]] = {
     "torch": TorchEngine,
     "accelerate": AccelerateEngine,

@@ -42,7 +42,6 @@ class ModelAssets:
 
     @property
     def encoder(self) -> EncoderAssets:
-        """The pretrained encoder."""
         return self.trial.encoder
 
 

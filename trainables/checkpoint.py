@@ -1,8 +1,7 @@
 """A trial's whole state on disk: complete and verified, or not at all.
 
 A checkpoint is a folder. Its manifest, written last, names every file with its SHA-256, so a folder
-that a crash or a full disk left half-written, or a disk has changed, is recognised. It is the only copy
-of what a trial has learned until its models are uploaded.
+that a crash or a full disk left half-written, or a disk has changed, is recognised.
 """
 
 import hashlib
@@ -170,10 +169,11 @@ class TrialFolder:
             try:
                 verify(folder)
                 self._check_origin(folder, assets_digest)
-                self._good = folder
-                return Found(folder, damaged)
             except CorruptCheckpointError as error:
                 damaged.append(str(error))
+            else:
+                self._good = folder
+                return Found(folder, damaged)
         return Found(None, damaged)
 
     def keep_newest(self) -> None:
@@ -185,7 +185,6 @@ class TrialFolder:
         _remove(self.path.glob("partial-*"))
 
     def remove(self) -> None:
-        """Remove the folder."""
         _remove([self.path])
 
     def _newest_first(self) -> list[Path]:
@@ -194,8 +193,8 @@ class TrialFolder:
     def _check_origin(self, folder: Path, assets_digest: str) -> None:
         found = read_progress(folder)
         if found["trial_hash"] != self.trial_hash:
-            whose = f"belongs to trial {found['trial_hash']}, not {self.trial_hash}"
-            raise CorruptCheckpointError(f"{folder} {whose}")
+            other = f"trial {found['trial_hash']}, not {self.trial_hash}"
+            raise CorruptCheckpointError(f"{folder} belongs to {other}")
         if found["assets_digest"] != assets_digest:
             raise CorruptCheckpointError(f"{folder} was trained from other pretrained weights or tokens")
 
@@ -209,10 +208,8 @@ def _flush(folder: Path) -> None:
     """Wait until the files are on disk: a manifest must not outlive a power cut alone."""
     for path in [*folder.iterdir(), folder]:
         descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

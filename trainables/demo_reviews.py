@@ -9,6 +9,7 @@ import random
 
 NAME = "demo-reviews"
 SIZE = 4000
+LABEL_NAMES: tuple[str, ...] = ("negative", "positive")
 LABEL_NOISE = 0.04
 
 _ASPECTS = (

@@ -23,7 +23,6 @@ from transformers import (
 from errors import UserError, first_line
 from trainables.seeding import derive_seed, generator
 from trainables.tiny_encoders import (
-    DEMO_VOCABULARY,
     bert_tiny,
     modernbert_tiny,
     train_cased_tokenizer,
@@ -71,8 +70,7 @@ class EncoderSpec:
     """
 
     hub_id: str | None
-    architecture: Callable[[int], PreTrainedConfig]
-    vocabulary: int
+    architecture: Callable[..., PreTrainedConfig]  # takes a vocab_size other than the pretrained one
     train_tokenizer: Callable[[Iterable[str]], PreTrainedTokenizerBase] | None = None
 
 
@@ -92,33 +90,22 @@ class EncoderAssets:
         return model
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that belongs to the weights."""
         with tempfile.TemporaryDirectory() as folder:
             self.write_tokenizer(Path(folder))
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def write_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer as a Hugging Face folder."""
         for name, content in self.tokenizer_files.items():
             (folder / name).write_bytes(content)
 
 
 ENCODERS: dict[str, EncoderSpec] = {
-    "bert-base": EncoderSpec(
-        "google-bert/bert-base-uncased", lambda vocabulary: BertConfig(vocab_size=vocabulary), 30522
-    ),
-    "modernbert-base": EncoderSpec(
-        "answerdotai/ModernBERT-base",
-        lambda vocabulary: ModernBertConfig(vocab_size=vocabulary),
-        50368,
-    ),
-    "bert-tiny": EncoderSpec(None, bert_tiny, DEMO_VOCABULARY, train_uncased_tokenizer),
-    "modernbert-tiny": EncoderSpec(None, modernbert_tiny, DEMO_VOCABULARY, train_cased_tokenizer),
+    "bert-base": EncoderSpec("google-bert/bert-base-uncased", BertConfig),
+    "modernbert-base": EncoderSpec("answerdotai/ModernBERT-base", ModernBertConfig),
+    "bert-tiny": EncoderSpec(None, bert_tiny, train_uncased_tokenizer),
+    "modernbert-tiny": EncoderSpec(None, modernbert_tiny, train_cased_tokenizer),
 }
-
-_SPELLINGS = {spec.hub_id: name for name, spec in ENCODERS.items() if spec.hub_id} | {
-    "bert-base-uncased": "bert-base"
-}
+_SPELLINGS = {spec.hub_id: name for name, spec in ENCODERS.items()} | {"bert-base-uncased": "bert-base"}
 
 
 def canonical_model(model: str) -> str:
@@ -139,15 +126,14 @@ def canonical_model(model: str) -> str:
 def load_config(model: str) -> PreTrainedConfig:
     """The architecture of a canonical model name; of a hub id or folder, the one stored there."""
     spec = ENCODERS.get(model)
-    if spec is not None and spec.hub_id is None:
-        return spec.architecture(spec.vocabulary)
-    return _from_hub(model, AutoConfig.from_pretrained)
+    is_tiny = spec is not None and spec.hub_id is None
+    return load_architecture(model) if is_tiny else _from_hub(model, AutoConfig.from_pretrained)
 
 
 def load_architecture(model: str) -> PreTrainedConfig:
     """Like ``load_config``, but models in the table need no hub: their shape is written there."""
     spec = ENCODERS.get(model)
-    return spec.architecture(spec.vocabulary) if spec else load_config(model)
+    return spec.architecture() if spec else load_config(model)
 
 
 def load_encoder(model: str, training_texts: Iterable[str]) -> EncoderAssets:
@@ -159,7 +145,7 @@ def load_encoder(model: str, training_texts: Iterable[str]) -> EncoderAssets:
     spec = ENCODERS.get(model)
     if spec is not None and spec.train_tokenizer is not None:
         tokenizer = spec.train_tokenizer(training_texts)
-        config = spec.architecture(max(8, len(tokenizer)))
+        config = spec.architecture(vocab_size=max(8, len(tokenizer)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(0, "pretrained", model))
             encoder = AutoModel.from_config(config, trust_remote_code=False)

@@ -49,7 +49,6 @@ class ExportedModel:
 
     @property
     def pad_token(self) -> int:
-        """The id that pads a batch."""
         return pad_token(self.tokenizer)
 
     def token_tensors(self, texts: Sequence[str]) -> TokenTensors:
@@ -64,12 +63,8 @@ class ExportedModel:
         if not texts:
             return pd.DataFrame({"label": pd.Series(dtype=str), "score": pd.Series(dtype=float)})
         result = evaluate(self.model, self.token_tensors(texts), precision="fp32")
-        return pd.DataFrame(
-            {
-                "label": [self.card.label_names[i] for i in result.predictions],
-                "score": result.probabilities.max(axis=1),
-            }
-        )
+        labels = [self.card.label_names[i] for i in result.predictions]
+        return pd.DataFrame({"label": labels, "score": result.probabilities.max(axis=1)})
 
 
 def export_model(folder: Path, weights_file: Path, encoder: EncoderAssets, card: ClassifierCard) -> None:
@@ -101,11 +96,9 @@ def _load_pyfunc(data_path: str) -> ExportedModel:
 
 
 def _texts(model_input: Any) -> list[str]:
-    if isinstance(model_input, str):
-        return [model_input]
     if isinstance(model_input, pd.DataFrame):
         model_input = model_input.iloc[:, 0]
-    texts = list(model_input)
+    texts = [model_input] if isinstance(model_input, str) else list(model_input)
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"a text is needed, not {text!r}")

@@ -1,7 +1,7 @@
 """The gradient that an engine hands to the optimizer against the whole window's, in float64."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,18 +23,16 @@ PHYSICAL_BATCH_SIZES = (1, 4, 5, 7, 12)
 _MAX_TOKENS = 12
 _CPU = torch.device("cpu")
 
-EngineFactory = Callable[[nn.Module, Optimizer, int], Engine]
+EngineFactory = Callable[[nn.Module, Optimizer, int], Engine]  # the last: micro-batches of a full window
 
 
 @dataclass(frozen=True)
 class GradientError:
     """One comparison: |engine's gradient - whole window's gradient| / |whole window's gradient|."""
 
-    model: str
-    engine: str
     window: str
     physical_batch_size: int
-    relative_error: float
+    relative_error: float  # NaN where the engine made no step: a dropped tail is as wrong
 
     @property
     def is_small(self) -> bool:
@@ -43,34 +41,24 @@ class GradientError:
 
 
 class GradientRecorder(Optimizer):
-    """An optimizer that keeps each gradient it is given and changes nothing."""
+    """An optimizer that keeps the gradient it is given, flattened, and changes nothing."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         super().__init__(parameters, {})
-        self.gradients: list[Tensor] = []
+        self.gradient: Tensor | None = None
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Keep the gradient of all parameters, flattened."""
-        self.gradients.append(_flat([p.grad for p in self.param_groups[0]["params"]]))
+        self.gradient = _flat_gradient(self.param_groups[0]["params"])
 
 
-def check_model(
-    name: str, config: PreTrainedConfig, engine: str, device: torch.device = _CPU
-) -> list[GradientError]:
+def check_model(config: PreTrainedConfig, engine: str, device: torch.device = _CPU) -> list[GradientError]:
     """Compare an architecture's gradients under one engine of the table; dropout is off."""
-
-    def build(model: nn.Module, optimizer: Optimizer, accumulation_steps: int) -> Engine:
-        return ENGINES[engine](model, optimizer, "fp32")
-
-    return compare_gradients(name, config, engine, build, device)
+    build = ENGINES[engine]
+    return compare_gradients(config, lambda model, optimizer, _: build(model, optimizer, "fp32"), device)
 
 
 def compare_gradients(
-    name: str,
-    config: PreTrainedConfig,
-    engine: str,
-    build: EngineFactory,
-    device: torch.device = _CPU,
+    config: PreTrainedConfig, build: EngineFactory, device: torch.device = _CPU
 ) -> list[GradientError]:
     """Run a full window and then a short tail through the engine, at several physical batch sizes."""
     with torch.random.fork_rng(devices=[]):
@@ -86,13 +74,13 @@ def compare_gradients(
     errors = []
     for physical in PHYSICAL_BATCH_SIZES:
         recorder = GradientRecorder(model.parameters())
-        runner = build(model, recorder, math.ceil(FULL_WINDOW / physical))
-        for window in windows.values():
-            runner.accumulate(data.batches(window, physical))
-            runner.update()
-        for number, label in enumerate(windows):
-            error = _relative_error(recorder.gradients, number, expected[label])
-            errors.append(GradientError(name, engine, label, physical, error))
+        engine = build(model, recorder, math.ceil(FULL_WINDOW / physical))
+        for label, window in windows.items():
+            recorder.gradient = None
+            engine.accumulate(data.batches(window, physical))
+            engine.update()
+            error = _relative_error(recorder.gradient, expected[label])
+            errors.append(GradientError(label, physical, error))
     return sorted(errors, key=lambda error: error.window)  # stable: sizes stay in order
 
 
@@ -101,20 +89,15 @@ def whole_window_gradient(model: nn.Module, data: TokenTensors, window: Tensor) 
     model.zero_grad()
     batch = data.batch(window)
     F.cross_entropy(model(batch.input_ids, batch.attention_mask), batch.labels).backward()
-    gradient = _flat([p.grad for p in model.parameters()])
-    model.zero_grad()
-    return gradient
+    return _flat_gradient(model.parameters())
 
 
-def _relative_error(gradients: Sequence[Tensor], number: int, expected: Tensor) -> float:
-    """NaN where the engine never made that step: a dropped tail is as wrong as a wrong gradient."""
-    if number >= len(gradients):
-        return math.nan
-    return float((gradients[number] - expected).norm() / expected.norm())
+def _relative_error(gradient: Tensor | None, expected: Tensor) -> float:
+    return math.nan if gradient is None else float((gradient - expected).norm() / expected.norm())
 
 
-def _flat(gradients: Sequence[Tensor | None]) -> Tensor:
-    return torch.cat([g.flatten().clone() for g in gradients if g is not None])
+def _flat_gradient(parameters: Iterable[Tensor]) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
 
 def _random_texts(vocabulary: int, device: torch.device) -> TokenTensors:

@@ -43,10 +43,9 @@ def free_memory() -> None:
 
 
 def half_after(error: Exception, size: int) -> int:
-    """Half of ``size``, for the next attempt after one that ended with ``error``; frees what that one held.
+    """Half of ``size``, for another attempt after one that ended with ``error``; frees what it held.
 
-    Raises ``error`` itself where it does not say that memory ran out, and DoesNotFitError where ``size``
-    is 1.
+    Raises ``error`` itself unless memory ran out, and DoesNotFitError where ``size`` is 1.
     """
     if not is_out_of_memory(error):
         raise error

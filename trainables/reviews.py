@@ -1,9 +1,10 @@
 """Data sets -> checked, deduplicated reviews -> seeded, stratified 8:1:1 splits."""
 
+import contextlib
 import hashlib
+import json
 import math
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -23,12 +24,6 @@ from trainables import demo_reviews
 SPLITS = ("train", "val", "test")
 MIN_PER_CLASS = 20  # so that each of the 8:1:1 splits gets every class
 _FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-
-# one of the two escapes, such as \ud83d\ude00, that JSON needs for a character beyond the first 65,536
-_HALF_CHARACTER = re.compile(
-    rb"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB][\da-fA-F]{2}(?!\\u[dD][c-fC-F])"
-    rb"|(?<!\\u[dD][89abAB][\da-fA-F]{2})\\u[dD][c-fC-F][\da-fA-F]{2})"
-)
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,6 @@ class ReviewSplits:
     duplicates_dropped: int
 
     def sizes(self) -> dict[str, int]:
-        """Examples in each split, by its name."""
         return {name: len(getattr(self, name).texts) for name in SPLITS}
 
     def digest(self) -> str:
@@ -78,56 +72,64 @@ def load_splits(config: TrialConfig) -> ReviewSplits:
     Raises UserError for anything that is wrong with the data.
     """
     reviews = load_reviews(config)
-    _check_class_sizes(reviews)
-    held_out = len(reviews.texts) // 10
-
-    def split(indices: np.ndarray, second: int) -> list[np.ndarray]:
-        return train_test_split(
-            indices,
-            test_size=second,
-            stratify=reviews.labels[indices],
-            random_state=config.split_seed,
+    counts = np.bincount(reviews.labels, minlength=len(reviews.label_names))
+    if counts.min() < MIN_PER_CLASS:
+        raise UserError(
+            f"class '{reviews.label_names[counts.argmin()]}' has {counts.min()} examples; "
+            f"an 8:1:1 split needs at least {MIN_PER_CLASS} of each class"
         )
-
-    train, rest = split(np.arange(len(reviews.texts)), 2 * held_out)
-    val, test = split(rest, held_out)
-    sizes = {"--train-size": config.train_size, "--eval-size": config.eval_size}
-    for flag, available in (("--train-size", len(train)), ("--eval-size", held_out)):
-        wanted = sizes[flag]
-        if wanted is not None and not len(reviews.label_names) <= wanted <= available:
-            raise UserError(
-                f"{flag} {wanted} is not between the {len(reviews.label_names)} classes and the "
-                f"{available} examples of that split"
-            )
-
-    def subset(indices: np.ndarray, size: int | None) -> Reviews:
-        try:
-            return reviews.select(indices if size is None else split(indices, size)[1])
-        except ValueError:  # a class is too rare, or too little is left out, to choose by class
-            return reviews.select(indices[:size])
-
+    held_out = len(reviews.texts) // 10
+    train, rest = _divided(reviews, np.arange(len(reviews.texts)), 2 * held_out, config.split_seed)
+    val, test = _divided(reviews, rest, held_out, config.split_seed)
+    _check_size("--train-size", config.train_size, len(train), len(counts))
+    _check_size("--eval-size", config.eval_size, held_out, len(counts))
     return ReviewSplits(
-        train=subset(train, config.train_size),
-        val=subset(val, config.eval_size),
-        test=subset(test, config.eval_size),
+        train=_subset(reviews, train, config.train_size, config.split_seed),
+        val=_subset(reviews, val, config.eval_size, config.split_seed),
+        test=_subset(reviews, test, config.eval_size, config.split_seed),
         label_names=reviews.label_names,
         duplicates_dropped=reviews.duplicates_dropped,
     )
+
+
+def _divided(reviews: Reviews, indices: np.ndarray, second: int, seed: int) -> list[np.ndarray]:
+    """``indices`` in two parts of the same share of every class; ``second`` of them in the second."""
+    labels = reviews.labels[indices]
+    return train_test_split(indices, test_size=second, stratify=labels, random_state=seed)
+
+
+def _check_size(flag: str, wanted: int | None, available: int, classes: int) -> None:
+    if wanted is not None and not classes <= wanted <= available:
+        limits = f"the {classes} classes and the {available} examples of that split"
+        raise UserError(f"{flag} {wanted} is not between {limits}")
+
+
+def _subset(reviews: Reviews, indices: np.ndarray, size: int | None, seed: int) -> Reviews:
+    if size is None:
+        return reviews.select(indices)
+    try:
+        return reviews.select(_divided(reviews, indices, size, seed)[1])
+    except ValueError:  # a class is too rare, or too little is left out, to choose by class
+        return reviews.select(indices[:size])
 
 
 def load_reviews(config: TrialConfig) -> Reviews:
     """Load and check a data set: a hub id, a local folder, or one CSV, JSON or Parquet file."""
     if config.dataset == demo_reviews.NAME:
         texts, classes = demo_reviews.generate()
-        names = ("negative", "positive")
-        return _deduplicated(texts, np.array(classes), names, config.keep_duplicates)
-    table = _load_table(config.dataset)
-    for column in (config.text_column, config.label_column):
-        if column not in table.column_names:
-            raise unknown(f"column of {config.dataset}", column, table.column_names)
-    texts = _checked_texts(table[config.text_column], config.text_column)
-    labels, label_names = _checked_labels(table, config.label_column)
-    return _deduplicated(texts, labels, label_names, config.keep_duplicates)
+        labels, label_names = np.array(classes), demo_reviews.LABEL_NAMES
+    else:
+        table = _load_table(config.dataset)
+        for column in (config.text_column, config.label_column):
+            if column not in table.column_names:
+                raise unknown(f"column of {config.dataset}", column, table.column_names)
+        texts = _checked_texts(table[config.text_column], config.text_column)
+        labels, label_names = _checked_labels(table, config.label_column)
+    row_ids = np.arange(len(texts))
+    if not config.keep_duplicates:
+        row_ids = np.flatnonzero(~pd.Series(texts, dtype=object).duplicated())
+    kept = [texts[i] for i in row_ids]
+    return Reviews(kept, labels[row_ids].astype(np.int64), row_ids, label_names, len(texts) - len(kept))
 
 
 def _load_table(dataset: str) -> datasets.Dataset:
@@ -157,47 +159,47 @@ def _load_table(dataset: str) -> datasets.Dataset:
 def _load_local(path: Path) -> datasets.DatasetDict:
     """Read a file or a folder into memory: no copy of somebody's reviews stays in the user's cache."""
     with tempfile.TemporaryDirectory() as cache, warnings.catch_warnings():
-        # rows longer than the header: pandas would move the columns, or leave the rest out, and go on
+        # rows longer than the header: pandas would move the columns, or leave the rest out
         warnings.simplefilter("error", pd.errors.ParserWarning)
         options: dict[str, Any] = {"cache_dir": cache, "keep_in_memory": True}
+        if (path / "state.json").exists():  # written by Dataset.save_to_disk
+            return datasets.DatasetDict(train=datasets.load_from_disk(str(path), keep_in_memory=True))
         if path.is_dir():
             return datasets.load_dataset(str(path), **options)
-        if path.suffix == ".json" and _HALF_CHARACTER.search(path.read_bytes()):
-            raise ValueError("it spells half of a character, which would be left out")
-        kind = _FILE_FORMATS[path.suffix]
-        if kind == "csv":
+        if path.suffix == ".json":
+            _check_characters(path)
+        if path.suffix == ".csv":
             options["index_col"] = False
-        return datasets.load_dataset(kind, data_files=str(path), **options)
+        return datasets.load_dataset(_FILE_FORMATS[path.suffix], data_files=str(path), **options)
+
+
+def _check_characters(path: Path) -> None:
+    """Raise ValueError where JSON spells half of a character, as in "\\ud83d", which would be left out."""
+    with contextlib.suppress(json.JSONDecodeError):  # a file of lines; the library checks those itself
+        json.dumps(json.loads(path.read_bytes()), ensure_ascii=False).encode()
 
 
 def _checked_texts(column: Sequence[Any], name: str) -> list[str]:
     texts = list(column)
-    bad = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
-    if bad:
-        raise UserError(
-            f"{len(bad)} rows have no text in column '{name}' (the first is row {bad[0]}): "
-            "remove them or name another column with --text-column"
-        )
+    missing = [not isinstance(text, str) or not text.strip() for text in texts]
+    _refuse_rows(np.flatnonzero(missing), name, "text")
     return texts
 
 
 def _checked_labels(table: datasets.Dataset, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    values = list(table[name])
-    feature = table.features[name]
+    """Labels as indices into the sorted classes, (n,) int64, and the names of the classes."""
+    values, feature = list(table[name]), table.features[name]
     has_names = isinstance(feature, datasets.ClassLabel)
-    bad = [i for i, value in enumerate(values) if _is_missing(value, has_names)]
-    if bad:
-        raise UserError(
-            f"{len(bad)} rows have no label in column '{name}' (the first is row {bad[0]}): "
-            "remove them or name another column with --label-column"
-        )
+    unlabelled = -1 if has_names else ""
+    missing = [v is None or v == unlabelled or (isinstance(v, float) and math.isnan(v)) for v in values]
+    _refuse_rows(np.flatnonzero(missing), name, "label")
     if any(isinstance(v, float) and not v.is_integer() for v in values):
         raise UserError(f"column '{name}' holds fractions, not classes: name another --label-column")
     if any(not isinstance(v, (str, int, float)) for v in values):
         raise UserError(f"column '{name}' holds neither numbers nor names: name another one")
     if len({isinstance(v, str) for v in values}) > 1:
         raise UserError(f"column '{name}' mixes numbers and names: give every class a name")
-    values = [int(v) if isinstance(v, (bool, float)) else v for v in values]
+    values = [v if isinstance(v, str) else int(v) for v in values]
     classes = sorted(set(values))
     if len(classes) < 2:
         raise UserError(f"all labels in column '{name}' are {classes}: two classes are needed")
@@ -206,31 +208,9 @@ def _checked_labels(table: datasets.Dataset, name: str) -> tuple[np.ndarray, tup
     return np.array([index[v] for v in values], dtype=np.int64), names
 
 
-def _is_missing(value: Any, is_class_index: bool) -> bool:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return True
-    return value == -1 if is_class_index else value == ""
-
-
-def _deduplicated(
-    texts: list[str], labels: np.ndarray, label_names: tuple[str, ...], keep_duplicates: bool
-) -> Reviews:
-    row_ids = np.arange(len(texts))
-    if not keep_duplicates:
-        first: dict[str, int] = {}
-        for i, text in enumerate(texts):
-            first.setdefault(text, i)
-        row_ids = np.fromiter(first.values(), np.int64, len(first))
-    kept = [texts[i] for i in row_ids]
-    dropped = len(texts) - len(kept)
-    return Reviews(kept, labels[row_ids].astype(np.int64), row_ids, label_names, dropped)
-
-
-def _check_class_sizes(reviews: Reviews) -> None:
-    counts = np.bincount(reviews.labels, minlength=len(reviews.label_names))
-    label, count = int(counts.argmin()), int(counts.min())
-    if count < MIN_PER_CLASS:
+def _refuse_rows(bad: np.ndarray, column: str, what: str) -> None:
+    if len(bad):
         raise UserError(
-            f"class '{reviews.label_names[label]}' has {count} examples; "
-            f"an 8:1:1 split needs at least {MIN_PER_CLASS} of each class"
+            f"{len(bad)} rows have no {what} in column '{column}' (the first is row {bad[0]}): "
+            f"remove them or name another column with --{what}-column"
         )

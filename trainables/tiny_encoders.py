@@ -12,13 +12,19 @@ from transformers import (
 )
 
 DEMO_VOCABULARY = 4096  # tokens at most; the demo corpus has fewer
-_SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 
 
-def bert_tiny(vocabulary: int) -> PreTrainedConfig:
+def bert_tiny(vocab_size: int = DEMO_VOCABULARY) -> PreTrainedConfig:
     """BERT with two layers of width 96."""
     return BertConfig(
-        vocab_size=vocabulary,
+        vocab_size=vocab_size,
         hidden_size=96,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -29,10 +35,10 @@ def bert_tiny(vocabulary: int) -> PreTrainedConfig:
     )
 
 
-def modernbert_tiny(vocabulary: int) -> PreTrainedConfig:
+def modernbert_tiny(vocab_size: int = DEMO_VOCABULARY) -> PreTrainedConfig:
     """ModernBERT with two layers of width 96."""
     return ModernBertConfig(
-        vocab_size=vocabulary,
+        vocab_size=vocab_size,
         hidden_size=96,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -54,15 +60,15 @@ def train_uncased_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.BertNormalizer()
-    return _train_byte_bpe(tokenizer, [pre_tokenizers.BertPreTokenizer()], texts)
+    return _train(tokenizer, [pre_tokenizers.BertPreTokenizer()], texts)
 
 
 def train_cased_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
     """A tokenizer like ModernBERT's: byte-pair merges, letters as they are."""
-    return _train_byte_bpe(Tokenizer(models.BPE()), [], texts)
+    return _train(Tokenizer(models.BPE()), [], texts)
 
 
-def _train_byte_bpe(
+def _train(
     tokenizer: Tokenizer, split: list[pre_tokenizers.PreTokenizer], texts: Iterable[str]
 ) -> PreTrainedTokenizerBase:
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -70,7 +76,7 @@ def _train_byte_bpe(
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=DEMO_VOCABULARY,
-        special_tokens=_SPECIAL_TOKENS,
+        special_tokens=list(_SPECIAL_TOKENS.values()),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -79,11 +85,4 @@ def _train_byte_bpe(
         single="[CLS] $A [SEP]",
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL_TOKENS)

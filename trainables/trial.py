@@ -70,24 +70,21 @@ class Trial:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch."""
         return self.config.steps_per_epoch(len(self.train))
 
     @property
     def epoch(self) -> int:
-        """Finished epochs."""
         return len(self.history)
 
     @property
     def is_finished(self) -> bool:
-        """Whether every epoch has been run."""
         return self.epoch >= self.config.epochs
 
     def run_epoch(self) -> EpochReport:
         """Train on every example once, evaluate on the val split, and report.
 
-        Raises NonFiniteLossError, naming the step, and DoesNotFitError where memory runs out although
-        examples are taken one at a time, or within the optimizer's own step.
+        Raises NonFiniteLossError, naming the step, and DoesNotFitError where no size can be halved any
+        more or memory runs out within the optimizer's own step.
         """
         config, epoch, started = self.config, self.epoch + 1, time.perf_counter()
         steps, rates, samples = [], [], []
