@@ -34,7 +34,7 @@ def add_trial(plan, run, config, assets, folder):
         epoch=best,
         val_acc=val_acc,
     )
-    export_model(folder / "classifier", weight_files(folder)["best"], assets.encoder, card)
+    export_model(folder / "classifier", weight_files(folder)["best"], assets.trial.encoder, card)
     files = ModelFiles(folder / "classifier", "trainables.exported_model", ())
     run.log_models(files, None, best, val_acc)
     model = load_exported_model(folder / "classifier")

@@ -40,10 +40,6 @@ class ModelAssets:
     trial: TrialAssets
     test: TokenArrays
 
-    @property
-    def encoder(self) -> EncoderAssets:
-        return self.trial.encoder
-
 
 def prepare_assets(config: TrialConfig, splits: "ReviewSplits") -> ModelAssets:
     """Load the weights of ``config.model`` and tokenise the splits with its tokenizer."""

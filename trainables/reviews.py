@@ -81,8 +81,11 @@ def load_splits(config: TrialConfig) -> ReviewSplits:
     held_out = len(reviews.texts) // 10
     train, rest = _divided(reviews, np.arange(len(reviews.texts)), 2 * held_out, config.split_seed)
     val, test = _divided(reviews, rest, held_out, config.split_seed)
-    _check_size("--train-size", config.train_size, len(train), len(counts))
-    _check_size("--eval-size", config.eval_size, held_out, len(counts))
+    sizes = {"--train-size": (config.train_size, len(train)), "--eval-size": (config.eval_size, held_out)}
+    for flag, (wanted, available) in sizes.items():
+        if wanted is not None and not len(counts) <= wanted <= available:
+            limits = f"the {len(counts)} classes and the {available} examples of that split"
+            raise UserError(f"{flag} {wanted} is not between {limits}")
     return ReviewSplits(
         train=_subset(reviews, train, config.train_size, config.split_seed),
         val=_subset(reviews, val, config.eval_size, config.split_seed),
@@ -96,12 +99,6 @@ def _divided(reviews: Reviews, indices: np.ndarray, second: int, seed: int) -> l
     """``indices`` in two parts of the same share of every class; ``second`` of them in the second."""
     labels = reviews.labels[indices]
     return train_test_split(indices, test_size=second, stratify=labels, random_state=seed)
-
-
-def _check_size(flag: str, wanted: int | None, available: int, classes: int) -> None:
-    if wanted is not None and not classes <= wanted <= available:
-        limits = f"the {classes} classes and the {available} examples of that split"
-        raise UserError(f"{flag} {wanted} is not between {limits}")
 
 
 def _subset(reviews: Reviews, indices: np.ndarray, size: int | None, seed: int) -> Reviews:
