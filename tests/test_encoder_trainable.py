@@ -12,6 +12,7 @@ from trainables.checkpoint import TrialFolder
 from trainables.encoder_trainable import EncoderTrainable
 from trainables.trial import Trial
 
+pytestmark = pytest.mark.xdist_group("ray")  # one after the other: each takes both cores
 CONFIG = tiny_config(epochs=3, train_size=64)
 
 

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel
 from trainables.encoders import load_encoder
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.xdist_group("ray")  # one after the other: each takes both cores
 STUDY = "small"
 SMALL = "--demo --train-size 320 --eval-size 60 --max-length 32".split()
 COMMAND = [*f"--space batch_lr_grid --name {STUDY} --epochs 2 --models bert-tiny".split(), *SMALL]
@@ -259,6 +260,7 @@ def accepts_connections(port):
         return client_socket.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.slow
 def test_the_registered_model_answers_over_http(study, tmp_path):
     highest = max(run.data.metrics["best_val_acc"] for run in runs(study)[0])
     version = client(study).get_model_version_by_alias(STUDY, "best")

@@ -4,11 +4,13 @@ import random
 
 import pytest
 
-from tests.faults import bench, catalog, in_process
+from tests.faults import bench, catalog
 from tests.faults.bench import Moment
 from tests.faults.postgres import postgres_missing
 from tests.faults.study import NAME, differences, facts, started_anew
 from tracking import StudyStore
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 
 def finished(where, wanted):
@@ -95,27 +97,6 @@ def test_a_tracking_server_that_dies_loses_nothing(uninterrupted, tmp_path):
         where.server.wait_until_healthy()
         where.command.start()
         finished(where, uninterrupted)
-
-
-@pytest.fixture(scope="module")
-def trial_assets(assets):
-    return assets["bert-tiny"]
-
-
-def test_no_byte_range_of_a_checkpoint_can_change_unnoticed(trial_assets, tmp_path):
-    results = list(in_process.every_byte_range(trial_assets, tmp_path, ranges=12))
-    assert len(results) > 50
-    assert not [what for what, problem in results if problem]
-
-
-def test_a_trial_whose_newest_checkpoint_is_damaged_ends_where_it_would_have(trial_assets, tmp_path):
-    for what, problem in in_process.damaged_checkpoints(trial_assets, tmp_path, 8, random.Random(1)):
-        assert not problem, what
-
-
-def test_a_trial_that_runs_out_of_memory_ends_as_if_told_to_halve_there(trial_assets):
-    for what, problem in in_process.exhausted_memory(trial_assets, 4, random.Random(1)):
-        assert not problem, what
 
 
 def test_a_difference_would_be_seen(uninterrupted):
