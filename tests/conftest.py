@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from mlflow.tracking import MlflowClient
+from xdist.scheduler.loadfile import LoadFileScheduling
 
 from tests.helpers import TINY_MODELS, tiny_config
 from tests.small_study import write_small_study
@@ -26,6 +27,22 @@ for profile, examples in {"quick": 15, "full": 100}.items():
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
 settings.load_profile("quick")
+
+
+# each of these takes both cores: one after the other, while the second process runs the rest
+_STARTS_RAY = (
+    "faults/test_studies faults/test_machines hostile/test_footprint test_study test_earlier_version"
+).split()
+
+
+class OneRayAtATime(LoadFileScheduling):
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return "ray" if file.removeprefix("tests/").removesuffix(".py") in _STARTS_RAY else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return OneRayAtATime(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

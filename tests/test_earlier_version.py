@@ -16,7 +16,6 @@ import pytest
 from reports.inside import write_inside
 from tests.test_study import run
 
-pytestmark = pytest.mark.xdist_group("ray")  # one after the other: each takes both cores
 HERE = Path(__file__).parent / "earlier_version"
 COMMAND = (
     "--space fixed_lr --demo --name earlier --models bert-tiny --dataset reviews.csv --epochs 3 "

@@ -12,7 +12,6 @@ from trainables.checkpoint import TrialFolder
 from trainables.encoder_trainable import EncoderTrainable
 from trainables.trial import Trial
 
-pytestmark = pytest.mark.xdist_group("ray")  # one after the other: each takes both cores
 CONFIG = tiny_config(epochs=3, train_size=64)
 
 
@@ -51,10 +50,10 @@ def test_what_a_killed_worker_had_saved_is_reported_before_anything_is_trained(t
     saved(assets, storage, 2)
     first = trainable.step()
     assert [report["epoch"] for report in first["earlier"]] == [1]
-    assert (first["epoch"], first["done"]) == (2, False)
+    assert (first["report"]["epoch"], first["done"]) == (2, False)
     second = trainable.step()
     assert second["earlier"] == []
-    assert (second["epoch"], second["done"]) == (3, True)
+    assert (second["report"]["epoch"], second["done"]) == (3, True)
 
 
 def test_a_trial_that_was_cut_off_after_its_last_epoch_has_nothing_left_to_train(
@@ -62,7 +61,7 @@ def test_a_trial_that_was_cut_off_after_its_last_epoch_has_nothing_left_to_train
 ):
     saved(assets, storage, 3)
     report = trainable.step()
-    assert (report["epoch"], report["done"]) == (3, True)
+    assert (report["report"]["epoch"], report["done"]) == (3, True)
     assert [earlier["epoch"] for earlier in report["earlier"]] == [1, 2]
 
 
@@ -72,7 +71,7 @@ def test_the_epochs_before_a_trial_diverged_are_reported_also_when_it_goes_on(tr
 
     saved(assets, storage, 2, spoil)
     first = trainable.step()
-    assert [report["epoch"] for report in [*first["earlier"], first]] == [1, 2]
+    assert [report["epoch"] for report in [*first["earlier"], first["report"]]] == [1, 2]
     second = trainable.step()
     assert second["done"]
     assert "is nan at step" in second["failure"]
@@ -94,4 +93,4 @@ def test_a_trial_that_cannot_be_built_fails_in_a_step_which_tune_tries_again(tra
     with pytest.raises(KeyError):
         trainable.step()
     assert trainable.reset({"trial": CONFIG.to_dict()})
-    assert trainable.step()["epoch"] == 1
+    assert trainable.step()["report"]["epoch"] == 1

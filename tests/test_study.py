@@ -21,21 +21,20 @@ from transformers import AutoConfig, AutoModel
 from trainables.encoders import load_encoder
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.xdist_group("ray")  # one after the other: each takes both cores
 STUDY = "small"
 SMALL = "--demo --train-size 320 --eval-size 60 --max-length 32".split()
 COMMAND = [*f"--space batch_lr_grid --name {STUDY} --epochs 2 --models bert-tiny".split(), *SMALL]
 
 
 def start(folder, *arguments):
-    log = (folder / "output.log").open("a")
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "tune_main.py"), *arguments],
-        cwd=folder,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
-    )
+    with (folder / "output.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "tune_main.py"), *arguments],
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
+        )
 
 
 def run(folder, *arguments):
@@ -192,12 +191,12 @@ def test_the_report_needs_mlflow_alone(study):
     assert text.count("scaling rule:") == 3
 
 
-def test_more_gpus_than_there_are_is_one_line_and_leaves_no_run(tmp_path):
-    code, text = run(tmp_path, *COMMAND, "--gpus-per-trial", "64")
+def test_more_cores_than_there_are_is_one_line_and_leaves_no_run(tmp_path):
+    code, text = run(tmp_path, *COMMAND, "--cpus-per-trial", "640")
     assert code == 2
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "--gpus-per-trial 64 is more than the" in errors[0]
+    assert "--cpus-per-trial 640 is more than the" in errors[0]
     assert runs(tmp_path) == ([], [])
 
 

@@ -16,7 +16,7 @@ from tests.faults.networks import namespaces_missing
 from tests.faults.postgres import postgres_missing
 from tests.faults.study import ROOT, STUDY, Command, differences, facts
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 needs_postgres = pytest.mark.skipif(bool(postgres_missing()), reason=postgres_missing())
 BOTH_TRAIN = Moment("epoch 1/", 2, 0.1)  # one trial on each machine
 

@@ -10,7 +10,7 @@ from tests.faults.postgres import postgres_missing
 from tests.faults.study import NAME, differences, facts, started_anew
 from tracking import StudyStore
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 
 def finished(where, wanted):

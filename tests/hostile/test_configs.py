@@ -11,7 +11,7 @@ from errors import UserError
 from search_spaces import SPACES, TrialConfig
 from search_spaces.trial_config import FIELDS, parse_setting
 from sweep.options import SweepOptions, resolve_space
-from sweep.plan import make_plan, plan_tables
+from sweep.plan import make_plan, plan_summary, plan_table
 from tests.helpers import make_config, message
 from tests.hostile.junk import texts, values
 from trainables.encoders import ENCODERS
@@ -101,7 +101,7 @@ FURTHER = {
 
 @given(st.fixed_dictionaries({"space": ANY_SPACE}, optional=FURTHER))
 def test_any_options_are_a_space_of_distinct_valid_cells_or_one_line(options):
-    space = one_line_or(resolve_space, SweepOptions(**options), bf16_available=False)
+    space = one_line_or(lambda: resolve_space(SweepOptions(**options), bf16_available=False))
     if space is not None:
         cells = space.cells()
         assert len({tuple(cell.to_dict().values()) for cell in cells}) == len(cells) > 0
@@ -126,7 +126,7 @@ SIZES = {
 @given(st.fixed_dictionaries(PLANS), st.fixed_dictionaries({}, optional=SIZES))
 def test_a_plan_serves_every_cell_once_and_counts_its_steps(options, sizes):
     plan = one_line_or(
-        make_plan, SweepOptions(space="batch_lr_grid", demo=True, settings=sizes, **options), False
+        lambda: make_plan(SweepOptions(space="batch_lr_grid", demo=True, **sizes, **options), False)
     )
     if plan is None:
         return
@@ -142,7 +142,8 @@ def test_a_plan_serves_every_cell_once_and_counts_its_steps(options, sizes):
         train, target = plan.splits.sizes()["train"], cells[0].target_batch_size
         steps = cells[0].steps_per_epoch(train)
         assert (steps - 1) * target < train <= steps * target
-    assert plan_tables(plan)
+    assert plan_summary(plan)
+    assert plan_table(plan)
     json.dumps(plan.to_dict())
 
 

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from reports.csv_files import csv_text
 
 from errors import UserError
+from reports.content import csv_text
 from tests.helpers import TINY_MODELS, make_config
 from tests.hostile.junk import NASTY
 from trainables.assets import prepare_assets
@@ -159,7 +159,7 @@ def test_any_text_has_tokens_of_the_vocabulary(tokenizers, texts):
 
 @given(st.lists(st.lists(unicode_texts | st.sampled_from(nasty), min_size=2, max_size=2), max_size=5))
 def test_no_csv_cell_calculates_or_moves(rows):
-    found = list(csv.reader(io.StringIO(csv_text(["=a", "b"], rows), newline="")))
+    found = list(csv.reader(io.StringIO(csv_text(pd.DataFrame(rows, columns=["=a", "b"])), newline="")))
     assert [len(row) for row in found] == [2] * (len(rows) + 1)
     for row, cells in zip(rows, found[1:], strict=True):
         for value, cell in zip(row, cells, strict=True):
