@@ -7,8 +7,9 @@ study makes any false claim, and how often the intervals cover the truth.
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,9 @@ from scipy.special import expit
 
 from reports.evidence.statistics import bootstrap_interval, holm, score_differences, wilson_interval
 from reports.evidence.verdicts import ALPHA, NOT_APART, Family, compare_cells
-from reports.study_data import Cell, StudyData, TrialData
+from reports.study_data import StoredCell, StoredPlan, StudyData, TrialData
+from search_spaces import TrialConfig
+from tracking import DatasetFacts
 
 BATCHES = (64, 256, 1024)
 _ABILITY = 1.5  # log-odds of a correct answer at mean difficulty: an accuracy of about 0.77
@@ -44,40 +47,52 @@ class Truth:
 def simulated_study(truth: Truth, generator: np.random.Generator) -> StudyData:
     """One model, three target batch sizes; with two rules 5 trials a seed and 6 comparisons."""
     difficulty = generator.normal(0, _DIFFICULTY, truth.examples)
-    cells, trials = [], {}
-    for rule in truth.scaling_rules:
-        for batch in BATCHES:
-            for seed in range(truth.seeds):
-                name = f"{batch}-{rule if batch > BATCHES[0] else 'any'}-{seed}"
-                cells.append(Cell("tiny", batch, rule, seed, 1e-3, name))
-                if name not in trials:
-                    ability = _ABILITY + truth.effects.get(batch, 0.0)
-                    ability += generator.normal(0, truth.training_deviation)
-                    correct = generator.random(truth.examples) < expit(ability - difficulty)
-                    trials[name] = simulated_trial(cells[-1], correct)
+    cells = [
+        TrialConfig(model="tiny", target_batch_size=batch, scaling_rule=rule, seed=seed)
+        for rule in truth.scaling_rules
+        for batch in BATCHES
+        for seed in range(truth.seeds)
+    ]
+    trials = {}
+    for trial_hash, cell in ((cell.trial_hash, cell) for cell in cells):
+        if trial_hash not in trials:
+            ability = _ABILITY + truth.effects.get(cell.target_batch_size, 0.0)
+            ability += generator.normal(0, truth.training_deviation)
+            correct = generator.random(truth.examples) < expit(ability - difficulty)
+            trials[trial_hash] = simulated_trial(cell, correct)
     baselines = {"target_batch_size": BATCHES[0], "scaling_rule": truth.scaling_rules[0]}
-    plan = {"study": "simulated", "baselines": baselines, "dataset": {"sizes": {"train": 1000}}}
-    return StudyData(plan, cells, trials)
+    return StudyData(simulated_plan(cells, baselines), trials)
 
 
-def simulated_trial(cell: Cell, correct: np.ndarray, last_correct: np.ndarray | None = None) -> TrialData:
+def simulated_plan(
+    cells: Iterable[TrialConfig], baselines: dict[str, Any], train_examples: int = 1000
+) -> StoredPlan:
+    """The plan of a study with these cells; its validation and test splits have 300 examples."""
+    sizes = {"train": train_examples, "val": 300, "test": 300}
+    return StoredPlan(
+        study="simulated",
+        question="Is there a difference?",
+        dataset=DatasetFacts("simulated", "nowhere", "", sizes, ("wrong", "right"), 0),
+        cells=[StoredCell(trial_hash=cell.trial_hash, config=cell) for cell in cells],
+        baselines=baselines,
+    )
+
+
+def simulated_trial(
+    config: TrialConfig, correct: np.ndarray, last_correct: np.ndarray | None = None
+) -> TrialData:
     """A tested trial with these answers at its best epoch (3) and its last (5)."""
-    best = predictions(correct)
-    last = best if last_correct is None else predictions(last_correct)
+    last = correct if last_correct is None else last_correct
+    accuracies = {"best_val_acc": correct.mean(), "test_acc": correct.mean(), "last_test_acc": last.mean()}
     return TrialData(
-        trial_hash=cell.trial_hash,
-        run_id=cell.trial_hash,
-        name=f"{cell.model} · {cell.target_batch_size} · {cell.scaling_rule}",
-        config={"epochs": 5, "optimizer": "adam"},
-        model=cell.model,
-        target_batch_size=cell.target_batch_size,
-        learning_rate=cell.learning_rate,
-        seed=cell.seed,
-        scaling_rules=(cell.scaling_rule,),
-        metrics={"best_epoch": 3.0, "best_val_acc": float(correct.mean())},
+        run_id=f"run of {config.trial_hash}",
+        name=f"{config.model_name} · {config.target_batch_size} · {config.scaling_rule}",
+        config=config,
+        scaling_rules=(config.scaling_rule,),
+        metrics={"best_epoch": 3.0, **{name: float(value) for name, value in accuracies.items()}},
         epochs=_NO_STEPS,
         steps=_NO_STEPS,
-        predictions={"best": best, "last": last},
+        predictions={"best": predictions(correct), "last": predictions(last)},
     )
 
 
@@ -89,19 +104,18 @@ def predictions(correct: np.ndarray) -> pd.DataFrame:
 
 def claims(family: Family) -> bool:
     """Whether any difference is claimed."""
-    return any(verdict.outcome != NOT_APART for verdict in family.verdicts)
+    return bool((family.verdicts["outcome"] != NOT_APART).any())
 
 
 def claims_without_holm(family: Family) -> bool:
     """Wrong on purpose: every comparison at the level of one."""
-    return any(verdict.p <= ALPHA for verdict in family.verdicts)
+    return bool((family.verdicts["p"] <= ALPHA).any())
 
 
 def claims_with_holm_for_examples_only(family: Family) -> bool:
     """Wrong on purpose: the seeds' p-value must be small, but is not adjusted."""
-    over_examples = holm(np.array([verdict.p_examples for verdict in family.verdicts]))
-    over_seeds = np.array([verdict.seeds.p for verdict in family.verdicts if verdict.seeds])
-    return bool(((over_examples <= ALPHA) & (over_seeds <= ALPHA)).any())
+    over_examples = holm(family.verdicts["p_examples"].to_numpy())
+    return bool(((over_examples <= ALPHA) & (family.verdicts["p_seeds"] <= ALPHA)).any())
 
 
 def studies_that_claim(truth: Truth, studies: int, *rules: Callable[[Family], bool]) -> list[int]:

@@ -19,6 +19,8 @@ GRID = tuple(axis for axis in AXES if axis != "seed")  # the axes that can be co
 
 
 def _config(values: Any) -> TrialConfig:
+    if isinstance(values, TrialConfig):
+        return values
     if not isinstance(values, dict):
         raise ValueError("no configuration")
     return TrialConfig.from_stored(values)
@@ -93,7 +95,8 @@ class TrialData:
     def correct(self, which: str = "best") -> pd.Series:
         """Whether each test example was classified correctly: bool, indexed by row_id."""
         frame = self.predictions[which]
-        return (frame["label"] == frame["prediction"]).set_axis(frame["row_id"])
+        is_correct = frame["label"].to_numpy() == frame["prediction"].to_numpy()
+        return pd.Series(is_correct, index=frame["row_id"])
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
     # verdicts have more to say in a file, unrounded, than fits into their tables
     frames = {name: table.frame for name, table in page.tables.items()}
     frames |= {"results": results_frame(data)}
-    frames |= {"comparisons": cells.verdicts, "last_against_best_epoch": epochs.verdicts}
+    families = {"comparisons": cells, "last_against_best_epoch": epochs}
+    frames |= {name: each.verdicts.assign(sentence=each.sentences()) for name, each in families.items()}
     files = {f"{name}.csv": csv_text(frame) for name, frame in frames.items() if not frame.empty}
     files |= {name: page.render(template) for name, template in _TEMPLATES.items()}
     for name, text in files.items():

@@ -1,25 +1,27 @@
-"""The report of a study that was really trained, rebuilt from its MLflow store alone."""
+"""The report of a study that was really trained, rebuilt from its MLflow store, and of simulated ones."""
 
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.tracking import MlflowClient
 from PIL import Image
 
 import tune_main
+from benchmarks.null_studies import Truth, simulated_study
 from errors import UserError
 from reports import write_report
-from reports.charts.noise import noise_scale
-from reports.content import Picture, Section, TableContent
-from reports.csv_files import csv_text
-from reports.findings import find
-from reports.page import Page, html, markdown
-from reports.render import markdown_table
-from reports.study_data import read_study
+from reports.charts import accuracy_pictures, curve_pictures, noise_pictures, noise_scale
+from reports.content import Picture, Section, Table, csv_text
+from reports.evidence.verdicts import compare_cells, compare_epochs, headline
+from reports.study_data import GRID, StudyData, read_study
+from reports.study_report import Page
+from reports.tables import finding_tables, result_tables, results_frame
 from tests.helpers import message
 from tests.small_study import STUDY
 from tracking import StudyStore
@@ -57,8 +59,17 @@ def page(folder):
 
 @pytest.fixture(scope="module")
 def study(small_study):
-    store = StudyStore(small_study, STUDY)
-    return read_study(store, store.latest_invocation().plan())
+    return read_study(StudyStore(small_study, STUDY).read_runs())
+
+
+@pytest.fixture(scope="module")
+def seeded():
+    truth = Truth(seeds=3, effects={1024: -1.5}, training_deviation=0.1)
+    return simulated_study(truth, np.random.default_rng(0))
+
+
+def tables(study):
+    return finding_tables(study, compare_cells(study), compare_epochs(study))
 
 
 def test_the_page_fetches_nothing(page):
@@ -71,41 +82,37 @@ def test_the_page_fetches_nothing(page):
     assert "prefers-color-scheme: dark" in page
 
 
-def test_the_page_says_verdict_results_pictures_and_provenance_in_this_order(page):
-    order = [
-        "one seed says nothing",
-        "Results",
-        "What the numbers say",
-        "Training curves",
-        "How it was made",
-    ]
-    places = [page.index(text) for text in order]
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_a_page_says_verdict_results_pictures_and_provenance_in_this_order(folder, name):
+    text = (folder / name).read_text()
+    order = ["one seed says nothing", "Results", "Training curves", "How it was made"]
+    places = [text.index(heading) for heading in order]
     assert places == sorted(places)
-    for text in (
+    facts = (
         "192 train, 60 val, 60 test",
         "split seed 42",
         "precision fp32",
-        "Exact duplicates dropped",
-    ):
-        assert text in page
+        "Exact duplicates dropped before the split",
+        "serving 8 cells",
+    )
+    assert [fact for fact in facts if fact not in text] == []
 
 
 def test_every_trial_links_to_its_run(page, small_study):
-    runs = StudyStore(small_study, STUDY).trial_runs().values()
     links = Reader(page).links
+    runs = StudyStore(small_study, STUDY).read_runs().trials.values()
     assert all(any(link.endswith(run.run_id) for link in links) for run in runs)
 
 
 def test_every_picture_is_a_png_beside_the_page(folder, page):
     files = sorted((folder / "pictures").glob("*.png"))
-    names = [file.stem for file in files]
-    for model in ("bert-tiny", "modernbert-tiny"):
-        for kind in (
-            "train_loss_by_step train_loss_by_examples train_loss_by_epoch train_acc_by_step "
-            "train_acc_by_examples train_acc_by_epoch val_loss val_acc learning_rate test_acc "
-            "val_acc_at_best_epoch noise_scale"
-        ).split():
-            assert f"{model}_{kind}" in names
+    kinds = (
+        "train_loss_by_step train_loss_by_examples train_loss_by_epoch train_acc_by_step "
+        "train_acc_by_examples train_acc_by_epoch val_loss val_acc learning_rate test_acc "
+        "val_acc_at_best_epoch noise_scale"
+    ).split()
+    expected = {f"{model}_{kind}" for model in ("bert-tiny", "modernbert-tiny") for kind in kinds}
+    assert expected <= {file.stem for file in files}
     for file in files:
         with Image.open(io.BytesIO(file.read_bytes())) as image:
             assert image.width > 800
@@ -120,47 +127,65 @@ def test_intervals_stand_beside_accuracies(folder):
     assert len(frame) == 6
     assert (frame["test_acc_low"] < frame["test_acc"]).all()
     assert (frame["test_acc"] < frame["test_acc_high"]).all()
-    text = (folder / "report.md").read_text()
     row = frame.iloc[0]
+    text = (folder / "report.md").read_text()
     assert f"{row.test_acc:.4f} [{row.test_acc_low:.3f}, {row.test_acc_high:.3f}]" in text
 
 
-def test_the_comparisons_are_those_that_the_space_declares(study):
+def test_the_comparisons_are_those_that_the_space_declares(folder):
     """At 64, the baseline, rules agree; one of modernbert-tiny's trials is missing."""
-    found = find(study)
-    made = {(v.comparison.model, v.comparison.axis, v.comparison.value) for v in found.cells.verdicts}
-    assert made == {
-        ("bert-tiny", "target_batch_size", 32),
+    made = pd.read_csv(folder / "comparisons.csv").fillna({"model": ""})
+    assert set(zip(made["model"], made["axis"], made["value"], strict=True)) == {
+        ("bert-tiny", "target_batch_size", "32"),
         ("bert-tiny", "scaling_rule", "sqrt"),
     }
-    assert found.cells.left_out
+    assert made["p_seeds"].isna().all()
+    assert made["sentence"].str.startswith("bert-tiny, ").all()
+    assert "comparisons left out" in (folder / "report.md").read_text()
 
 
 def test_curves_are_read_back_whole(study):
     for trial in study.trials.values():
         assert trial.epochs.index.to_list() == [1, 2]
-        steps = -(-192 // trial.target_batch_size)
+        steps = -(-192 // trial.config.target_batch_size)
         assert trial.steps.index.to_list() == list(range(1, 2 * steps + 1))
-        assert set(trial.steps["learning_rate_per_step"]) == {trial.learning_rate}
+        assert set(trial.steps["learning_rate_per_step"]) == {trial.config.learning_rate}
         assert trial.correct().mean() == pytest.approx(trial.metrics["test_acc"])
 
 
 def test_the_noise_scale_of_a_training_averages_before_it_divides(study):
     for trial in study.trials.values():
-        variance, norm = (
-            np.mean(trial.epochs[name]) for name in ("gradient_variance", "gradient_norm_squared")
-        )
+        variance, norm = trial.epochs[["gradient_variance", "gradient_norm_squared"]].mean()
         expected = variance / norm if norm > 0 else float("nan")
         assert noise_scale(trial) == pytest.approx(expected, nan_ok=True)
 
 
-def test_the_report_is_logged_to_the_newest_parent_run(folder, small_study, tmp_path):
-    run = StudyStore(small_study, STUDY).latest_invocation()
-    logged = run.client.download_artifacts(run.run_id, "report.html", str(tmp_path))
+def test_a_further_metric_has_curves_and_columns(study):
+    trials = {
+        name: replace(
+            trial,
+            epochs=pd.DataFrame({"val_f1": trial.epochs["val_acc"]}),
+            steps=pd.DataFrame(),
+            metrics={**trial.metrics, "test_f1": 0.25, "last_test_f1": 0.5},
+        )
+        for name, trial in study.trials.items()
+    }
+    plan = study.plan.model_copy(update={"metrics": {**study.plan.metrics, "f1": "F1 score"}})
+    other = StudyData(plan, trials)
+    pictures = list(curve_pictures(other))
+    assert [picture.name for picture in pictures] == ["bert-tiny_val_f1", "modernbert-tiny_val_f1"]
+    assert "Line chart of F1 score over epoch" in pictures[0].alt
+    columns = results_frame(study).columns.to_list()
+    assert results_frame(other).columns.to_list() == [*columns, "test_f1", "last_test_f1"]
+    for table in result_tables(other, compact=True):
+        assert table.columns[-2:] == ["test_f1", "last-epoch test_f1"]
+        assert table.frame.iloc[0, -2:].to_list() == ["0.2500", "0.5000"]
+
+
+def test_the_report_is_logged_and_is_the_same_every_time(folder, small_study, tmp_path):
+    run = StudyStore(small_study, STUDY).read_runs().invocations[0]
+    logged = MlflowClient(small_study).download_artifacts(run.run_id, "report.html", str(tmp_path))
     assert Path(logged).read_text() == (folder / "report.html").read_text()
-
-
-def test_the_report_is_the_same_every_time(folder, small_study, tmp_path):
     write_report(small_study, STUDY, str(tmp_path))
     for path in folder.rglob("*.*"):
         again = tmp_path / STUDY / path.relative_to(folder)
@@ -183,36 +208,80 @@ def test_an_unknown_study_is_one_line(small_study, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def hostile_page(study):
-    inside = Section(
-        [HOSTILE],
-        [Picture("p", HOSTILE, HOSTILE, f'"{HOSTILE}', b"png")],
-        {"t": TableContent(HOSTILE, [HOSTILE], [[HOSTILE]], HOSTILE)},
+def hostile_page():
+    table = Table(HOSTILE, pd.DataFrame({HOSTILE: [HOSTILE], "number": [0.123456]}), HOSTILE)
+    picture = Picture("p", HOSTILE, HOSTILE, f'"{HOSTILE}', b"png")
+    return Page(
+        study=HOSTILE,
+        question=HOSTILE,
+        headline=[HOSTILE],
+        flags=[HOSTILE],
+        results=[table],
+        tables={"comparisons": table},
+        sentences=[[HOSTILE]],
+        pictures={HOSTILE: [picture]},
+        inside=Section([HOSTILE], [picture], {"t": table}),
+        facts={HOSTILE: HOSTILE},
+        runs=Table("Runs", pd.DataFrame({"run": ["javascript:alert(1)"]})),
     )
-    runs = TableContent("Runs", ["run"], [["javascript:alert(1)"]])
-    return Page(HOSTILE, HOSTILE, find(study), {HOSTILE: []}, inside, [(HOSTILE, HOSTILE)], runs)
 
 
-def test_whatever_comes_from_data_is_escaped_in_the_page(study):
-    reader = Reader(html(hostile_page(study)))
+def test_whatever_comes_from_data_is_escaped_in_the_page():
+    reader = Reader(hostile_page().render("page.html.jinja"))
     assert "script" not in reader.tags
     assert not [link for link in reader.links if link.startswith("javascript")]
 
 
-def test_markdown_tables_keep_their_columns():
-    text = markdown_table(TableContent("t", ["a", "b"], [[HOSTILE, 0.123456]]))
-    row = text.splitlines()[4]
-    assert len(re.findall(r"(?<!\\)\|", row)) == 3
-    assert "<script" not in row
-    assert "0.1235" in row
-
-
-def test_markdown_holds_the_same_sections(study):
-    text = markdown(hostile_page(study), "pictures")
-    assert "## A look inside" in text
-    assert "## How it was made" in text
+def test_markdown_tables_keep_their_columns_and_no_markup_gets_in():
+    text = hostile_page().render("page.md.jinja")
+    assert "<script" not in text
+    found = [line for line in text.splitlines() if line.endswith("| 0.1235 |")]
+    assert len(found) == 3
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in found)
 
 
 def test_csv_files_do_not_calculate():
-    text = csv_text(["a"], [["=1+1"], [-1.5], [float("nan")], ["fine"]])
-    assert text == 'a\n\'=1+1\n-1.5\n""\nfine\n'
+    frame = pd.DataFrame({"a": ["=1+1", -1.5, float("nan"), "fine"]})
+    assert csv_text(frame) == 'a\n\'=1+1\n-1.5\n""\nfine\n'
+
+
+def test_seed_and_test_variation_are_reported_apart(seeded):
+    frame = tables(seeded)["seed_spread"].frame
+    assert len(frame) == 6
+    points = seeded.cells.groupby(list(GRID))
+    for *point, seeds, mean, deviation, error in frame.itertuples(index=False):
+        cells = points.get_group(tuple(point))
+        accuracies = [seeded.trials[name].correct().mean() for name in cells["trial_hash"]]
+        p = np.mean(accuracies)
+        assert seeds == 3
+        assert float(mean) == pytest.approx(p, abs=5e-5)
+        assert float(deviation) == pytest.approx(100 * np.std(accuracies, ddof=1), abs=0.05)
+        assert float(error) == pytest.approx(100 * (p * (1 - p) / 300) ** 0.5, abs=0.05)
+
+
+def test_several_seeds_have_columns_an_interval_and_dots(seeded):
+    assert "95 % interval over seeds" in tables(seeded)["comparisons"].columns
+    assert all("seed" in table.columns for table in result_tables(seeded))
+    pictures = list(accuracy_pictures(seeded))
+    assert [picture.name for picture in pictures] == ["tiny_test_acc", "tiny_val_acc_at_best_epoch"]
+    assert "each seed as a dot" in pictures[0].caption
+
+
+def test_one_seed_has_none_of_these():
+    single = simulated_study(Truth(), np.random.default_rng(0))
+    assert "95 % interval over seeds" not in tables(single)["comparisons"].columns
+    assert "seed_spread" not in tables(single)
+    assert not any("seed" in table.columns for table in result_tables(single))
+
+
+def test_a_large_loss_under_every_seed_is_the_headline(seeded):
+    assert "target batch size 1024 is worse than 64 by" in headline(compare_cells(seeded))[0]
+
+
+def test_a_study_that_has_not_begun_has_tables_and_no_pictures(seeded):
+    empty = StudyData(seeded.plan, {})
+    assert headline(compare_cells(empty))[0].startswith("No comparison can be made")
+    assert sum(len(table.frame) for table in result_tables(empty)) == len(empty.cells) == 18
+    assert tables(empty) == {}
+    for pictures in (accuracy_pictures, curve_pictures, noise_pictures):
+        assert list(pictures(empty)) == []

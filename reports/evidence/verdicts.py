@@ -17,7 +17,6 @@ A verdict is a row of a table, ``Family.verdicts``:
 - ``p``: the larger of ``p_examples`` and ``p_seeds``; ``p_holm``: adjusted over the family
 - ``smallest_detectable_points``: at the level of Holm's first step; NaN: none, however large
 - ``seeds`` and what follows: how the difference varies over seeds; NaN with one seed
-- ``sentence``: the verdict as a reader says it
 """
 
 import math
@@ -67,7 +66,7 @@ class Family:
 
     def sentences(self) -> list[str]:
         """Each verdict as a reader says it."""
-        return [] if self.verdicts.empty else self.verdicts["sentence"].to_list()
+        return [_sentence(verdict) for verdict in rows(self.verdicts)]
 
     def scope(self) -> str:
         """What a verdict of this family is about, and what it leaves out."""
@@ -115,13 +114,14 @@ def _judge(study: StudyData, comparisons: Sequence[Comparison], resamples: int) 
     verdicts = pd.DataFrame(_measured(study, each, level, resamples) for each in tested)
     if tested:
         verdicts["p_holm"] = holm(verdicts["p"].to_numpy())
-        verdicts["outcome"] = [_outcome(verdict) for verdict in rows(verdicts)]
-        verdicts["sentence"] = [_sentence(verdict) for verdict in rows(verdicts)]
+        difference = verdicts["difference_points"]
+        apart = (verdicts["p_holm"] <= ALPHA) & (difference != 0)
+        verdicts["outcome"] = np.where(apart, np.where(difference > 0, BETTER, WORSE), NOT_APART)
     return verdicts, len(comparisons) - len(tested)
 
 
 def _measured(study: StudyData, comparison: Comparison, level: float, resamples: int) -> dict[str, Any]:
-    """A verdict before the family is known: ``p_holm``, ``outcome`` and ``sentence`` are still to come."""
+    """A verdict before the family is known: its ``p_holm`` and ``outcome`` are still to come."""
     correct, other = paired_answers(study, comparison)
     seeds, examples = correct.shape
     differences = score_differences(correct, other)
@@ -167,12 +167,6 @@ def _measured(study: StudyData, comparison: Comparison, level: float, resamples:
         "accuracy_deviation": spread.accuracy_deviation if spread else math.nan,
         "baseline_accuracy_deviation": spread.baseline_deviation if spread else math.nan,
     }
-
-
-def _outcome(verdict: Any) -> str:
-    if verdict.p_holm > ALPHA or not verdict.difference_points:
-        return NOT_APART
-    return BETTER if verdict.difference_points > 0 else WORSE
 
 
 def claimed(verdict: Any) -> str:

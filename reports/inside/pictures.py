@@ -262,10 +262,9 @@ def _draw_rates(axes: Axes, rates: pd.DataFrame, sizes: Sequence[int]) -> None:
     for number, size in enumerate(sizes):
         own = rates[rates["target_batch_size"] == size]
         beside = (number - (len(sizes) - 1) / 2) * 0.6 / len(sizes)
-        x = own["group"].map(places) + beside
         draw_points(
             axes,
-            x.to_list(),
+            [places[group] + beside for group in own["group"]],
             (100 * own["error_rate"]).to_list(),
             [Interval(100 * rate.low, 100 * rate.high) for rate in rows(own)],
             fmt=_MARKERS[number % len(_MARKERS)],
