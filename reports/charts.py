@@ -267,4 +267,5 @@ def _finished(
     axes.set_title(plain(title), fontsize="medium", loc="left")
     sizes = {"fontsize": "small", "title_fontsize": "small", "handlelength": 3}
     legend_below(drawn, axes, columns, title=legend, **sizes)
-    return Picture(f"{slug(model)}_{name}", title, caption, alt, png(drawn))
+    name = f"{slug(model)}_{name}"
+    return Picture(name=name, title=title, caption=caption, alt=alt, png=png(drawn))

@@ -23,15 +23,17 @@ def rows(frame: pd.DataFrame) -> Iterator[Any]:
     return frame.itertuples(index=False)
 
 
-@dataclass(frozen=True)
-class Picture:
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,149}$")]  # it stays in its folder
+
+
+class Picture(BaseModel, frozen=True, extra="forbid"):
     """A figure as PNG; ``name`` is its file's name without the ending."""
 
-    name: str
+    name: FileName
     title: str
     caption: str
     alt: str
-    png: bytes
+    png: bytes = Field(b"", exclude=True)
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,6 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]  # it stays in its folder
-
-
-class _StoredPicture(BaseModel, extra="forbid"):
-    name: FileName
-    title: str
-    caption: str
-    alt: str
-
-
 class _StoredTable(BaseModel, extra="forbid"):
     title: str
     columns: list[str]
@@ -113,7 +105,7 @@ class _StoredTable(BaseModel, extra="forbid"):
 
 class _StoredSection(BaseModel, extra="forbid"):
     prose: list[str]
-    pictures: list[_StoredPicture]
+    pictures: list[Picture]
     tables: dict[FileName, _StoredTable]
 
 
@@ -125,7 +117,7 @@ def write_section(section: Section, folder: Path) -> None:
         (folder / f"{picture.name}.png").write_bytes(picture.png)
     for file, table in section.tables.items():
         (folder / f"{file}.csv").write_text(csv_text(table.frame), encoding="utf-8")
-    pictures = [{k: v for k, v in vars(picture).items() if k != "png"} for picture in section.pictures]
+    pictures = [picture.model_dump() for picture in section.pictures]
     tables = {
         file: {
             "title": table.title,
@@ -145,7 +137,7 @@ def read_section(folder: Path) -> Section:
     try:
         stored = _StoredSection.model_validate_json((folder / f"{INSIDE}.json").read_bytes())
         pictures = [
-            Picture(**dict(picture), png=(folder / f"{picture.name}.png").read_bytes())
+            picture.model_copy(update={"png": (folder / f"{picture.name}.png").read_bytes()})
             for picture in stored.pictures
         ]
         tables = {

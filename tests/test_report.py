@@ -210,7 +210,7 @@ def test_an_unknown_study_is_one_line(small_study, tmp_path):
 
 def hostile_page():
     table = Table(HOSTILE, pd.DataFrame({HOSTILE: [HOSTILE], "number": [0.123456]}), HOSTILE)
-    picture = Picture("p", HOSTILE, HOSTILE, f'"{HOSTILE}', b"png")
+    picture = Picture(name="p", title=HOSTILE, caption=HOSTILE, alt=f'"{HOSTILE}', png=b"png")
     return Page(
         study=HOSTILE,
         question=HOSTILE,

@@ -68,20 +68,17 @@ def _epoch_comparison(study: StudyData, trial_hash: str, trial: TrialData) -> Co
     return Comparison("epoch", last, best, fixed, (trial_hash,), (trial_hash,), ("last", "best"))
 
 
-def is_tested(study: StudyData, comparison: Comparison) -> bool:
-    """Whether all trials on both sides have been tested."""
-    both = (*comparison.trials, *comparison.baseline_trials)
-    return all(name in study.trials and study.trials[name].is_tested for name in both)
+def paired_answers(study: StudyData, comparison: Comparison) -> tuple[np.ndarray, np.ndarray] | None:
+    """Whether each test example was classified correctly on either side: bool, (seeds, examples) each.
 
-
-def paired_answers(study: StudyData, comparison: Comparison) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each test example was classified correctly on either side: bool, (seeds, examples) each."""
-    sides = [
-        [study.trials[name].correct(which) for name in trials]
-        for trials, which in zip(
-            (comparison.trials, comparison.baseline_trials), comparison.epochs, strict=True
-        )
-    ]
-    rows = sides[0][0].index
-    stacked = [np.stack([answers.loc[rows].to_numpy() for answers in side]) for side in sides]
-    return stacked[0], stacked[1]
+    None where not all of the trials have been tested.
+    """
+    both = [study.trials.get(name) for name in (*comparison.trials, *comparison.baseline_trials)]
+    tested = [trial for trial in both if trial is not None and trial.is_tested]
+    if len(tested) < len(both):
+        return None
+    seeds, (which, baseline_which) = len(comparison.trials), comparison.epochs
+    answers = [trial.correct(which) for trial in tested[:seeds]]
+    baseline = [trial.correct(baseline_which) for trial in tested[seeds:]]
+    rows = answers[0].index
+    return np.stack([own.loc[rows] for own in answers]), np.stack([own.loc[rows] for own in baseline])

@@ -31,12 +31,13 @@ from reports.content import rows
 from reports.evidence.comparisons import (
     Comparison,
     epoch_comparisons,
-    is_tested,
     paired_answers,
     planned_comparisons,
 )
 from reports.evidence.statistics import (
     RESAMPLES,
+    Interval,
+    SeedSpread,
     bootstrap_interval,
     holm,
     paired_test,
@@ -52,6 +53,7 @@ from search_spaces.space import AXES
 
 ALPHA = 0.05  # the chance of any false claim in a family of comparisons
 BETTER, WORSE, NOT_APART = "better", "worse", "cannot be told apart"
+_ONE_SEED = SeedSpread(1, math.nan, Interval(math.nan, math.nan), math.nan, math.nan, math.nan)
 _CLAIMS = 6  # of a headline; where there are more, the table is easier to read
 
 
@@ -109,31 +111,27 @@ def compare_epochs(study: StudyData, resamples: int = RESAMPLES) -> Family:
 
 def _judge(study: StudyData, comparisons: Sequence[Comparison], resamples: int) -> tuple[pd.DataFrame, int]:
     """The verdicts, and how many comparisons lack a tested trial."""
-    tested = [comparison for comparison in comparisons if is_tested(study, comparison)]
-    level = ALPHA / max(1, len(tested))
-    verdicts = pd.DataFrame(_measured(study, each, level, resamples) for each in tested)
-    if tested:
+    paired = [(each, answers) for each in comparisons if (answers := paired_answers(study, each))]
+    level = ALPHA / max(1, len(paired))
+    verdicts = pd.DataFrame(_measured(each, *answers, level, resamples) for each, answers in paired)
+    if paired:
         verdicts["p_holm"] = holm(verdicts["p"].to_numpy())
         difference = verdicts["difference_points"]
         apart = (verdicts["p_holm"] <= ALPHA) & (difference != 0)
         verdicts["outcome"] = np.where(apart, np.where(difference > 0, BETTER, WORSE), NOT_APART)
-    return verdicts, len(comparisons) - len(tested)
+    return verdicts, len(comparisons) - len(paired)
 
 
-def _measured(study: StudyData, comparison: Comparison, level: float, resamples: int) -> dict[str, Any]:
+def _measured(
+    comparison: Comparison, correct: np.ndarray, baseline: np.ndarray, level: float, resamples: int
+) -> dict[str, Any]:
     """A verdict before the family is known: its ``p_holm`` and ``outcome`` are still to come."""
-    correct, other = paired_answers(study, comparison)
     seeds, examples = correct.shape
-    differences = score_differences(correct, other)
-    interval = bootstrap_interval(differences, seeds, resamples)
-    accuracy = wilson_interval(correct.sum() / seeds, examples)
-    baseline = wilson_interval(other.sum() / seeds, examples)
-    p_examples, p_seeds = paired_test(differences), math.nan
+    differences = score_differences(correct, baseline)
     detectable = smallest_detectable_difference(differences, seeds, level)
-    spread = None
+    p_examples, spread = paired_test(differences), _ONE_SEED
     if seeds > 1:
-        spread = seed_spread(correct.mean(axis=1), other.mean(axis=1), examples)
-        p_seeds = spread.p
+        spread = seed_spread(correct.mean(axis=1), baseline.mean(axis=1), examples)
         # either test can stand in the way; a difference above 100 points is none
         over_seeds = smallest_detectable_over_seeds(spread.deviation, seeds, level)
         larger = float(np.max([detectable, over_seeds]))
@@ -145,28 +143,28 @@ def _measured(study: StudyData, comparison: Comparison, level: float, resamples:
         "outcome": NOT_APART,
         "test_examples": examples,
         "accuracy": correct.sum() / seeds / examples,
-        "accuracy_low": accuracy.low,
-        "accuracy_high": accuracy.high,
-        "baseline_accuracy": other.sum() / seeds / examples,
-        "baseline_accuracy_low": baseline.low,
-        "baseline_accuracy_high": baseline.high,
+        **_ends("accuracy", wilson_interval(correct.sum() / seeds, examples)),
+        "baseline_accuracy": baseline.sum() / seeds / examples,
+        **_ends("baseline_accuracy", wilson_interval(baseline.sum() / seeds, examples)),
         "difference_points": 100 * float(differences.mean()) / seeds,
-        "difference_points_low": 100 * interval.low,
-        "difference_points_high": 100 * interval.high,
+        **_ends("difference_points", bootstrap_interval(differences, seeds, resamples), 100),
         "gained": int((differences > 0).sum()),
         "lost": int((differences < 0).sum()),
-        "p": np.fmax(p_examples, p_seeds),
+        "p": float(np.fmax(p_examples, spread.p)),
         "p_examples": p_examples,
-        "p_seeds": p_seeds,
+        "p_seeds": spread.p,
         "p_holm": math.nan,
         "smallest_detectable_points": 100 * detectable,
         "seeds": seeds,
-        "seed_deviation_points": 100 * spread.deviation if spread else math.nan,
-        "seed_points_low": 100 * spread.interval.low if spread else math.nan,
-        "seed_points_high": 100 * spread.interval.high if spread else math.nan,
-        "accuracy_deviation": spread.accuracy_deviation if spread else math.nan,
-        "baseline_accuracy_deviation": spread.baseline_deviation if spread else math.nan,
+        "seed_deviation_points": 100 * spread.deviation,
+        **_ends("seed_points", spread.interval, 100),
+        "accuracy_deviation": spread.accuracy_deviation,
+        "baseline_accuracy_deviation": spread.baseline_deviation,
     }
+
+
+def _ends(name: str, interval: Interval, factor: int = 1) -> dict[str, float]:
+    return {f"{name}_low": factor * interval.low, f"{name}_high": factor * interval.high}
 
 
 def claimed(verdict: Any) -> str:

@@ -286,4 +286,4 @@ def _finished(drawn: Figure, name: str, title: str, caption: str, alt: str) -> P
     """The picture with its title, broken into lines that fit its width."""
     columns = int(_TITLE_LETTERS_PER_INCH * drawn.get_figwidth())
     drawn.suptitle(plain(textwrap.fill(title, columns)), fontsize=12)
-    return Picture(name, title, caption, alt, png(drawn))
+    return Picture(name=name, title=title, caption=caption, alt=alt, png=png(drawn))
