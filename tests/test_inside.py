@@ -13,7 +13,7 @@ from PIL import Image
 
 import tune_main
 from errors import UserError
-from reports.content import INSIDE, Table, csv_text, read_section
+from reports.content import INSIDE, read_section
 from reports.inside import View, write_inside
 from reports.inside.attention import Reading, readings, reload_model, text_statistics
 from reports.inside.errors import (
@@ -170,11 +170,6 @@ def test_texts_are_shortened_to_one_line():
     assert shorten("a\nb") == "a b"
     assert len(shorten("word " * 100)) <= 200
     assert shorten("word " * 100).endswith("…")
-
-
-def test_a_formula_in_a_review_is_no_formula_in_the_csv():
-    table = Table("t", pd.DataFrame({"row id": [1, 2], "text": ["=1+1", "fine"]}))
-    assert csv_text(table.frame) == "row_id,text\n1,'=1+1\n2,fine\n"
 
 
 @pytest.mark.parametrize("count", [1, 2, 20, 60])

@@ -241,8 +241,8 @@ def test_markdown_tables_keep_their_columns_and_no_markup_gets_in():
 
 
 def test_csv_files_do_not_calculate():
-    frame = pd.DataFrame({"a": ["=1+1", -1.5, float("nan"), "fine"]})
-    assert csv_text(frame) == 'a\n\'=1+1\n-1.5\n""\nfine\n'
+    frame = pd.DataFrame({"row id": [1, 2, 3, 4], "b": ["=1+1", -1.5, float("nan"), "fine"]})
+    assert csv_text(frame) == "row_id,b\n1,'=1+1\n2,-1.5\n3,\n4,fine\n"
 
 
 def test_seed_and_test_variation_are_reported_apart(seeded):

@@ -29,7 +29,7 @@ from reports.inside.errors import (
     readable,
     shared_errors_sentences,
 )
-from reports.inside.pictures import Landscape, attention_picture, landscape_picture, rates_picture
+from reports.inside.pictures import attention_picture, landscape_picture, project, rates_picture
 from reports.prose import axis_words
 from reports.study_data import GRID, StudyData, read_study
 from tracking import StudyStore, TrialRun, check_store_exists
@@ -71,7 +71,7 @@ class _Look:
 
     statistics: Mapping[str, float]
     readings: Sequence[Reading] = ()
-    landscape: Landscape | None = None
+    landscape: pd.DataFrame | None = None  # a row per text
     agreeing: int = 0  # texts of the landscape whose reloaded prediction is the tested one
 
 
@@ -121,9 +121,9 @@ def _look(run: TrialRun, answers: pd.DataFrame, sentences: Sequence[Sentence], v
     drawn = list(readings(model, [sentence.text for sentence in sentences], view))
     sample = _sample(answers, _LANDSCAPE_TEXTS)
     inputs, predictions = features(model, sample["text"].to_list())
-    stored = sample["prediction"].to_numpy()
-    landscape = Landscape(inputs, sample["label"].to_numpy(), stored)
-    return _Look(statistics, drawn, landscape, int((predictions == stored).sum()))
+    x, y = project(inputs).T
+    agreeing = int((predictions == sample["prediction"]).sum())
+    return _Look(statistics, drawn, sample.assign(x=x, y=y), agreeing)
 
 
 def _sample(answers: pd.DataFrame, size: int) -> pd.DataFrame:
@@ -165,10 +165,10 @@ def _section(
     for number, sentence in enumerate(sentences):
         read = {place: look.readings[number] for place, look in shown.items()}
         pictures.append(attention_picture(f"attention_{number + 1}", sentence, read, names, view))
-    landscapes = {place: look.landscape for place, look in shown.items() if look.landscape}
+    landscapes = {place: look.landscape for place, look in shown.items() if look.landscape is not None}
     pictures.append(landscape_picture(landscapes, names, view))
     pictures.append(rates_picture(frames["error_rates"], view))
-    texts = sum(len(landscape.labels) for landscape in landscapes.values())
+    texts = sum(map(len, landscapes.values()))
     agreeing = sum(look.agreeing for look in shown.values())
     prose = [
         f"Best-epoch models of seed {study.axis_values('seed')[0]}, reloaded from MLflow on the CPU; the "

@@ -3,7 +3,6 @@
 import itertools
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,15 +44,6 @@ _FEWEST_FOR_TSNE = 50  # neighbourhoods of fewer points say little
 _PERPLEXITY = 30
 _GRID_POINTS = 200  # along each side
 _MARGIN = 0.05  # of the range, so that no point lies on the frame
-
-
-@dataclass(frozen=True)
-class Landscape:
-    """One model's view of a sample of test texts."""
-
-    features: np.ndarray  # (n, hidden)
-    labels: np.ndarray  # (n,)
-    predictions: np.ndarray  # (n,)
 
 
 def _panels(
@@ -168,9 +158,12 @@ def decision_regions(
 
 
 def landscape_picture(
-    landscapes: Mapping[tuple[str, int], Landscape], label_names: Sequence[str], view: View
+    landscapes: Mapping[tuple[str, int], pd.DataFrame], label_names: Sequence[str], view: View
 ) -> Picture:
-    """The texts in the space of each classifier's inputs; ``landscapes`` as in ``attention_picture``."""
+    """Where each classifier sees test texts: by model and target batch size, a row per text.
+
+    The columns are ``x``, ``y``, ``label``, ``prediction`` and ``wrong``.
+    """
     models, sizes = _places(landscapes)
     width = max(_LEGEND_COLUMN * 2, _PANEL * len(sizes) + 0.4)
     drawn = figure(width, (_PANEL + 0.4) * len(models) + 1.2)
@@ -178,7 +171,7 @@ def landscape_picture(
     columns = min(len(label_names), int(width / _LEGEND_COLUMN))
     handles = _landscape_legend(label_names)
     drawn.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    count = len(next(iter(landscapes.values())).labels)
+    count = len(next(iter(landscapes.values())))
     method = "PCA" if count < _FEWEST_FOR_TSNE else "t-SNE"
     return _finished(
         drawn,
@@ -192,13 +185,11 @@ def landscape_picture(
     )
 
 
-def _draw_landscape(axes: Axes, landscape: Landscape) -> str:
+def _draw_landscape(axes: Axes, texts: pd.DataFrame) -> str:
     axes.set_xticks([])
     axes.set_yticks([])
-    wrong = landscape.labels != landscape.predictions
-    points = project(landscape.features)
-    classes, extent = decision_regions(points, landscape.predictions)
-    colours = np.array([_colour(i) for i in range(1 + max(landscape.labels.max(), classes.max()))])
+    classes, extent = decision_regions(texts[["x", "y"]].to_numpy(), texts["prediction"].to_numpy())
+    colours = np.array([_colour(i) for i in range(1 + max(texts["label"].max(), classes.max()))])
     axes.imshow(
         classes,
         cmap=ListedColormap(colours),
@@ -210,11 +201,12 @@ def _draw_landscape(axes: Axes, landscape: Landscape) -> str:
         alpha=_TINT,
         interpolation="nearest",
     )
-    fill = colours[landscape.labels]
-    (x, y), (wrong_x, wrong_y) = points[~wrong].T, points[wrong].T
-    axes.scatter(x, y, c=fill[~wrong], s=9, marker="o", linewidths=0, alpha=0.7)
-    axes.scatter(wrong_x, wrong_y, c=fill[wrong], s=42, marker="X", edgecolors="black", linewidths=0.7)
-    return f": {wrong.sum()} of {len(wrong)} wrong"
+    right, wrong = texts[~texts["wrong"]], texts[texts["wrong"]]
+    dots: dict[str, Any] = {"marker": "o", "s": 9, "linewidths": 0, "alpha": 0.7}
+    crosses: dict[str, Any] = {"marker": "X", "s": 42, "linewidths": 0.7, "edgecolors": "black"}
+    axes.scatter(right["x"], right["y"], c=colours[right["label"]], **dots)
+    axes.scatter(wrong["x"], wrong["y"], c=colours[wrong["label"]], **crosses)
+    return f": {len(wrong)} of {len(texts)} wrong"
 
 
 def _landscape_legend(label_names: Sequence[str]) -> list[Line2D | Patch]:
