@@ -9,16 +9,8 @@ from typing import Any
 
 from errors import StoppedError, UserError, is_mendable
 from sweep.command_line import USAGE_ERROR
-from sweep.options import (
-    AnalyzeOptions,
-    ReportOptions,
-    SweepOptions,
-    VerifyOptions,
-    list_spaces,
-    parse_options,
-    resolve_space,
-)
-from sweep.signals import hear_signals
+from sweep.options import SweepOptions, list_spaces, parse_options, resolve_space
+from sweep.terminal import console, hear_signals, say
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -45,9 +37,7 @@ def main(argv: Sequence[str]) -> int:
 def run_sweep(options: SweepOptions) -> int:
     """Run a study and print its tables; exit code 1 where a trial failed."""
     if options.list_spaces:
-        from sweep.console import console
-
-        console.print(list_spaces(), markup=False)
+        say(list_spaces())
         return 0
     resolve_space(options, bf16_available=False)  # typing errors, before the slow imports
     from sweep.study import run_study, show_plan
@@ -62,30 +52,27 @@ def run_sweep(options: SweepOptions) -> int:
     return FAILED if outcome.failures else 0
 
 
-def run_report(options: ReportOptions) -> int:
+def run_report(options: Any) -> int:
     """Rebuild the tables of a study."""
     _print_report(options.tracking_uri, options.name, options.results_path)
     return 0
 
 
-def run_analyze(options: AnalyzeOptions) -> int:
+def run_analyze(options: Any) -> int:
     """Look inside the best-epoch models of a study."""
     from reports import write_report
     from reports.inside import View, write_inside
-    from sweep.console import console
 
     place = (options.tracking_uri, options.name, options.results_path)
     view = View(options.texts, options.rule, options.layer, options.head)
     with console.status("looking inside the models") as status:
         section, folder = write_inside(*place, view, status.update)
-    for sentence in section.prose:
-        console.print(sentence, markup=False)
-    console.print(f"pictures       {folder}", markup=False)
-    console.print(f"report         {write_report(*place).page}", markup=False)
+    for line in (*section.prose, f"pictures       {folder}", f"report         {write_report(*place).page}"):
+        say(line)
     return 0
 
 
-def run_verify(options: VerifyOptions) -> int:
+def run_verify(options: Any) -> int:
     """Check the arithmetic; exit code 1 on a miss."""
     from sweep.verify import verify
 
@@ -95,14 +82,12 @@ def run_verify(options: VerifyOptions) -> int:
 def _print_report(tracking_uri: str, study: str, results_path: str) -> None:
     """Write the report and show its tables and its verdict."""
     from reports import terminal_table, write_report
-    from sweep.console import console
 
     report = write_report(tracking_uri, study, results_path)
     for table in report.results:
         console.print(terminal_table(table))
-    for paragraph in report.headline:
-        console.print(paragraph, markup=False)
-    console.print(f"report         {report.page}", markup=False)
+    for line in (*report.headline, f"report         {report.page}"):
+        say(line)
 
 
 def _quiet_libraries() -> None:

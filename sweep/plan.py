@@ -18,13 +18,17 @@ from trainables.evaluation import METRICS
 from trainables.reviews import ReviewSplits, load_splits
 
 GPU_TOKENS_PER_PASS = 32_768  # more saturates nothing, and undoes the sorting by length
-_BYTES_PER_PARAMETER = 4
-_CHECKPOINTS_PER_TRIAL = 2  # while it is trained; see TrialFolder
-_TENSORS_PER_CHECKPOINT = 4  # weights, best weights, Adam's two moments
-_TENSORS_WHEN_TRAINED = 2  # weights, best weights
-_MODELS_PER_TRIAL = 2  # best and last epoch, in MLflow
 _BESIDE_TENSORS = 1_000_000  # bytes of a checkpoint: histories, names of tensors
 _BESIDE_WEIGHTS = 5_000_000  # bytes of a model: its tokenizer, and the code that loads it
+_NUMBERS = (
+    "target\nbatch size",
+    "physical\nbatch size",
+    "accumulation\nsteps",
+    "learning\nrate",
+    "steps per\nepoch",
+    "epochs",
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -67,53 +71,44 @@ class Plan:
 
     def checkpoint_bytes(self, configs: Iterable[TrialConfig]) -> int:
         """Disk that the checkpoints of trials take at most while they are trained."""
-        return _CHECKPOINTS_PER_TRIAL * self._checkpoints(configs, _TENSORS_PER_CHECKPOINT)
+        return 2 * self._bytes(configs, 4, _BESIDE_TENSORS)  # weights, best weights, Adam's two moments
 
     def trained_bytes(self, configs: Iterable[TrialConfig]) -> int:
         """Disk that the last checkpoints of trained trials take until the trials are tested."""
-        return self._checkpoints(configs, _TENSORS_WHEN_TRAINED)
+        return self._bytes(configs, 2, _BESIDE_TENSORS)  # weights, best weights
 
     def model_bytes(self, configs: Iterable[TrialConfig]) -> int:
-        """Disk that the models of these trials, which stay in MLflow, take at most."""
-        return _MODELS_PER_TRIAL * sum(self.weight_bytes(config) + _BESIDE_WEIGHTS for config in configs)
+        """Disk that the models of the best and the last epoch, which stay in MLflow, take at most."""
+        return 2 * self._bytes(configs, 1, _BESIDE_WEIGHTS)
 
     def weight_bytes(self, config: TrialConfig) -> int:
-        """One set of a trial's weights."""
-        return _BYTES_PER_PARAMETER * self.parameters[config.model]
+        """One set of a trial's weights, in fp32."""
+        return 4 * self.parameters[config.model]
 
-    def _checkpoints(self, configs: Iterable[TrialConfig], tensors: int) -> int:
-        return sum(tensors * self.weight_bytes(config) + _BESIDE_TENSORS for config in configs)
+    def _bytes(self, configs: Iterable[TrialConfig], sets: int, beside: int) -> int:
+        return sum(sets * self.weight_bytes(config) + beside for config in configs)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON: enough to rebuild the study's tables from MLflow alone."""
+        shown = ("target_batch_size", "scaling_rule", "seed", "learning_rate", "trial_hash")
         cells = [
-            {
-                "model": cell.model_name,
-                "target_batch_size": cell.target_batch_size,
-                "scaling_rule": cell.scaling_rule,
-                "seed": cell.seed,
-                "learning_rate": cell.learning_rate,
-                "trial_hash": cell.trial_hash,
-                "config": cell.to_dict(),
-            }
+            {"model": cell.model_name, "config": cell.to_dict()}
+            | {name: getattr(cell, name) for name in shown}
             for cell in self.cells
         ]
+        axes = {axis: self.space.axis_values(axis) for axis in self.space.baselines}
+        baselines = {
+            axis: baseline if baseline in axes[axis] else axes[axis][0]  # flags may have left it out
+            for axis, baseline in self.space.baselines.items()
+        }
         return {
             "study": self.study,
             "space": self.space.name,
             "question": self.space.question,
-            "baselines": self._baselines(),
+            "baselines": baselines,
             "dataset": vars(self.dataset),
             "metrics": {name: metric.label for name, metric in METRICS.items()},
             "cells": cells,
-        }
-
-    def _baselines(self) -> dict[str, Any]:
-        """The space's baselines; where flags left one out of the grid, the axis's first value."""
-        values = {axis: self.space.axis_values(axis) for axis in self.space.baselines}
-        return {
-            axis: baseline if baseline in values[axis] else values[axis][0]
-            for axis, baseline in self.space.baselines.items()
         }
 
 
@@ -198,23 +193,12 @@ def plan_summary(plan: Plan) -> str:
 def plan_table(plan: Plan) -> Table:
     """A row per trial."""
     train = plan.splits.sizes()["train"]
-    table = Table(title="trials", title_justify="left", title_style="bold")
-    for column in ("trial", "model", "rules served"):
-        table.add_column(column)
-    numbers = (
-        "target\nbatch size",
-        "physical\nbatch size",
-        "accumulation\nsteps",
-        "learning\nrate",
-        "steps per\nepoch",
-        "epochs",
-        "seed",
-    )
-    for column in numbers:
+    table = Table("trial", "model", "rules served", title="trials", title_justify="left")
+    for column in _NUMBERS:
         table.add_column(column, justify="right")
     for trial_hash, cells in plan.trials.items():
         config = cells[0]
-        values = (
+        numbers = (
             config.target_batch_size,
             config.physical_batch_size,
             config.accumulation_steps,
@@ -224,7 +208,7 @@ def plan_table(plan: Plan) -> Table:
             config.seed,
         )
         rules = ", ".join(cell.scaling_rule for cell in cells)
-        table.add_row(trial_hash, Text(printable(config.model_name)), rules, *map(str, values))
+        table.add_row(trial_hash, Text(printable(config.model_name)), rules, *map(str, numbers))
     return table
 
 

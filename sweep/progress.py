@@ -9,7 +9,7 @@ from rich.progress import Task, TextColumn
 from rich.table import Column
 
 from errors import printable
-from sweep.console import console
+from sweep.terminal import console
 
 _BESIDE_ROWS = 6  # lines of the terminal that are not for trials
 _URGENCY = {"training": 0, "failed": 1, "done": 2, "waiting": 3}

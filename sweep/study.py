@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -12,18 +11,12 @@ from ray.exceptions import RayError
 from ray.tune import TuneError
 
 from errors import StoppedError, UserError, last_line, printable
-from sweep.cluster import (
-    Resources,
-    check_shared,
-    environment_tags,
-    ray_session,
-    resources_per_trial,
-)
-from sweep.console import console
+from sweep.cluster import Resources, check_shared, environment_tags, ray_session, resources_per_trial
 from sweep.options import SweepOptions
 from sweep.plan import Plan, bf16_available, make_plan, plan_summary, plan_table
 from sweep.progress import Progress
 from sweep.storage import StudyStorage, check_disk_space, writable_folder
+from sweep.terminal import console, say
 from sweep.testing import TestPhase
 from sweep.training import Recorder, train
 from tracking import InvocationRun, StudyStore, TrialRun, check_study_name
@@ -45,7 +38,7 @@ def show_plan(options: SweepOptions) -> None:
     """Print what ``run_study`` would do."""
     check_study_name(options.study)
     plan = make_plan(options, bf16_available(options))
-    console.print(plan_summary(plan), markup=False)
+    say(plan_summary(plan))
     console.print(plan_table(plan))
 
 
@@ -59,7 +52,6 @@ def run_study(options: SweepOptions) -> StudyOutcome:
     plan = make_plan(options, bf16_available(options))
     storage = StudyStorage(options.storage_path, plan.study)
     writable_folder(Path(options.results_path) / plan.study, "--results-path")
-    say = partial(console.print, markup=False)
     store = StudyStore(options.tracking_uri, plan.study, say=say, patience=options.store_patience)
     with storage.owned():
         say(plan_summary(plan))
@@ -118,22 +110,21 @@ class Sweep:
     def read(self) -> None:
         """Read the study, having made sure that nobody else is at work on it."""
         read = self.store.read_runs()
-        own, others = self.invocation, [run for run in read.invocations if run.is_running]
-        others = [run for run in others if run.run_id != own.run_id]
-        for other in others:
+        earlier = [run for run in read.invocations if run.run_id != self.invocation.run_id]
+        running = [run for run in earlier if run.is_running]
+        for other in running:
             elsewhere = other.storage_id not in {"", self.storage.owner["storage_id"]}
             if elsewhere and not self.options.take_over:
                 raise UserError(
                     f"study '{self.plan.study}' is being run by {other.process} with another "
                     "--storage-path: wait until it ends, or give --take-over if it was killed"
                 )
-        for run in [*others, *(run for run in read.trials.values() if run.is_running)]:
+        for run in [*running, *(run for run in read.trials.values() if run.is_running)]:
             run.end_killed()
         if self.options.fresh:
-            earlier = [run for run in read.invocations if run.run_id != own.run_id]
             self.store.supersede([*earlier, *read.trials.values()])
             self.storage.clear()
-            console.print("starting anew: earlier runs stay in MLflow, and no longer count")
+            say("starting anew: earlier runs stay in MLflow, and no longer count")
         else:
             self.runs = dict(read.trials)
 
@@ -146,9 +137,9 @@ class Sweep:
             self.storage.trial_folder(trial_hash).remove()
         done, count = len(planned) - len(to_train) - len(to_test), len(planned)
         if done == count:
-            console.print(f"all {count} trials are already trained and tested")
+            say(f"all {count} trials are already trained and tested")
         elif self.runs:
-            console.print(
+            say(
                 f"resuming: {done} of {count} trials are finished, {len(to_test)} lack their test, "
                 f"{len(to_train)} are to be trained"
             )
@@ -169,9 +160,7 @@ class Sweep:
         for trial_hash, config in self.plan.configs.items():
             run, now = self.runs.get(trial_hash), assets.get(config.model)
             if run and now and run.assets_digest not in {"", now.trial.digest}:
-                console.print(
-                    f"{run.name}: its model or its tokens have changed: starting it anew", markup=False
-                )
+                say(f"{run.name}: its model or its tokens have changed: starting it anew")
                 self.storage.trial_folder(trial_hash).remove()
                 run.supersede()
                 del self.runs[trial_hash]
@@ -187,17 +176,17 @@ class Sweep:
 
     def _announce(self, dashboard: str, resources: Resources) -> None:
         if not resources.gpus:
-            console.print("no GPU in use: trials run on the CPU")
-        console.print(
+            say("no GPU in use: trials run on the CPU")
+        say(
             f"{resources.concurrent} trials at once, each with {resources.cpus:g} CPU"
             + (f" and {resources.gpus:g} GPU" if resources.gpus else "")
         )
         if dashboard:
             token = "it asks for the token of `ray get-auth-token`"
-            console.print(f"Ray dashboard  http://{dashboard}  ({token})")
+            say(f"Ray dashboard  http://{dashboard}  ({token})")
         uri = self.options.tracking_uri
         page = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
-        console.print(f"MLflow         {page}", markup=False)
+        say(f"MLflow         {page}")
 
     def train(self, to_train: set[str], assets: Mapping[str, ModelAssets], resources: Resources) -> None:
         """Train to the end, and wait until all of it is in MLflow."""
@@ -259,7 +248,7 @@ class Sweep:
             for trial_hash, config in self.plan.configs.items()
             if trial_hash in trial_hashes and trial_hash not in self.failures
         }
-        console.print(f"testing {len(untested)} trials, reloaded from MLflow")
+        say(f"testing {len(untested)} trials, reloaded from MLflow")
         splits = {model: value.test for model, value in assets.items()}
         phase = TestPhase(splits, resources, self.storage)
         with console.status("testing"):
@@ -273,8 +262,8 @@ class Sweep:
         if tested:
             best = max(tested, key=lambda run: run.metrics["best_val_acc"])
             uri = self.store.register_best(best)
-            line = f"best model     {uri}  ({best.name}, val_acc {best.metrics['best_val_acc']:.4f})"
-            console.print(printable(line), markup=False)
+            val_acc = best.metrics["best_val_acc"]
+            say(printable(f"best model     {uri}  ({best.name}, val_acc {val_acc:.4f})"))
 
 
 def _in_time(call: Callable[[], None]) -> None:

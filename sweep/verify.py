@@ -9,7 +9,7 @@ from rich.text import Text
 
 from errors import printable
 from search_spaces.trial_config import ENGINES
-from sweep.console import console
+from sweep.terminal import console
 from trainables.encoders import ENCODERS, canonical_model, load_architecture, outline
 from trainables.gradient_check import PHYSICAL_BATCH_SIZES, TOLERANCE, GradientError, check_model
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CLEANING_UP = """
 import os, signal, sys, time, weakref
-from sweep.signals import hear_signals
+from sweep.terminal import hear_signals
 
 class Thing:
     pass

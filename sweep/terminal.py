@@ -1,10 +1,31 @@
-"""Ctrl-C and SIGTERM as KeyboardInterrupt, which is not lost."""
+"""The user's terminal: the one console that everything is printed to, and Ctrl-C that is always heard."""
 
+import os
 import signal
 import sys
 from typing import NoReturn
 
+from rich.console import Console
+
 _AGAIN = 0.1  # seconds
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on in silence: hours of training must not end because a pager did."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# Without a terminal, tables must not be squeezed into 80 columns of a log file.
+console = _Console(highlight=False)
+if not console.is_terminal:
+    console = _Console(highlight=False, width=140, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """Print a line as it is, whatever brackets it holds."""
+    console.print(line, markup=False)
 
 
 def hear_signals() -> None:
