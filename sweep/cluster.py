@@ -142,11 +142,7 @@ def check_shared(folder: Path) -> None:
 
 def _ask_node(node_id: str, probe: Path) -> "ray.ObjectRef[bool]":
     there = NodeAffinitySchedulingStrategy(node_id, soft=True)  # one that is lost meanwhile is not asked
-    return ray.remote(_exists).options(num_cpus=0, scheduling_strategy=there).remote(probe)
-
-
-def _exists(path: Path) -> bool:
-    return path.exists()
+    return ray.remote(Path.exists).options(num_cpus=0, scheduling_strategy=there).remote(probe)
 
 
 def resources_per_trial(options: SweepOptions) -> Resources:

@@ -54,6 +54,11 @@ def test_each_heavy_library_has_one_home(library):
     assert {path for path in importers if not path.startswith(f"{home}/")} <= beside
 
 
+def test_only_a_look_inside_the_models_reloads_them():
+    importers = {path for path in modules("reports") if "trainables" in imports(path)}
+    assert {path.parent.name for path in importers} == {"inside"}
+
+
 def test_search_spaces_are_plain_data():
     names = set().union(*(imports(path) for path in modules("search_spaces")))
     assert not names & {"torch", "ray", "mlflow", "transformers", "numpy"}

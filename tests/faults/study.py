@@ -23,7 +23,7 @@ NAME = "faults"
 STUDY = (
     f"--space batch_lr_grid --name {NAME} --demo --models bert-tiny modernbert-tiny --precision fp32 "
     "--target-batch-sizes 64 256 --scaling-rules fixed --epochs 3 --train-size 640 --eval-size 60 "
-    "--max-length 32 --max-failures 20"
+    "--max-length 32 --max-failures 20 --physical-batch-size 64"
 ).split()
 _TIMES = ("examples_per_second", "epoch_seconds")
 _QUIET = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
