@@ -118,7 +118,6 @@ class TrialConfig(BaseModel):
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate that the scaling rule gives at this target batch size."""
         return scaled_learning_rate(
             self.scaling_rule, self.base_lr, self.target_batch_size, self.reference_batch_size
         )
@@ -158,11 +157,9 @@ class TrialConfig(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def replace(self, **changes: Any) -> "TrialConfig":
-        """A copy with other values, validated."""
         return TrialConfig(**self.to_dict() | changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a plain dict; ``from_dict`` is its inverse."""
         return dict(self)
 
     @classmethod

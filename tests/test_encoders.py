@@ -5,6 +5,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from errors import UserError
 from tests.helpers import CPU, TINY_MODELS, message
+from trainables.accumulation import autocast
 from trainables.batches import TokenTensors
 from trainables.encoders import (
     EncoderForClassification,
@@ -14,7 +15,6 @@ from trainables.encoders import (
     load_config,
     load_encoder,
 )
-from trainables.evaluation import autocast
 from trainables.tiny_encoders import DEMO_VOCABULARY
 
 TEXT = "the plot was not superb , but the villain was witty ."

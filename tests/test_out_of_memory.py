@@ -27,9 +27,8 @@ from tests.helpers import (
     without_dropout,
 )
 from tests.limited_memory import trained_with
-from trainables.accumulation import ENGINES
+from trainables.accumulation import ENGINES, DoesNotFitError, is_out_of_memory
 from trainables.batches import TokenArrays
-from trainables.memory import DoesNotFitError, is_out_of_memory
 from trainables.trial import Trial
 
 

@@ -14,7 +14,7 @@ from errors import StoreAwayError, StoreFailedError
 from tests.faults.servers import mlflow_server
 from tests.helpers import make_config
 from tests.test_tracking import BEST, DATASET, model_files, report
-from tracking import StudyStore, retry
+from tracking import StudyStore, connection
 
 WAIT = 60.0
 ALL = ("experiments", "runs")  # without them nothing works
@@ -63,8 +63,8 @@ class Store:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(connection, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(connection, "LONGEST_PAUSE", 0.1)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tracking import (
     StudyStore,
     check_store_exists,
     check_study_name,
-    retry,
+    connection,
 )
 
 DATASET = DatasetFacts("films", "/data", "abc123", {"train": 8, "val": 1, "test": 2}, ("no", "yes"), 3)
@@ -53,7 +53,7 @@ def report(epoch, **changes):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(connection, "FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture

@@ -6,15 +6,12 @@ import os
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from tracking.artifacts import ChangedModelError, ModelFiles
-from tracking.place import check_store_exists, sqlite_file
-from tracking.retry import BackgroundWriter
-from tracking.runs import PROCESS, STORAGE_ID, InvocationRun
+from tracking.connection import BackgroundWriter, check_store_exists, sqlite_file
+from tracking.runs import InvocationRun
 from tracking.study_store import DatasetFacts, StudyRuns, StudyStore, check_study_name
 from tracking.trial_run import OtherTrainingError, TrialRun
 
 __all__ = [
-    "PROCESS",
-    "STORAGE_ID",
     "BackgroundWriter",
     "ChangedModelError",
     "DatasetFacts",

@@ -13,9 +13,8 @@ from pandas.api.types import is_integer_dtype, is_string_dtype
 
 from errors import UserError, first_line
 from tracking.artifacts import download
-from tracking.retry import Connection, retried
+from tracking.connection import Connection, retried
 
-STORAGE_ID, PROCESS = "storage_id", "process"  # tags of an invocation: where its lock is, and who it is
 SUPERSEDED = "superseded"  # the tag of runs that no longer count
 PLAN = "plan.json"
 _TEST_SPLIT = "test_split.parquet"
@@ -38,7 +37,6 @@ class TrackedRun:
 
     @property
     def is_running(self) -> bool:
-        """Whether nobody has noted its end."""
         return self.status == "RUNNING"
 
     @retried
@@ -62,7 +60,6 @@ class TrackedRun:
         self.tags |= tags
 
     def _log(self, metrics: Sequence[Metric]) -> None:
-        """Write metrics, in their order."""
         for start in range(0, len(metrics), _BATCH):
             self.client.log_batch(self.run_id, metrics[start : start + _BATCH])
         self.metrics |= {metric.key: metric.value for metric in metrics}
@@ -88,16 +85,13 @@ class TrackedRun:
         """What is in a file of the run; UserError where it is missing or damaged."""
         try:
             with tempfile.TemporaryDirectory() as folder:
-                path = self._download(name, Path(folder))
+                path = download(self.client, self._run.info.artifact_uri, name, Path(folder))
                 content = parse(path) if path else None
         except Exception as error:  # MLflow, pyarrow and the file system each have their own
             raise UserError(f"{name} of {self.name} cannot be read: {first_line(error)}") from error
         if content is None:
             raise UserError(f"{self.name} holds no {name}: run the study's command again, which stores it")
         return content
-
-    def _download(self, name: str, folder: Path) -> Path | None:
-        return download(self.client, self._run.info.artifact_uri, name, folder)
 
 
 class InvocationRun(TrackedRun):
@@ -111,13 +105,12 @@ class InvocationRun(TrackedRun):
 
     @property
     def process(self) -> str:
-        """Who carries it out: ``process 123 on host``."""
-        return self.tags.get(PROCESS, "another process")
+        return self.tags.get("process", "another process")
 
     @property
     def storage_id(self) -> str:
         """Names the storage path whose lock the invocation holds; empty in older studies."""
-        return self.tags.get(STORAGE_ID, "")
+        return self.tags.get("storage_id", "")
 
     @retried
     def plan(self) -> dict[str, Any]:
@@ -139,20 +132,17 @@ class InvocationRun(TrackedRun):
 
     @retried
     def log_folder(self, folder: Path, under: str | None = None) -> None:
-        """Upload the files of ``folder``, to the run's top or into its folder ``under``."""
         self.client.log_artifacts(self.run_id, str(folder), under)
 
     @retried
     def download_folder(self, name: str, destination: Path) -> Path | None:
         """Download the run's folder ``name`` into ``destination``; None where there is none."""
-        return self._download(name, destination)
+        return download(self.client, self._run.info.artifact_uri, name, destination)
 
     @retried
     def finish(self, status: str) -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
         self._end(status)
 
     @retried
     def discard(self) -> None:
-        """Delete the run of an invocation that was refused before it did anything."""
         self.client.delete_run(self.run_id)

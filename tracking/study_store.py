@@ -12,13 +12,12 @@ from uuid import uuid4
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Param, Run, RunTag, ViewType
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.utils import get_results_from_paginated_fn
 
 from errors import UserError, unknown
 from search_spaces import TrialConfig, trial_name
-from tracking.place import answers, check_place, quiet_mlflow
-from tracking.retry import BackgroundWriter, Connection, retried
+from search_spaces.space import AXES
+from tracking.connection import BackgroundWriter, Connection, check_store, quiet_mlflow, retried
 from tracking.runs import PLAN, SUPERSEDED, InvocationRun, TrackedRun
 from tracking.trial_run import TrialRun
 
@@ -64,17 +63,13 @@ class StudyStore:
     ) -> None:
         check_study_name(study)
         quiet_mlflow()
-        check_place(tracking_uri)
+        check_store(tracking_uri)
         mlflow.set_tracking_uri(tracking_uri)  # where mlflow.pyfunc.log_model logs to
         self.tracking_uri = tracking_uri
         self.study = study
         self.connection = Connection(tracking_uri, say, patience)
         self.client = self.connection.client
         self._experiment = self.connection.repeat(self._find_experiment)
-
-    def answers(self) -> bool:
-        """Whether the store is there now."""
-        return answers(self.tracking_uri)
 
     def background(self) -> BackgroundWriter:
         """A new writer, whose writes wait for the store until the writer is stopped."""
@@ -128,7 +123,11 @@ class StudyStore:
             "accumulation_steps": config.accumulation_steps,
         }
         new = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
-        tags = {"cells": json.dumps([_cell(cell) for cell in cells]), "failure": "", **tags}
+        coordinates = [
+            {"model": cell.model_name, **{axis: getattr(cell, axis) for axis in AXES if axis != "model"}}
+            for cell in cells
+        ]
+        tags = {"cells": json.dumps(coordinates), "failure": "", **tags}
         self.client.log_batch(run_id, params=new, tags=[RunTag(*tag) for tag in tags.items()])
         if not (run.inputs and run.inputs.dataset_inputs):
             self.client.log_inputs(run_id, [_dataset_input(dataset)])
@@ -136,7 +135,6 @@ class StudyStore:
         return TrialRun(self.connection, self.client.get_run(run_id))
 
     def supersede(self, runs: Iterable[TrackedRun]) -> None:
-        """No longer count these runs, which stay in MLflow."""
         for run in runs:
             run.supersede()
 
@@ -150,8 +148,16 @@ class StudyStore:
         if not self.client.search_registered_models(f"name = '{self.study}'"):
             self.client.create_registered_model(self.study)
         versions = self.client.search_model_versions(f"name = '{self.study}' AND run_id = '{run.run_id}'")
-        known = [version for version in versions if version.source == source]
-        version = known[0] if known else self._create_version(run, source)
+        version = next((version for version in versions if version.source == source), None)
+        if version is None:
+            epoch, val_acc = run.metrics["best_epoch"], run.metrics["best_val_acc"]
+            version = self.client.create_model_version(
+                self.study,
+                source,
+                run.run_id,
+                description=f"{run.name}, epoch {epoch:.0f}: val_acc {val_acc:.4f}",
+                model_id=source.removeprefix("models:/"),
+            )
         self.client.set_registered_model_alias(self.study, _BEST, version.version)
         return f"models:/{self.study}@{_BEST}"
 
@@ -200,16 +206,6 @@ class StudyStore:
         runs = get_results_from_paginated_fn(page, max_results_per_page=1000)
         return [run for run in runs if SUPERSEDED not in run.data.tags]
 
-    def _create_version(self, run: TrialRun, source: str) -> ModelVersion:
-        epoch, val_acc = run.metrics["best_epoch"], run.metrics["best_val_acc"]
-        return self.client.create_model_version(
-            self.study,
-            source,
-            run.run_id,
-            description=f"{run.name}, epoch {epoch:.0f}: val_acc {val_acc:.4f}",
-            model_id=source.removeprefix("models:/"),
-        )
-
 
 def check_study_name(study: str) -> None:
     """Raise UserError for a name that could not be a folder everywhere."""
@@ -229,15 +225,6 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container whose user has no name
         return "unknown"
-
-
-def _cell(config: TrialConfig) -> dict[str, Any]:
-    return {
-        "model": config.model_name,
-        "target_batch_size": config.target_batch_size,
-        "scaling_rule": config.scaling_rule,
-        "seed": config.seed,
-    }
 
 
 def _dataset_input(facts: DatasetFacts) -> DatasetInput:

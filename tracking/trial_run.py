@@ -3,18 +3,19 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from mlflow.entities import Metric, Run
+from mlflow.entities import Metric
 from mlflow.utils.time import get_current_time_millis
 from pandas.api.types import is_float_dtype, is_integer_dtype
 
 from errors import UserError
 from tracking.artifacts import ModelFiles, download_model, folder_digest, models_of, upload_model
-from tracking.retry import Connection, retried
+from tracking.connection import retried
 from tracking.runs import TrackedRun
 
 _STEP_METRICS = ("train_loss_per_step", "train_acc_per_step", "learning_rate_per_step")
@@ -33,23 +34,8 @@ class OtherTrainingError(RuntimeError):
     """A trial was trained again, without its checkpoint, to other numbers than its run holds."""
 
 
-class TestResult(Protocol):
-    """What a test of one model yields; arrays follow the rows of the test split."""
-
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
-    @property
-    def predictions(self) -> np.ndarray: ...
-    @property
-    def probabilities(self) -> np.ndarray: ...
-
-
 class TrialRun(TrackedRun):
     """A handle on the one MLflow run that a trial has."""
-
-    def __init__(self, connection: Connection, run: Run) -> None:
-        super().__init__(connection, run)
-        self._val_losses: dict[int, float] | None = None  # of the epochs in MLflow, once they were read
 
     @property
     def is_trained(self) -> bool:
@@ -67,6 +53,7 @@ class TrialRun(TrackedRun):
         """Of the pretrained weights and tokens it is trained from; empty in older studies."""
         return self.tags.get("assets_digest", "")
 
+    @retried
     def log_epochs(self, reports: Iterable[Mapping[str, Any]]) -> None:
         """Write the epochs that are not there yet: every number of a report at step ``epoch``.
 
@@ -75,14 +62,6 @@ class TrialRun(TrackedRun):
         OtherTrainingError where an epoch that is there was trained to another val_loss: a run must not
         hold parts of two trainings.
         """
-        stamp = {"reported_at": get_current_time_millis()}
-        self._log_epochs([stamp | dict(report) for report in reports])
-
-    @retried
-    def _log_epochs(self, reports: Iterable[Mapping[str, Any]]) -> None:
-        if self._val_losses is None:
-            complete = self._values("val_acc")  # written last
-            self._val_losses = {e: loss for e, loss in self._values("val_loss").items() if e in complete}
         for report in reports:
             epoch, val_loss = report["epoch"], report["val_loss"]
             before = self._val_losses.get(epoch, val_loss)
@@ -91,6 +70,12 @@ class TrialRun(TrackedRun):
             if epoch not in self._val_losses:
                 self._log(_epoch_metrics(report))
                 self._val_losses[epoch] = val_loss
+
+    @cached_property
+    def _val_losses(self) -> dict[int, float]:
+        """The val_loss of each epoch in MLflow."""
+        complete = self._values("val_acc")  # written last
+        return {epoch: loss for epoch, loss in self._values("val_loss").items() if epoch in complete}
 
     @retried
     def log_models(
@@ -122,7 +107,6 @@ class TrialRun(TrackedRun):
 
     @retried
     def fail(self, reason: str) -> None:
-        """Mark the run as failed, with its reason."""
         self._tag({"failure": reason[:5000]})
         self._end("FAILED")
 
@@ -145,14 +129,17 @@ class TrialRun(TrackedRun):
             self.client.delete_logged_model(model.model_id)
 
     @retried
-    def log_test(self, results: Mapping[str, TestResult], labels: np.ndarray, rows: np.ndarray) -> None:
+    def log_test(self, results: Mapping[str, Any], labels: np.ndarray, rows: np.ndarray) -> None:
         """Write what the ``best`` and the ``last`` model yield in the test, and finish the run.
 
+        A result has ``metrics`` by name, ``predictions``, (n,), and ``probabilities``, (n, classes).
         ``labels`` and ``rows`` are (n,), the labels and row ids of the test split.
         """
         for which, result in results.items():
             prefix = _PREFIXES[which]
-            columns = {"row_id": rows, "label": labels, **_predictions(result)}
+            second, first = np.sort(result.probabilities, axis=1)[:, -2:].T
+            columns = {"row_id": rows, "label": labels, "prediction": result.predictions}
+            columns |= {"probability": first, "margin": first - second}
             self._log_table(prefix + _PREDICTIONS, columns)
             self._log_results({prefix + name: value for name, value in result.metrics.items()})
         self._end("FINISHED")
@@ -189,11 +176,11 @@ class TrialRun(TrackedRun):
 
 
 def _epoch_metrics(report: Mapping[str, Any]) -> list[Metric]:
-    when, epoch = report["reported_at"], report["epoch"]
+    epoch, when = report["epoch"], report.get("reported_at") or get_current_time_millis()
     numbers = {
         name: value
         for name, value in report.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in _NO_METRICS
+        if isinstance(value, (int, float)) and name not in _NO_METRICS
     }
     numbers["val_acc"] = numbers.pop("val_acc")  # goes last: it says that the epoch is complete
     curve = [
@@ -202,8 +189,3 @@ def _epoch_metrics(report: Mapping[str, Any]) -> list[Metric]:
         for name, value in zip(_STEP_METRICS, values, strict=True)
     ]
     return curve + [Metric(name, value, when, epoch) for name, value in numbers.items()]
-
-
-def _predictions(result: TestResult) -> dict[str, np.ndarray]:
-    second, first = np.sort(result.probabilities, axis=1)[:, -2:].T
-    return {"prediction": result.predictions, "probability": first, "margin": first - second}

@@ -1,4 +1,6 @@
-"""A window -> one optimizer step. The only place that calls ``backward`` and ``optimizer.step``.
+"""A window -> one optimizer step, in passes that fit into memory.
+
+The only place that calls ``backward`` and ``optimizer.step``.
 
 The gradient of a window is the gradient of the mean loss over all its examples. So the examples are
 counted first, and each micro-batch contributes its *summed* loss divided by that count: any physical
@@ -10,18 +12,34 @@ Accumulating leaves the weights as they are, so a window whose forward or backwa
 can be accumulated again from its start. Once its update has begun it cannot: the two are two calls.
 """
 
+import gc
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from errors import first_line
 from trainables.batches import Batch
-from trainables.evaluation import autocast
+
+# What PyTorch and the libraries below it say when memory runs out, each in its own words. An error that
+# merely looks like these ends, at one example, with its own words in the message.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "NVML_SUCCESS == r",  # on slices of a GPU and in some containers (pytorch issue 112377)
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # no room for its handle
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_SUPPORTED",
+    "could not create a primitive",  # oneDNN under a limit on memory
+    "could not create a memory object",
+    "std::bad_alloc",
+)
 
 
 class StepResult(NamedTuple):
@@ -30,9 +48,6 @@ class StepResult(NamedTuple):
     loss_sum: Tensor  # () cross entropy summed over the window
     correct: Tensor  # () examples classified correctly
     examples: int
-
-
-def _nothing() -> None: ...
 
 
 class TorchEngine:
@@ -44,7 +59,7 @@ class TorchEngine:
         self.precision = precision
 
     def accumulate(
-        self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = _nothing
+        self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = lambda: None
     ) -> StepResult:
         """Leave in ``.grad`` the gradient of the mean loss over all examples of ``micro_batches``.
 
@@ -72,6 +87,9 @@ class AccelerateEngine:
     """The same window through Hugging Face Accelerate's ``accumulate`` and ``backward``."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, precision: str) -> None:
+        from accelerate import Accelerator  # here, because a served model does without it
+        from accelerate.state import AcceleratorState
+
         AcceleratorState._reset_state(reset_partial_state=True)  # one process runs many trials
         self.accelerator = Accelerator(
             mixed_precision="bf16" if precision == "bf16" else "no",
@@ -80,7 +98,7 @@ class AccelerateEngine:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
     def accumulate(
-        self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = _nothing
+        self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = lambda: None
     ) -> StepResult:
         """Do what ``TorchEngine.accumulate`` does.
 
@@ -119,3 +137,47 @@ def summed_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross entropy summed over the batch, and the number of correct predictions, () each."""
     loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum")
     return loss_sum, (logits.detach().argmax(dim=1) == batch.labels).sum()
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Autocast to bfloat16 for ``bf16``; nothing for ``fp32``."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+class DoesNotFitError(RuntimeError):
+    """Memory ran out, and a smaller physical batch size cannot help."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that the memory of the GPU or of the machine ran out."""
+    if isinstance(error, DoesNotFitError):
+        return False
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def free_memory() -> None:
+    """Collect what only cycles keep alive, and give the GPU's cached memory back."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def half_after(error: Exception, size: int) -> int:
+    """Half of ``size``, for another attempt after one that ended with ``error``; frees what it held.
+
+    Raises ``error`` itself unless memory ran out, and DoesNotFitError where ``size`` is 1.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    if size == 1:
+        words = first_line(error)[:160]
+        raise DoesNotFitError(
+            "out of memory even with one example at a time: give trials more memory (--gpus-per-trial, "
+            f"--max-concurrent), or set a smaller --max-length or model, or --set noise_every=0 ({words})"
+        ) from error
+    traceback.clear_frames(error.__traceback__)  # they hold the tensors of the attempt
+    free_memory()
+    return size // 2

@@ -1,5 +1,6 @@
-"""Texts -> token arrays -> the windows of an epoch -> padded batches."""
+"""Texts -> token arrays -> the seeded windows of an epoch -> padded batches."""
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trainables.seeding import generator
-
 _TEXTS_PER_CALL = 1000  # Python hears Ctrl-C only between two calls of the tokenizer
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed for one purpose, such as ``derive_seed(42, "order", epoch)``.
+
+    Because it is a function of its arguments alone, a resumed trial needs no saved generator state,
+    and trials with one seed see the same data order and the same head, whatever their batch size.
+    """
+    text = "/".join(str(part) for part in (seed, *purpose))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """A CPU generator seeded for one purpose."""
+    return torch.Generator().manual_seed(derive_seed(seed, *purpose))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import torch
@@ -25,6 +25,7 @@ _LAST = "last_weights.safetensors"
 _BEST = "best_weights.safetensors"
 _OPTIMIZER = "optimizer.pt"
 _PROGRESS = "progress.json"
+_PROGRESS_FIELDS = ("trial_hash", "assets_digest", "history")
 _NEEDED = {_LAST, _PROGRESS}
 _OPTIONAL = {_BEST, _OPTIMIZER}
 
@@ -57,7 +58,7 @@ class Checkpoint:
             save_file(self.best_weights, folder / _BEST)
         if self.optimizer is not None:
             torch.save([self.optimizer, self.scheduler], folder / _OPTIMIZER)
-        progress = {name: getattr(self, name) for name in ("trial_hash", "assets_digest", "history")}
+        progress = {name: getattr(self, name) for name in _PROGRESS_FIELDS}
         (folder / _PROGRESS).write_text(json.dumps(progress))
         manifest = {path.name: _sha256(path) for path in folder.iterdir()}
         (folder / _MANIFEST).write_text(json.dumps(manifest))
@@ -90,7 +91,7 @@ def read_progress(folder: Path) -> dict[str, Any]:
     """``trial_hash``, ``assets_digest`` and ``history``, without the tensors."""
     try:
         found = json.loads((folder / _PROGRESS).read_text())
-        return {name: found[name] for name in ("trial_hash", "assets_digest", "history")}
+        return {name: found[name] for name in _PROGRESS_FIELDS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptCheckpointError(f"{folder} does not say where it comes from") from error
 
@@ -104,29 +105,27 @@ def weight_files(folder: Path) -> dict[str, Path]:
 def verify(folder: Path) -> None:
     """Raise CorruptCheckpointError unless the files are those that the manifest names, unchanged."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
+        manifest = dict(json.loads((folder / _MANIFEST).read_text()))
         names = {path.name for path in folder.iterdir()} - {_MANIFEST}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise CorruptCheckpointError(f"{folder} holds no complete checkpoint") from error
     # a manifest must not lead out of the folder, nor a file into it that the manifest does not vouch for
-    if not isinstance(manifest, dict) or not _NEEDED | names <= manifest.keys() <= _NEEDED | _OPTIONAL:
+    if not _NEEDED | names <= manifest.keys() <= _NEEDED | _OPTIONAL:
         raise CorruptCheckpointError(f"{folder} holds no complete checkpoint")
     for name, digest in manifest.items():
-        path = folder / name
         try:
-            is_whole = path.is_file() and _sha256(path) == digest
+            is_whole = _sha256(folder / name) == digest
         except OSError as error:
-            raise CorruptCheckpointError(f"{path} cannot be read: {error.strerror}") from error
+            raise CorruptCheckpointError(f"{folder / name} cannot be read: {error.strerror}") from error
         if not is_whole:
-            raise CorruptCheckpointError(f"{path} is missing or has changed since it was written")
+            raise CorruptCheckpointError(f"{folder / name} has changed since it was written")
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """The newest checkpoint that can be resumed from, and what is wrong with those that are newer."""
 
     folder: Path | None
-    damaged: list[str] = field(default_factory=list)
+    damaged: list[str]
 
 
 class TrialFolder:
@@ -169,11 +168,10 @@ class TrialFolder:
             try:
                 verify(folder)
                 self._check_origin(folder, assets_digest)
-            except CorruptCheckpointError as error:
-                damaged.append(str(error))
-            else:
                 self._good = folder
                 return Found(folder, damaged)
+            except CorruptCheckpointError as error:
+                damaged.append(str(error))
         return Found(None, damaged)
 
     def keep_newest(self) -> None:
@@ -192,9 +190,9 @@ class TrialFolder:
 
     def _check_origin(self, folder: Path, assets_digest: str) -> None:
         found = read_progress(folder)
-        if found["trial_hash"] != self.trial_hash:
-            other = f"trial {found['trial_hash']}, not {self.trial_hash}"
-            raise CorruptCheckpointError(f"{folder} belongs to {other}")
+        other = found["trial_hash"]
+        if other != self.trial_hash:
+            raise CorruptCheckpointError(f"{folder} belongs to trial {other}, not {self.trial_hash}")
         if found["assets_digest"] != assets_digest:
             raise CorruptCheckpointError(f"{folder} was trained from other pretrained weights or tokens")
 

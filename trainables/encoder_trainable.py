@@ -9,9 +9,9 @@ import torch
 from ray import tune
 
 from search_spaces import TrialConfig
+from trainables.accumulation import DoesNotFitError, free_memory
 from trainables.assets import TrialAssets
 from trainables.checkpoint import TrialFolder
-from trainables.memory import DoesNotFitError, free_memory
 from trainables.trial import EpochReport, NonFiniteLossError, Trial
 
 

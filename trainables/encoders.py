@@ -21,13 +21,8 @@ from transformers import (
 )
 
 from errors import UserError, first_line
-from trainables.seeding import derive_seed, generator
-from trainables.tiny_encoders import (
-    bert_tiny,
-    modernbert_tiny,
-    train_cased_tokenizer,
-    train_uncased_tokenizer,
-)
+from trainables import tiny_encoders as tiny
+from trainables.batches import derive_seed, generator
 
 HEAD_INIT_STD = 0.02  # BERT's initializer_range
 
@@ -102,8 +97,8 @@ class EncoderAssets:
 ENCODERS: dict[str, EncoderSpec] = {
     "bert-base": EncoderSpec("google-bert/bert-base-uncased", BertConfig),
     "modernbert-base": EncoderSpec("answerdotai/ModernBERT-base", ModernBertConfig),
-    "bert-tiny": EncoderSpec(None, bert_tiny, train_uncased_tokenizer),
-    "modernbert-tiny": EncoderSpec(None, modernbert_tiny, train_cased_tokenizer),
+    "bert-tiny": EncoderSpec(None, tiny.bert_tiny, tiny.train_uncased_tokenizer),
+    "modernbert-tiny": EncoderSpec(None, tiny.modernbert_tiny, tiny.train_cased_tokenizer),
 }
 _SPELLINGS = {spec.hub_id: name for name, spec in ENCODERS.items()} | {"bert-base-uncased": "bert-base"}
 
@@ -124,10 +119,11 @@ def canonical_model(model: str) -> str:
 
 
 def load_config(model: str) -> PreTrainedConfig:
-    """The architecture of a canonical model name; of a hub id or folder, the one stored there."""
+    """The architecture of a canonical model name, as it is stored with the weights."""
     spec = ENCODERS.get(model)
-    is_tiny = spec is not None and spec.hub_id is None
-    return load_architecture(model) if is_tiny else _from_hub(model, AutoConfig.from_pretrained)
+    if spec is not None and spec.hub_id is None:
+        return spec.architecture()
+    return _from_hub(model, AutoConfig.from_pretrained)
 
 
 def load_architecture(model: str) -> PreTrainedConfig:
@@ -152,17 +148,11 @@ def load_encoder(model: str, training_texts: Iterable[str]) -> EncoderAssets:
     else:
         tokenizer = _from_hub(model, AutoTokenizer.from_pretrained)
         encoder = _from_hub(model, AutoModel.from_pretrained, dtype=torch.float32)
-    return EncoderAssets(
-        config=encoder.config.to_dict(),
-        weights={k: v.numpy() for k, v in encoder.state_dict().items() if "pooler." not in k},
-        tokenizer_files=_tokenizer_files(tokenizer),
-    )
-
-
-def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    weights = {k: v.numpy() for k, v in encoder.state_dict().items() if "pooler." not in k}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return EncoderAssets(encoder.config.to_dict(), weights, files)
 
 
 def _from_hub(model: str, load: Callable[..., Any], **kwargs: Any) -> Any:

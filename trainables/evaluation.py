@@ -1,7 +1,6 @@
 """A model and a split -> metrics, predictions and probabilities. A new metric is a line of METRICS."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainables.accumulation import autocast, half_after
 from trainables.batches import TokenTensors
-from trainables.memory import half_after
 
 EVAL_BATCH_SIZE = 128
 
@@ -44,13 +43,6 @@ class Evaluation:
     metrics: dict[str, float]  # a value for each name in METRICS
     predictions: np.ndarray  # (n,) int64
     probabilities: np.ndarray  # (n, classes) float64
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Autocast to bfloat16 for ``bf16``; nothing for ``fp32``."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def evaluate(model: nn.Module, data: TokenTensors, precision: str) -> Evaluation:

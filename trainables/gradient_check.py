@@ -12,15 +12,13 @@ from torch.optim import Optimizer
 from transformers import PreTrainedConfig
 
 from trainables.accumulation import ENGINES, Engine
-from trainables.batches import TokenArrays, TokenTensors
+from trainables.batches import Batch, TokenArrays, TokenTensors, derive_seed
 from trainables.encoders import EncoderForClassification
-from trainables.seeding import derive_seed
 
 TOLERANCE = 1e-10
 FULL_WINDOW = 12  # examples; 7 and 5 leave ragged micro-batches
 SHORT_TAIL = 5
 PHYSICAL_BATCH_SIZES = (1, 4, 5, 7, 12)
-_MAX_TOKENS = 12
 _CPU = torch.device("cpu")
 
 EngineFactory = Callable[[nn.Module, Optimizer, int], Engine]  # the last: micro-batches of a full window
@@ -36,16 +34,16 @@ class GradientError:
 
     @property
     def is_small(self) -> bool:
-        """Whether only rounding separates the two; a NaN is not small."""
         return self.relative_error < TOLERANCE
 
 
 class GradientRecorder(Optimizer):
     """An optimizer that keeps the gradient it is given, flattened, and changes nothing."""
 
+    gradient: Tensor | None = None
+
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         super().__init__(parameters, {})
-        self.gradient: Tensor | None = None
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         self.gradient = _flat_gradient(self.param_groups[0]["params"])
@@ -70,7 +68,7 @@ def compare_gradients(
         f"full, {FULL_WINDOW} examples": torch.arange(FULL_WINDOW),
         f"short tail, {SHORT_TAIL} examples": torch.arange(SHORT_TAIL),
     }
-    expected = {k: whole_window_gradient(model, data, window) for k, window in windows.items()}
+    expected = {label: _whole_gradient(model, data.batch(window)) for label, window in windows.items()}
     errors = []
     for physical in PHYSICAL_BATCH_SIZES:
         recorder = GradientRecorder(model.parameters())
@@ -79,21 +77,18 @@ def compare_gradients(
             recorder.gradient = None
             engine.accumulate(data.batches(window, physical))
             engine.update()
-            error = _relative_error(recorder.gradient, expected[label])
+            error = math.nan
+            if recorder.gradient is not None:
+                error = float((recorder.gradient - expected[label]).norm() / expected[label].norm())
             errors.append(GradientError(label, physical, error))
     return sorted(errors, key=lambda error: error.window)  # stable: sizes stay in order
 
 
-def whole_window_gradient(model: nn.Module, data: TokenTensors, window: Tensor) -> Tensor:
+def _whole_gradient(model: nn.Module, window: Batch) -> Tensor:
     """The gradient of the mean loss over the window in one pass, flattened: the definition."""
     model.zero_grad()
-    batch = data.batch(window)
-    F.cross_entropy(model(batch.input_ids, batch.attention_mask), batch.labels).backward()
+    F.cross_entropy(model(window.input_ids, window.attention_mask), window.labels).backward()
     return _flat_gradient(model.parameters())
-
-
-def _relative_error(gradient: Tensor | None, expected: Tensor) -> float:
-    return math.nan if gradient is None else float((gradient - expected).norm() / expected.norm())
 
 
 def _flat_gradient(parameters: Iterable[Tensor]) -> Tensor:
@@ -103,7 +98,7 @@ def _flat_gradient(parameters: Iterable[Tensor]) -> Tensor:
 def _random_texts(vocabulary: int, device: torch.device) -> TokenTensors:
     """Random tokens of ragged lengths, so that micro-batches are padded differently."""
     rng = np.random.default_rng(0)
-    lengths = rng.integers(3, _MAX_TOKENS + 1, FULL_WINDOW)
+    lengths = rng.integers(3, 13, FULL_WINDOW)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = rng.integers(5, vocabulary, offsets[-1]).astype(np.int32)
     labels = rng.integers(0, 2, FULL_WINDOW)

@@ -35,21 +35,11 @@ def measured_cut(examples: int, physical_batch_size: int) -> tuple[int, int]:
     ragged ones, is cut as at a physical batch size of 64. One group where that is impossible too.
     """
     for size in (physical_batch_size, min(physical_batch_size, LARGEST_NEEDED)):
-        groups = _group_count(examples, size)
-        if groups > 1:
-            return groups, size
+        micro_batches, rest = divmod(examples, size)
+        if micro_batches > 1 and not rest:
+            # equal groups, and few of them: the larger a group, the less padding its micro-batches need
+            return next(n for n in range(2, micro_batches + 1) if micro_batches % n == 0), size
     return 1, physical_batch_size
-
-
-def _group_count(examples: int, physical_batch_size: int) -> int:
-    """How many equal groups of whole, equal micro-batches to cut a window into; 1 where it cannot be.
-
-    As few as possible: the larger a group, the less padding its micro-batches need.
-    """
-    micro_batches, rest = divmod(examples, physical_batch_size)
-    if rest or micro_batches < 2:
-        return 1
-    return next(n for n in range(2, micro_batches + 1) if micro_batches % n == 0)
 
 
 class GradientGroups:
@@ -75,10 +65,8 @@ class GradientGroups:
     def after_backward(self) -> None:
         """Take note of a micro-batch whose loss, over the window's examples, has been differentiated."""
         self._seen += 1
-        if self._groups > 1 and self._seen % self._group_steps == 0:
-            self._end_group()
-
-    def _end_group(self) -> None:
+        if self._groups == 1 or self._seen % self._group_steps:
+            return
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
         self._norms_squared.append(get_total_norm(gradients) ** 2)
         if self._collected:

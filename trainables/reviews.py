@@ -37,7 +37,6 @@ class Reviews:
     duplicates_dropped: int
 
     def select(self, indices: np.ndarray) -> "Reviews":
-        """The reviews at ``indices``, in that order."""
         texts = [self.texts[i] for i in indices]
         return Reviews(texts, self.labels[indices], self.row_ids[indices], self.label_names, 0)
 
@@ -197,12 +196,10 @@ def _checked_labels(table: datasets.Dataset, name: str) -> tuple[np.ndarray, tup
     if len({isinstance(v, str) for v in values}) > 1:
         raise UserError(f"column '{name}' mixes numbers and names: give every class a name")
     values = [v if isinstance(v, str) else int(v) for v in values]
-    classes = sorted(set(values))
+    labels, classes = pd.factorize(np.array(values, dtype=object), sort=True)
     if len(classes) < 2:
-        raise UserError(f"all labels in column '{name}' are {classes}: two classes are needed")
-    index = {value: i for i, value in enumerate(classes)}
-    names = tuple(feature.int2str(c) if has_names else str(c) for c in classes)
-    return np.array([index[v] for v in values], dtype=np.int64), names
+        raise UserError(f"all labels in column '{name}' are {list(classes)}: two classes are needed")
+    return labels, tuple(feature.int2str(c) if has_names else str(c) for c in classes)
 
 
 def _refuse_rows(bad: np.ndarray, column: str, what: str) -> None:

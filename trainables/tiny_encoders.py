@@ -1,6 +1,7 @@
 """The tiny encoders of --demo: real architectures, small enough for a CPU, and their tokenizers."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -21,17 +22,22 @@ _SPECIAL_TOKENS = {
 }
 
 
+_SHAPE: dict[str, Any] = {
+    "hidden_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+}
+
+
 def bert_tiny(vocab_size: int = DEMO_VOCABULARY) -> PreTrainedConfig:
     """BERT with two layers of width 96."""
     return BertConfig(
         vocab_size=vocab_size,
-        hidden_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         intermediate_size=192,
         attention_probs_dropout_prob=0.0,  # drawing its random numbers took a quarter of an epoch
-        max_position_embeddings=512,
-        pad_token_id=0,
+        **_SHAPE,
     )
 
 
@@ -39,12 +45,8 @@ def modernbert_tiny(vocab_size: int = DEMO_VOCABULARY) -> PreTrainedConfig:
     """ModernBERT with two layers of width 96."""
     return ModernBertConfig(
         vocab_size=vocab_size,
-        hidden_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         intermediate_size=128,
-        max_position_embeddings=512,
-        pad_token_id=0,
+        **_SHAPE,
         bos_token_id=2,
         eos_token_id=3,
         cls_token_id=2,

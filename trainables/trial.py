@@ -12,14 +12,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from search_spaces import TrialConfig
 from search_spaces.optimization import OPTIMIZERS, learning_rate_factor
-from trainables.accumulation import ENGINES, StepResult
+from trainables.accumulation import ENGINES, DoesNotFitError, StepResult, half_after, is_out_of_memory
 from trainables.assets import TrialAssets
-from trainables.batches import TokenTensors, epoch_windows
+from trainables.batches import TokenTensors, derive_seed, epoch_windows
 from trainables.checkpoint import Checkpoint, CorruptCheckpointError, Weights
 from trainables.evaluation import evaluate
-from trainables.memory import DoesNotFitError, half_after, is_out_of_memory
 from trainables.noise_scale import GradientGroups, NoiseSample, measured_cut, noise_metrics
-from trainables.seeding import derive_seed
 
 CURVE_POINTS_PER_EPOCH = 50
 
@@ -93,14 +91,20 @@ class Trial:
             windows = epoch_windows(len(self.train), config.target_batch_size, config.seed, epoch)
             for number, window in enumerate(windows):
                 dropout_seed = derive_seed(config.seed, "dropout", epoch, number)
-                step, sample = self.accumulate(window, dropout_seed, config.measures_noise(number))
+                result, sample = self.accumulate(window, dropout_seed, config.measures_noise(number))
                 self._update()
-                steps.append(step)
-                samples.append(sample)
+                steps.append(result)
+                samples += [sample] if sample else []
                 rates.append(float(self.scheduler.get_last_lr()[0]))
                 self.scheduler.step()
         sums, first_step = _sums(steps), self.epoch * self.steps_per_epoch + 1
-        _check_finite(sums[0], first_step, epoch)
+        diverged = torch.nonzero(~sums[0].isfinite()).flatten().tolist()
+        if diverged:
+            loss, step = sums[0, diverged[0]].item(), first_step + diverged[0]
+            raise NonFiniteLossError(
+                f"train_loss is {loss} at step {step} (epoch {epoch}): "
+                "the learning rate is probably too high"
+            )
         training_seconds = time.perf_counter() - started
         validation = evaluate(self.model, self.val, config.precision).metrics
         if not math.isfinite(validation["loss"]):
@@ -111,7 +115,7 @@ class Trial:
             "reported_at": int(time.time() * 1000),
             "train_loss": train_loss,
             "train_acc": train_acc,
-            **noise_metrics([sample for sample in samples if sample]),
+            **noise_metrics(samples),
             **{f"val_{name}": value for name, value in validation.items()},
             "examples_per_second": len(self.train) / training_seconds,
             "epoch_seconds": time.perf_counter() - started,
@@ -182,9 +186,9 @@ class Trial:
             raise CorruptCheckpointError(f"{folder} lacks the optimizer's state")
         self.model.load_state_dict(checkpoint.weights)
         self.history = checkpoint.history
-        for report in self.history[-1:]:
-            size = report.get("physical_batch_size", self.physical_batch_size)  # earlier versions kept none
-            self.physical_batch_size = min(self.physical_batch_size, size)
+        # reports of earlier versions hold no size
+        size = self.history[-1].get("physical_batch_size", self.physical_batch_size)
+        self.physical_batch_size = min(self.physical_batch_size, size)
         best = checkpoint.best_weights or checkpoint.weights
         # what was loaded is mapped from the file, which goes when newer checkpoints take its place
         self._best_weights = {name: value.clone() for name, value in best.items()}
@@ -203,26 +207,15 @@ def best_epoch(history: Sequence[EpochReport]) -> int:
 
 def _sums(steps: Sequence[StepResult]) -> Tensor:
     """Loss sums, correct counts and example counts, (3, steps) float64 on the CPU."""
-    losses = torch.stack([step.loss_sum for step in steps]).double().cpu()
-    hits = torch.stack([step.correct for step in steps]).double().cpu()
-    examples = torch.tensor([step.examples for step in steps], dtype=torch.float64)
-    return torch.stack([losses, hits, examples])
+    losses, hits, examples = zip(*steps, strict=True)
+    rows = torch.stack(losses), torch.stack(hits), torch.tensor(examples)
+    return torch.stack([row.double().cpu() for row in rows])
 
 
 def _means(sums: Tensor) -> tuple[float, float]:
     """Loss and accuracy of a mean example, from ``_sums`` of some steps."""
     loss, correct, examples = (float(row.sum()) for row in sums)
     return loss / examples, correct / examples
-
-
-def _check_finite(losses: Tensor, first_step: int, epoch: int) -> None:
-    bad = torch.nonzero(~losses.isfinite())
-    if len(bad):
-        offset = int(bad[0])
-        raise NonFiniteLossError(
-            f"train_loss is {losses[offset].item()} at step {first_step + offset} (epoch {epoch}): "
-            "the learning rate is probably too high"
-        )
 
 
 def _curve(sums: Tensor, rates: Sequence[float], first_step: int) -> list[tuple[int, float, float, float]]:

@@ -1,33 +1,126 @@
-"""Calls that wait for a tracking store that is away, and writes in the background."""
+"""The tracking store: whether it can work and answers, calls that wait for it, writes in the background."""
 
+import contextlib
+import logging
 import math
+import os
+import re
+import sqlite3
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any, TypeVar, cast
+from uuid import uuid4
 
 import requests
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from errors import StoppedError, StoreAwayError, StoreFailedError, first_line
-from tracking.place import answers
+from errors import StoppedError, StoreAwayError, StoreFailedError, UserError, first_line
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two attempts
 _ATTEMPTS = 5  # at a call that fails although the store answers
 _LOOK_EVERY = 3.0  # seconds, at a store that takes its time
 _TOO_MANY_REQUESTS = 429  # the HTTP status from which on the server, and not the request, is at fault
+_SERVER_TIMEOUT = 10  # seconds
+_SQLITE = "sqlite:///"
+_WORKS = re.compile(r"https?://|(sqlite|postgresql|mysql|mssql)(\+\w+)?://")
 
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
-Write = Callable[[], object]
-Refused = Callable[[Exception], object]
 
 _never = threading.Event()
 _thread = threading.local()  # in the thread of a BackgroundWriter, ``stopped`` is set when it is to end
+
+
+def quiet_mlflow() -> None:
+    """Keep MLflow's notices and its own repetitions away; they would hide for minutes what went wrong."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it logs the tracebacks of what it raises
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"mlflow\..*")
+
+
+def sqlite_file(tracking_uri: str) -> Path | None:
+    """The file of an SQLite store; None for the other kinds."""
+    return Path(tracking_uri.removeprefix(_SQLITE)) if tracking_uri.startswith(_SQLITE) else None
+
+
+def check_store_exists(tracking_uri: str) -> None:
+    """Raise UserError for an SQLite file that is not there; opening it would create an empty one."""
+    path = sqlite_file(tracking_uri)
+    if path is not None and not os.path.isfile(path):  # noqa: PTH113 - Path raises for long names
+        raise UserError(f"there is no {path} here: run this where the study ran, or give --tracking-uri")
+
+
+def check_store(tracking_uri: str) -> None:
+    """Raise UserError for a URI that cannot work, a store that does not answer and a damaged file.
+
+    An SQLite file that does not exist is made.
+    """
+    if not _WORKS.match(tracking_uri):
+        raise UserError(
+            f"'{tracking_uri}' is not a tracking URI that works here: "
+            "use sqlite:///FILE.db or http://HOST:PORT"
+        )
+    path = sqlite_file(tracking_uri)
+    try:
+        if path is not None and path.exists():
+            _check_file(path)
+        elif path is not None:
+            _create_file(path)
+        _ask(tracking_uri)
+    except UserError:
+        raise
+    except Exception as error:  # requests, SQLAlchemy and MLflow each have their own
+        advice = f"see who holds {path}, and whether it may be written" if path else "start it"
+        raise UserError(
+            f"the tracking store {tracking_uri} does not answer ({first_line(error)}): "
+            f"{advice}, or give another --tracking-uri"
+        ) from error
+
+
+def _check_file(path: Path) -> None:
+    """Raise UserError for a file that SQLite itself finds damaged."""
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.OperationalError:
+        return  # locked or not readable, which MLflow will say
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        raise UserError(
+            f"{path} is damaged ({found.splitlines()[-1]}): put a backup in its place, or move it "
+            "away, which starts a new store; checkpoints of unfinished trials are kept elsewhere"
+        )
+
+
+def _create_file(path: Path) -> None:
+    """Make the store beside its place first: MLflow cannot complete a migration that was cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    try:
+        _ask(f"{_SQLITE}{partial_file}")
+        if not path.exists():  # another process may have been quicker
+            partial_file.rename(path)
+    finally:
+        partial_file.unlink(missing_ok=True)
+
+
+def _ask(tracking_uri: str) -> None:
+    if tracking_uri.startswith("http"):
+        # health alone would not notice a server whose database is gone, but it is quick to time out
+        url = f"{tracking_uri.rstrip('/')}/health"
+        requests.get(url, timeout=_SERVER_TIMEOUT).raise_for_status()
+    MlflowClient(tracking_uri).search_experiments(max_results=1)
 
 
 class Connection:
@@ -43,6 +136,13 @@ class Connection:
         self.patience = patience
         self._is_away = False
 
+    def answers(self) -> bool:
+        try:
+            _ask(self.tracking_uri)
+        except Exception:  # as in check_store
+            return False
+        return True
+
     def repeat(self, call: Callable[[], T]) -> T:
         """The result of ``call``, which must be safe to repeat.
 
@@ -57,35 +157,30 @@ class Connection:
         while not stopped.is_set():
             try:
                 result = call()
+            except StoppedError:  # a call within this one has waited already
+                raise
             except Exception as error:  # MLflow, requests and the database each have their own
-                if isinstance(error, StoppedError):  # a call within this one has waited already
-                    raise
-                if answers(self.tracking_uri):
+                if self.answers():
                     failures, deadline = failures + 1, math.inf
                     if failures == _ATTEMPTS or not _is_temporary(error):
                         raise _of_store(error) from error
                 else:
-                    self._note(error)
+                    why = f"the tracking store does not answer ({first_line(error)})"
+                    self._note(True, f"{why}: trying again until it does, nothing is lost")
                     deadline = min(deadline, time.monotonic() + patience)
                     if time.monotonic() + pause > deadline:
-                        why = f"the tracking store does not answer ({first_line(error)})"
                         raise StoreAwayError(why) from error
             else:
-                self._note(None)
+                self._note(False, "the tracking store answers again")
                 return result
             stopped.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         raise StoreAwayError("nothing more is written to the tracking store")
 
-    def _note(self, error: Exception | None) -> None:
-        if error is not None and not self._is_away:
-            self.say(
-                f"the tracking store does not answer ({first_line(error)}): "
-                "trying again until it does, nothing is lost"
-            )
-        elif error is None and self._is_away:
-            self.say("the tracking store answers again")
-        self._is_away = error is not None
+    def _note(self, is_away: bool, line: str) -> None:
+        if is_away != self._is_away:
+            self.say(line)
+        self._is_away = is_away
 
 
 def retried(method: Method) -> Method:
@@ -129,7 +224,9 @@ class BackgroundWriter:
         self._waiting: Counter[str] = Counter()
         self._changed = threading.Condition()
 
-    def submit(self, whose: str, write: Write, refused: Refused) -> None:
+    def submit(
+        self, whose: str, write: Callable[[], object], refused: Callable[[Exception], object]
+    ) -> None:
         """Queue a write; ``refused`` gets the error of one that fails, and the next has its turn."""
         with self._changed:
             self._waiting[whose] += 1
@@ -139,12 +236,12 @@ class BackgroundWriter:
     def waiting(self) -> dict[str, int]:
         """Whose writes are not done, by the ``whose`` of their submission, and how many."""
         with self._changed:
-            return dict(self._waiting)
+            return dict(+self._waiting)
 
     def wait(self, seconds: float) -> bool:
         """Wait until everything is written, at most so long; says whether it is."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._waiting, seconds)
+            return self._changed.wait_for(lambda: not self._waiting.total(), seconds)
 
     def finish(self) -> None:
         """Wait until everything is written, however slow the store is.
@@ -155,7 +252,7 @@ class BackgroundWriter:
             self._connection.say(f"waiting for the tracking store to take what is left: {self._left()}")
         seen = time.monotonic()
         while not self.wait(_LOOK_EVERY):
-            if answers(self._connection.tracking_uri):
+            if self._connection.answers():
                 seen = time.monotonic()
             elif time.monotonic() - seen > self._connection.patience:
                 again = "run the same command again to write them"
@@ -167,7 +264,9 @@ class BackgroundWriter:
             self._stopped.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _carry_out(self, whose: str, write: Write, refused: Refused) -> None:
+    def _carry_out(
+        self, whose: str, write: Callable[[], object], refused: Callable[[Exception], object]
+    ) -> None:
         try:
             write()
         except StoreAwayError:
@@ -176,7 +275,6 @@ class BackgroundWriter:
             refused(error)
         with self._changed:
             self._waiting[whose] -= 1
-            self._waiting += Counter()  # drops the zeros
             self._changed.notify_all()
 
     def _left(self) -> str:
