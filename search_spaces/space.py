@@ -30,8 +30,7 @@ class Space:
 
     def axis_values(self, axis: str) -> tuple[Any, ...]:
         """The values of ``model``, ``target_batch_size``, ``scaling_rule`` or ``seed``, as listed."""
-        values: tuple[Any, ...] = getattr(self, f"{axis}s")
-        return values
+        return getattr(self, f"{axis}s")
 
     def cells(self) -> list[TrialConfig]:
         """Every point of the grid under every seed, in reading order: rule, model, batch, seed."""

@@ -124,7 +124,6 @@ class TrialConfig(BaseModel):
 
     @property
     def accumulation_steps(self) -> int:
-        """Micro-batches of a full window: ceil(target / physical)."""
         return -(-self.target_batch_size // self.physical_batch_size)
 
     def steps_per_epoch(self, train_examples: int) -> int:
@@ -165,8 +164,8 @@ class TrialConfig(BaseModel):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
         """Build from exactly the fields: an unknown or a missing key is a UserError."""
-        missing = [name for name in FIELDS if name not in values]
         config = cls.from_stored(values)
+        missing = [name for name in FIELDS if name not in values]
         if missing:
             raise UserError(f"configuration lacks {', '.join(missing)}")
         return config
@@ -191,7 +190,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     field = TrialConfig.model_fields[name]
     if field.default is None and value.lower() in {"", "none", "all"}:
         return name, None
-    kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    kind: Any = Annotated[field.annotation, field]
     try:
         return name, TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -112,7 +111,7 @@ class StudyStore:
         seeds: int,
         dataset: DatasetFacts,
         parent: InvocationRun,
-        tags: Mapping[str, str] = MappingProxyType({}),
+        tags: Mapping[str, str] | None = None,
     ) -> TrialRun:
         """The run of the trial that serves ``cells``, marked as running: the one it has, or a new one."""
         config, name = cells[0], trial_name(cells, seeds)
@@ -127,7 +126,7 @@ class StudyStore:
             {"model": cell.model_name, **{axis: getattr(cell, axis) for axis in AXES if axis != "model"}}
             for cell in cells
         ]
-        tags = {"cells": json.dumps(coordinates), "failure": "", **tags}
+        tags = {"cells": json.dumps(coordinates), "failure": "", **(tags or {})}
         self.client.log_batch(run_id, params=new, tags=[RunTag(*tag) for tag in tags.items()])
         if not (run.inputs and run.inputs.dataset_inputs):
             self.client.log_inputs(run_id, [_dataset_input(dataset)])

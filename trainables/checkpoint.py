@@ -114,10 +114,10 @@ def verify(folder: Path) -> None:
         raise CorruptCheckpointError(f"{folder} holds no complete checkpoint")
     for name, digest in manifest.items():
         try:
-            is_whole = _sha256(folder / name) == digest
+            found = _sha256(folder / name)
         except OSError as error:
             raise CorruptCheckpointError(f"{folder / name} cannot be read: {error.strerror}") from error
-        if not is_whole:
+        if found != digest:
             raise CorruptCheckpointError(f"{folder / name} has changed since it was written")
 
 

@@ -29,10 +29,7 @@ class EncoderTrainable(tune.Trainable):
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], assets: dict[str, "ray.ObjectRef[TrialAssets]"], storage: str
     ) -> None:
-        """Note what to train; the first step builds it.
-
-        Tune fails a trial for good where this or ``reset_config`` fails, and retries it where a step does.
-        """
+        """Build nothing yet: Tune retries a trial whose step fails, and no trial whose setup fails."""
         quiet_worker()
         self._assets = assets
         self._study_storage = Path(storage)

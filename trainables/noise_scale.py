@@ -77,17 +77,14 @@ class GradientGroups:
         for parameter, whole in zip(self._parameters, self._collected, strict=True):
             parameter.grad = whole if is_last else None
         if is_last:
-            self.sample = self._estimate()
-
-    def _estimate(self) -> NoiseSample:
-        n = self._groups
-        # a group's loss was divided by the examples of the whole window
-        group = torch.stack(self._norms_squared).mean() * n**2
-        whole = get_total_norm(self._collected) ** 2
-        return NoiseSample(
-            variance=(group - whole) * self._examples / (n - 1),
-            norm_squared=(n * whole - group) / (n - 1),
-        )
+            n = self._groups
+            # a group's loss was divided by the examples of the whole window
+            group = torch.stack(self._norms_squared).mean() * n**2
+            whole = get_total_norm(self._collected) ** 2
+            self.sample = NoiseSample(
+                variance=(group - whole) * self._examples / (n - 1),
+                norm_squared=(n * whole - group) / (n - 1),
+            )
 
 
 def noise_metrics(samples: Sequence[NoiseSample]) -> dict[str, float]:

@@ -119,7 +119,9 @@ def load_reviews(config: TrialConfig) -> Reviews:
         for column in (config.text_column, config.label_column):
             if column not in table.column_names:
                 raise unknown(f"column of {config.dataset}", column, table.column_names)
-        texts = _checked_texts(table[config.text_column], config.text_column)
+        texts = list(table[config.text_column])
+        missing = [not isinstance(text, str) or not text.strip() for text in texts]
+        _refuse_rows(missing, config.text_column, "text")
         labels, label_names = _checked_labels(table, config.label_column)
     row_ids = np.arange(len(texts))
     if not config.keep_duplicates:
@@ -175,20 +177,13 @@ def _check_characters(path: Path) -> None:
         json.dumps(json.loads(path.read_bytes()), ensure_ascii=False).encode()
 
 
-def _checked_texts(column: Sequence[Any], name: str) -> list[str]:
-    texts = list(column)
-    missing = [not isinstance(text, str) or not text.strip() for text in texts]
-    _refuse_rows(np.flatnonzero(missing), name, "text")
-    return texts
-
-
 def _checked_labels(table: datasets.Dataset, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels as indices into the sorted classes, (n,) int64, and the names of the classes."""
     values, feature = list(table[name]), table.features[name]
     has_names = isinstance(feature, datasets.ClassLabel)
     unlabelled = -1 if has_names else ""
     missing = [v is None or v == unlabelled or (isinstance(v, float) and math.isnan(v)) for v in values]
-    _refuse_rows(np.flatnonzero(missing), name, "label")
+    _refuse_rows(missing, name, "label")
     if any(isinstance(v, float) and not v.is_integer() for v in values):
         raise UserError(f"column '{name}' holds fractions, not classes: name another --label-column")
     if any(not isinstance(v, (str, int, float)) for v in values):
@@ -202,9 +197,10 @@ def _checked_labels(table: datasets.Dataset, name: str) -> tuple[np.ndarray, tup
     return labels, tuple(feature.int2str(c) if has_names else str(c) for c in classes)
 
 
-def _refuse_rows(bad: np.ndarray, column: str, what: str) -> None:
-    if len(bad):
+def _refuse_rows(missing: Sequence[bool], column: str, what: str) -> None:
+    if any(missing):
         raise UserError(
-            f"{len(bad)} rows have no {what} in column '{column}' (the first is row {bad[0]}): "
+            f"{sum(missing)} rows have no {what} in column '{column}' "
+            f"(the first is row {missing.index(True)}): "
             f"remove them or name another column with --{what}-column"
         )

@@ -98,13 +98,7 @@ class Trial:
                 rates.append(float(self.scheduler.get_last_lr()[0]))
                 self.scheduler.step()
         sums, first_step = _sums(steps), self.epoch * self.steps_per_epoch + 1
-        diverged = torch.nonzero(~sums[0].isfinite()).flatten().tolist()
-        if diverged:
-            loss, step = sums[0, diverged[0]].item(), first_step + diverged[0]
-            raise NonFiniteLossError(
-                f"train_loss is {loss} at step {step} (epoch {epoch}): "
-                "the learning rate is probably too high"
-            )
+        _check_finite(sums[0], first_step, epoch)
         training_seconds = time.perf_counter() - started
         validation = evaluate(self.model, self.val, config.precision).metrics
         if not math.isfinite(validation["loss"]):
@@ -216,6 +210,15 @@ def _means(sums: Tensor) -> tuple[float, float]:
     """Loss and accuracy of a mean example, from ``_sums`` of some steps."""
     loss, correct, examples = (float(row.sum()) for row in sums)
     return loss / examples, correct / examples
+
+
+def _check_finite(losses: Tensor, first_step: int, epoch: int) -> None:
+    for step, loss in enumerate(losses.tolist(), start=first_step):
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"train_loss is {loss} at step {step} (epoch {epoch}): "
+                "the learning rate is probably too high"
+            )
 
 
 def _curve(sums: Tensor, rates: Sequence[float], first_step: int) -> list[tuple[int, float, float, float]]:
