@@ -33,6 +33,8 @@ _WORKS = re.compile(r"https?://|(sqlite|postgresql|mysql|mssql)(\+\w+)?://")
 
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
+Write = Callable[[], object]
+Refused = Callable[[Exception], object]
 
 _never = threading.Event()
 _thread = threading.local()  # in the thread of a BackgroundWriter, ``stopped`` is set when it is to end
@@ -224,9 +226,7 @@ class BackgroundWriter:
         self._waiting: Counter[str] = Counter()
         self._changed = threading.Condition()
 
-    def submit(
-        self, whose: str, write: Callable[[], object], refused: Callable[[Exception], object]
-    ) -> None:
+    def submit(self, whose: str, write: Write, refused: Refused) -> None:
         """Queue a write; ``refused`` gets the error of one that fails, and the next has its turn."""
         with self._changed:
             self._waiting[whose] += 1
@@ -264,9 +264,7 @@ class BackgroundWriter:
             self._stopped.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _carry_out(
-        self, whose: str, write: Callable[[], object], refused: Callable[[Exception], object]
-    ) -> None:
+    def _carry_out(self, whose: str, write: Write, refused: Refused) -> None:
         try:
             write()
         except StoreAwayError:

@@ -123,8 +123,7 @@ class StudyStore:
         }
         new = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
         coordinates = [
-            {"model": cell.model_name, **{axis: getattr(cell, axis) for axis in AXES if axis != "model"}}
-            for cell in cells
+            {axis: getattr(cell, axis) for axis in AXES} | {"model": cell.model_name} for cell in cells
         ]
         tags = {"cells": json.dumps(coordinates), "failure": "", **(tags or {})}
         self.client.log_batch(run_id, params=new, tags=[RunTag(*tag) for tag in tags.items()])

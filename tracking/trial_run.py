@@ -57,10 +57,9 @@ class TrialRun(TrackedRun):
     def log_epochs(self, reports: Iterable[Mapping[str, Any]]) -> None:
         """Write the epochs that are not there yet: every number of a report at step ``epoch``.
 
-        ``step_curve`` has rows of step, loss, accuracy and learning rate. ``reported_at`` (ms; absent in
-        older histories) makes writing twice harmless: MLflow keeps one of two equal metrics. Raises
-        OtherTrainingError where an epoch that is there was trained to another val_loss: a run must not
-        hold parts of two trainings.
+        ``reported_at`` (ms; absent in older histories) makes writing twice harmless: MLflow keeps one of
+        two equal metrics. Raises OtherTrainingError where an epoch that is there was trained to another
+        val_loss: a run must not hold parts of two trainings.
         """
         for report in reports:
             epoch, val_loss = report["epoch"], report["val_loss"]

@@ -121,7 +121,7 @@ def canonical_model(model: str) -> str:
 def load_config(model: str) -> PreTrainedConfig:
     """The architecture of a canonical model name, as it is stored with the weights."""
     spec = ENCODERS.get(model)
-    if spec is not None and spec.hub_id is None:
+    if spec and spec.hub_id is None:
         return spec.architecture()
     return _from_hub(model, AutoConfig.from_pretrained)
 
@@ -139,7 +139,7 @@ def load_encoder(model: str, training_texts: Iterable[str]) -> EncoderAssets:
     are a function of the model's name, as if they had been downloaded.
     """
     spec = ENCODERS.get(model)
-    if spec is not None and spec.train_tokenizer is not None:
+    if spec and spec.train_tokenizer:
         tokenizer = spec.train_tokenizer(training_texts)
         config = spec.architecture(vocab_size=max(8, len(tokenizer)))
         with torch.random.fork_rng(devices=[]):

@@ -60,8 +60,7 @@ class Trial:
         steps = config.epochs * self.steps_per_epoch
         warmup_steps = round(config.warmup_ratio * steps)
         self.scheduler = LambdaLR(
-            self.optimizer,
-            lambda step: learning_rate_factor(config.scheduler, step, warmup_steps, steps),
+            self.optimizer, lambda step: learning_rate_factor(config.scheduler, step, warmup_steps, steps)
         )
         self.engine = ENGINES[config.engine](self.model, self.optimizer, config.precision)
         self._best_weights: Weights = {}
@@ -94,7 +93,8 @@ class Trial:
                 result, sample = self.accumulate(window, dropout_seed, config.measures_noise(number))
                 self._update()
                 steps.append(result)
-                samples += [sample] if sample else []
+                if sample:
+                    samples.append(sample)
                 rates.append(float(self.scheduler.get_last_lr()[0]))
                 self.scheduler.step()
         sums, first_step = _sums(steps), self.epoch * self.steps_per_epoch + 1
