@@ -4,7 +4,6 @@ import ctypes
 import multiprocessing
 import resource
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,24 +42,12 @@ def _train(config, assets, room):
     ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 12)
     trial = Trial(config, assets, CPU)
     start = _status("VmSize")
-    with _memory_limit(room):
-        train(trial)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (start + room if room else soft, hard))
+    train(trial)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     arrays = {name: value.numpy() for name, value in weights(trial).items()}
     return Outcome(learnt(trial), arrays, _status("VmPeak") - start)
-
-
-@contextmanager
-def _memory_limit(room):
-    """Refuse every allocation that takes this process beyond ``room`` bytes more than it has."""
-    if room is None:
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + room, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _status(name):

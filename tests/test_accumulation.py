@@ -1,3 +1,4 @@
+import itertools
 import math
 from functools import partial
 
@@ -26,10 +27,8 @@ class ScaledEngine:
     """An accumulation loop whose factor of each micro-batch's summed loss is a parameter."""
 
     def __init__(self, scale, model, optimizer, accumulation_steps):
-        self.scale = scale
-        self.model = model
-        self.optimizer = optimizer
-        self.accumulation_steps = accumulation_steps
+        self.scale, self.accumulation_steps = scale, accumulation_steps
+        self.model, self.optimizer = model, optimizer
 
     def accumulate(self, micro_batches, after_backward=lambda: None):
         self.optimizer.zero_grad()
@@ -104,8 +103,9 @@ def test_the_check_finds_exactly_the_windows_whose_gradient_is_wrong(model, buil
 @pytest.mark.parametrize("model", TINY_MODELS)
 def test_any_window_gets_its_whole_gradient_at_any_physical_batch_size(model, engine):
     errors = check_model(load_architecture(model), engine)
-    assert {e.physical_batch_size for e in errors} == set(PHYSICAL_BATCH_SIZES)
-    assert {e.window for e in errors} == {"full, 12 examples", "short tail, 5 examples"}
+    windows = ("full, 12 examples", "short tail, 5 examples")
+    checked = {(e.window, e.physical_batch_size) for e in errors}
+    assert checked == set(itertools.product(windows, PHYSICAL_BATCH_SIZES))
     assert all(e.is_small for e in errors), errors
 
 
@@ -156,28 +156,34 @@ def reference(request, assets):
 
 
 @pytest.mark.parametrize(
-    "overrides", [{"engine": "accelerate"}, {"scale": right}], ids=["accelerate", "own loop"]
+    ("is_right", "overrides"),
+    [
+        (True, {"engine": "accelerate"}),
+        (True, {"scale": right}),
+        (False, {"scale": full_number_of_steps}),
+        (False, {"scale": mean_of_means}),
+    ],
 )
-def test_every_right_engine_learns_the_same(assets, reference, overrides):
+def test_every_right_engine_learns_the_same_and_a_wrong_one_something_else(
+    assets, reference, is_right, overrides
+):
     trial = learn(assets, model=reference.config.model, **overrides)
     metrics, weight = differences(trial, reference)
-    assert metrics < 1e-6
-    assert weight < 2e-5  # eight steps of Adam, each of at most about 1e-3
-
-
-@pytest.mark.parametrize("scale", [full_number_of_steps, mean_of_means])
-def test_a_wrong_engine_learns_something_else(assets, reference, scale):
-    metrics, weight = differences(learn(assets, model=reference.config.model, scale=scale), reference)
-    assert metrics > 1e-4
-    assert weight > 5e-4
+    if is_right:
+        assert metrics < 1e-6
+        assert weight < 2e-5  # eight steps of Adam, each of at most about 1e-3
+    else:
+        assert metrics > 1e-4
+        assert weight > 5e-4
 
 
 @pytest.mark.parametrize("model", TINY_MODELS)
 def test_physical_batch_size_does_not_change_what_is_learned(assets, model):
-    one_pass = learn(assets, torch.float64, model=model, epochs=1, physical_batch_size=60)
-    for physical in (1, 7):
-        trial = learn(assets, torch.float64, model=model, epochs=1, physical_batch_size=physical)
-        assert trial.config.accumulation_steps == math.ceil(60 / physical)
+    one_pass, *others = (
+        learn(assets, torch.float64, model=model, epochs=1, physical_batch_size=size) for size in (60, 1, 7)
+    )
+    assert [trial.config.accumulation_steps for trial in (one_pass, *others)] == [1, 60, 9]
+    for trial in others:
         assert max(differences(trial, one_pass)) < 1e-9
 
 

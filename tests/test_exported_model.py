@@ -36,22 +36,17 @@ def exported(request, assets, splits, tmp_path_factory):
     return trial, folder, splits.val.texts
 
 
-def test_it_predicts_what_the_trial_predicts(exported):
+def test_it_predicts_what_the_trial_predicts_and_knows_where_it_came_from(exported):
     trial, folder, texts = exported
     expected = evaluate(trial.model, trial.val, "fp32")
-    predicted = load_exported_model(folder).predict(texts)
+    model = load_exported_model(folder)
+    predicted = model.predict(texts)
     assert list(predicted.columns) == ["label", "score"]
     names = np.array(["negative", "positive"])
     assert predicted["label"].tolist() == names[expected.predictions].tolist()
     np.testing.assert_allclose(predicted["score"], expected.probabilities.max(axis=1), rtol=0, atol=1e-6)
-
-
-def test_it_knows_where_it_came_from(exported):
-    trial, folder, _ = exported
-    card = load_exported_model(folder).card
-    assert card.trial_hash == trial.config.trial_hash
-    assert card.label_names == ("negative", "positive")
-    assert (card.epoch, card.val_acc) == (1, trial.history[0]["val_acc"])
+    assert (model.card.trial_hash, model.card.label_names) == (trial.config.trial_hash, tuple(names))
+    assert (model.card.epoch, model.card.val_acc) == (1, trial.history[0]["val_acc"])
 
 
 def test_it_takes_a_text_a_list_and_a_column(exported):
@@ -75,13 +70,9 @@ def test_it_takes_a_text_a_list_and_a_column(exported):
         model.predict([texts[0], 7])
 
 
-def test_nothing_in_the_folder_is_unpickled(exported):
-    _, folder, _ = exported
-    assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".txt", ".jinja"}
-
-
-def test_an_export_never_overwrites(exported, assets):
+def test_nothing_in_the_folder_is_unpickled_and_nothing_is_overwritten(exported, assets):
     trial, folder, _ = exported
+    assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".txt", ".jinja"}
     with pytest.raises(FileExistsError):
         export_model(folder, folder / "model.safetensors", assets[trial.config.model].encoder, None)
 

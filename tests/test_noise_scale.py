@@ -33,6 +33,10 @@ def linear_problem(examples):
     return MEAN + SCALES * torch.randn(examples, len(MEAN), dtype=torch.float64)
 
 
+def weight(size=5):
+    return nn.Parameter(torch.zeros(size, dtype=torch.float64))
+
+
 def sample(parameter, window, groups, physical):
     """One measured window of the linear problem."""
     micro_batches = window.split(physical)
@@ -47,8 +51,7 @@ def sample(parameter, window, groups, physical):
 @pytest.fixture(scope="module")
 def samples():
     torch.manual_seed(0)
-    w = nn.Parameter(torch.zeros(len(MEAN), dtype=torch.float64))
-    return [sample(w, linear_problem(48), 2, 24) for _ in range(6000)]
+    return [sample(weight(), linear_problem(48), 2, 24) for _ in range(3000)]
 
 
 def test_a_known_noise_scale_is_recovered_within_5_percent(samples):
@@ -58,65 +61,44 @@ def test_a_known_noise_scale_is_recovered_within_5_percent(samples):
     assert metrics["noise_scale"] == pytest.approx(TRUE_SCALE, rel=0.05)
 
 
-def test_dividing_before_averaging_would_miss_it(samples):
+def test_dividing_before_averaging_or_groups_of_similar_examples_would_miss_it(samples):
+    """Sorting the whole window, as unmeasured windows are, is what the measured ones must not do."""
     ratios = torch.stack([s.variance / s.norm_squared for s in samples])
     assert abs(float(ratios.mean()) / TRUE_SCALE - 1) > 0.05
-
-
-def test_groups_of_similar_examples_would_miss_it():
-    """Sorting the whole window, as unmeasured windows are, is what the measured ones must not do."""
     torch.manual_seed(0)
-    w = nn.Parameter(torch.zeros(len(MEAN), dtype=torch.float64))
     windows = [linear_problem(48) for _ in range(1000)]
-    ordered = [window[window[:, 2].argsort()] for window in windows]
-    metrics = noise_metrics([sample(w, window, 2, 24) for window in ordered])
+    metrics = noise_metrics([sample(weight(), window[window[:, 2].argsort()], 2, 24) for window in windows])
     assert metrics["gradient_variance"] > 2 * float((SCALES**2).sum())
 
 
 @pytest.mark.parametrize(("groups", "physical"), [(2, 8), (3, 8), (6, 8), (2, 24)])
 def test_the_windows_gradient_comes_out_whole(groups, physical):
-    window = linear_problem(48)
-    w = nn.Parameter(torch.zeros(len(MEAN), dtype=torch.float64))
+    window, w = linear_problem(48), weight()
     sample(w, window, groups, physical)
     torch.testing.assert_close(w.grad, window.mean(dim=0), rtol=1e-12, atol=1e-14)
 
 
 def test_two_groups_by_hand():
     """Gradients 1 and 3: mean 2; variance ((1-2)² + (3-2)²) / 1 = 2; ‖G‖² = 1 · 3."""
-    w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    found = sample(w, torch.tensor([[1.0], [3.0]], dtype=torch.float64), 2, 1)
+    found = sample(weight(1), torch.tensor([[1.0], [3.0]], dtype=torch.float64), 2, 1)
     assert (float(found.variance), float(found.norm_squared)) == (2.0, 3.0)
     assert noise_metrics([found])["noise_scale"] == pytest.approx(2 / 3)
 
 
 def test_a_mean_gradient_that_drowns_in_noise_has_no_noise_scale():
-    w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    metrics = noise_metrics([sample(w, torch.tensor([[-1.0], [2.0]], dtype=torch.float64), 2, 1)])
+    metrics = noise_metrics([sample(weight(1), torch.tensor([[-1.0], [2.0]], dtype=torch.float64), 2, 1)])
     assert metrics["gradient_norm_squared"] == -2.0
     assert "noise_scale" not in metrics
 
 
-@pytest.mark.parametrize(
-    ("examples", "physical", "cut"),
-    [
-        (1024, 64, (2, 64)),
-        (64, 16, (2, 16)),
-        (48, 16, (3, 16)),
-        (80, 16, (5, 16)),
-        (17, 1, (17, 1)),
-        (1024, 512, (2, 512)),
-        (192, 96, (2, 96)),
-        (1024, 1024, (2, 64)),  # as at 64: what fits into memory does not decide what is measured
-        (1024, 768, (2, 64)),
-        (256, 1024, (2, 64)),
-        (64, 1024, (1, 1024)),
-        (64, 64, (1, 64)),
-        (64, 48, (1, 48)),
-        (8, 16, (1, 16)),
-    ],
-)
-def test_groups_are_few_and_equal_or_there_are_none(examples, physical, cut):
-    assert measured_cut(examples, physical) == cut
+def test_groups_are_few_and_equal_or_there_are_none():
+    cuts = {(1024, 64): (2, 64), (64, 16): (2, 16), (48, 16): (3, 16), (80, 16): (5, 16), (17, 1): (17, 1)}
+    cuts |= {(1024, 512): (2, 512), (192, 96): (2, 96)}
+    # as at 64: what fits into memory does not decide what is measured
+    cuts |= {(1024, 1024): (2, 64), (1024, 768): (2, 64), (256, 1024): (2, 64)}
+    cuts |= {(64, 1024): (1, 1024), (64, 64): (1, 64), (64, 48): (1, 48), (8, 16): (1, 16)}
+    for (examples, physical), cut in cuts.items():
+        assert measured_cut(examples, physical) == cut
 
 
 # -- in a trial ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ limited address space.
 """
 
 import itertools
+import operator
 import weakref
 from dataclasses import replace
 
@@ -72,27 +73,28 @@ def rates(trial):
 # -- what counts -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("error", "counts"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), True),
-        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate`"), True),
-        (RuntimeError("CUDA driver error: out of memory"), True),
-        (RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp:1016"), True),
-        (RuntimeError("could not create a primitive"), True),
-        (MemoryError(), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (RuntimeError(12), False),
-        (RuntimeError(), False),
-        (UserError("out of memory"), False),
-        (DoesNotFitError("CUDA out of memory. Nothing smaller is left to try"), False),
-    ],
-    ids=lambda value: f"{type(value).__name__} {value}"[:40],
-)
-def test_what_is_out_of_memory(error, counts):
-    assert is_out_of_memory(error) is counts
+MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate`"),
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp:1016"),
+    RuntimeError("could not create a primitive"),
+    MemoryError(),
+]
+OTHERS = [
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    RuntimeError(12),
+    RuntimeError(),
+    UserError("out of memory"),
+    DoesNotFitError("CUDA out of memory. Nothing smaller is left to try"),
+]
+
+
+def test_what_is_out_of_memory():
+    assert [error for error in MEMORY if not is_out_of_memory(error)] == []
+    assert [error for error in OTHERS if is_out_of_memory(error)] == []
 
 
 # -- a window is repeated, a step is not -----------------------------------------------------------
@@ -134,11 +136,12 @@ def test_halving_later_keeps_every_step_and_changes_rounding_alone(assets, engin
     assert largest_difference(weights(halved), weights(undisturbed)) < 1e-4
 
 
-def test_a_size_larger_than_the_window_is_halved_from_what_the_window_took(assets):
-    trial = new_trial(assets, physical_batch_size=1024, noise_every=0)
+@pytest.mark.parametrize(("starts_at", "ends_at"), [(1024, 32), (16, 8)])
+def test_a_size_is_halved_from_what_the_window_took(assets, starts_at, ends_at):
+    trial = new_trial(assets, physical_batch_size=starts_at, noise_every=0)
     starve(before_forward(trial), 1)
     trial.run_epoch()
-    assert sizes(trial) == [32]
+    assert sizes(trial) == [ends_at]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -172,17 +175,14 @@ def test_an_optimizer_step_is_never_repeated(assets, engine, moment):
     assert trial.history == []
 
 
-@pytest.mark.parametrize("place", ["optimizer", "model"])
+@pytest.mark.parametrize("place", ["optimizer.register_step_pre_hook", "model.register_forward_pre_hook"])
 def test_another_error_is_itself(assets, place):
     trial = new_trial(assets)
 
     def fail(*_):
         raise ValueError("boom")
 
-    if place == "optimizer":
-        trial.optimizer.register_step_pre_hook(fail)
-    else:
-        trial.model.register_forward_pre_hook(fail)
+    operator.attrgetter(place)(trial)(fail)
     with pytest.raises(ValueError, match="boom"):
         trial.run_epoch()
     assert trial.physical_batch_size == 16
@@ -235,16 +235,14 @@ def test_a_trial_resumed_after_a_halving_ends_where_an_uninterrupted_one_does(as
     assert_identical(weights(again), weights(uninterrupted))
 
 
-def test_a_checkpoint_from_before_the_size_was_kept_continues_at_the_configured_one(assets, tmp_path):
-    trial = new_trial(assets)
-    del trial.run_epoch()["physical_batch_size"]
-    assert resumed(trial, assets, tmp_path).physical_batch_size == 16
-
-
-def test_a_size_configured_smaller_since_is_kept(assets, tmp_path):
+def test_a_size_configured_smaller_since_is_kept_and_one_that_a_checkpoint_lacks_is_the_configured_one(
+    assets, tmp_path
+):
     trial = new_trial(assets)
     trial.run_epoch()
     assert resumed(trial, assets, tmp_path, physical_batch_size=4).physical_batch_size == 4
+    del trial.history[0]["physical_batch_size"]  # as in checkpoints of earlier versions
+    assert resumed(trial, assets, tmp_path, physical_batch_size=32).physical_batch_size == 32
 
 
 # -- a limited address space, and a limited GPU ----------------------------------------------------

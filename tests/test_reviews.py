@@ -64,20 +64,12 @@ def test_a_file_is_read_in_its_own_order(tmp_path, suffix):
     assert reviews.duplicates_dropped == 0
 
 
-def test_the_splits_of_a_folder_are_pooled_without_an_unsupervised_one(tmp_path):
-    write(tmp_path / "data" / "train-00000-of-00001.parquet", FRAME[:30])
-    write(tmp_path / "data" / "test-00000-of-00001.parquet", FRAME[30:])
-    unlabelled = pd.DataFrame({"text": ["nobody", "judged", "these"], "label": -1})
-    write(tmp_path / "data" / "unsupervised-00000-of-00001.parquet", unlabelled)
-    reviews = load(tmp_path)
-    assert reviews.texts == TEXTS
-    assert reviews.labels.tolist() == LABELS
-
-
-def test_columns_can_be_named(tmp_path):
+def test_the_splits_of_a_folder_are_pooled_without_an_unsupervised_one_and_columns_can_be_named(tmp_path):
     frame = FRAME.rename(columns={"text": "review", "label": "sentiment"})
-    path = write(tmp_path / "reviews.csv", frame)
-    reviews = load(path, text_column="review", label_column="sentiment")
+    unlabelled = pd.DataFrame({"review": ["nobody", "judged", "these"], "sentiment": -1})
+    for split, rows in (("train", frame[:30]), ("test", frame[30:]), ("unsupervised", unlabelled)):
+        write(tmp_path / "data" / f"{split}-00000-of-00001.parquet", rows)
+    reviews = load(tmp_path, text_column="review", label_column="sentiment")
     assert (reviews.texts, reviews.labels.tolist()) == (TEXTS, LABELS)
 
 
@@ -143,22 +135,16 @@ def test_class_labels_bring_their_own_names_in_their_own_order(tmp_path, fill):
 REPEATED = pd.concat([FRAME[:3], FRAME, FRAME[-2:]], ignore_index=True)
 
 
-@pytest.mark.parametrize(("keep", "texts"), [(False, TEXTS), (True, list(REPEATED["text"]))])
-def test_duplicates_are_dropped_and_counted_or_kept(tmp_path, keep, texts):
-    reviews = load(write(tmp_path / "reviews.csv", REPEATED), keep_duplicates=keep)
-    assert reviews.texts == texts
-    assert reviews.duplicates_dropped == len(REPEATED) - len(texts)
-
-
-def test_row_ids_are_positions_in_the_source(tmp_path):
-    splits = split(write(tmp_path / "reviews.csv", REPEATED))
-    row_ids = np.concatenate(by_split(splits, "row_ids"))
-    assert sorted(row_ids) == [0, 1, 2, *range(6, 43)]
-    for name in SPLITS:
-        part = getattr(splits, name)
+def test_duplicates_are_kept_or_dropped_and_counted_and_row_ids_are_positions_in_the_source(tmp_path):
+    path = write(tmp_path / "reviews.csv", REPEATED)
+    kept = load(path, keep_duplicates=True)
+    assert (kept.texts, kept.duplicates_dropped) == (list(REPEATED["text"]), 0)
+    splits = split(path)
+    assert splits.duplicates_dropped == 5
+    assert sorted(np.concatenate(by_split(splits, "row_ids"))) == [0, 1, 2, *range(6, 43)]
+    for part in (splits.train, splits.val, splits.test):
         assert part.texts == list(REPEATED["text"][part.row_ids])
         assert part.labels.tolist() == list(REPEATED["label"][part.row_ids])
-    assert splits.duplicates_dropped == 5
 
 
 # -- splits ----------------------------------------------------------------------------------------
@@ -168,11 +154,11 @@ def numbered(classes):
     return pd.DataFrame({"text": [f"text {i}" for i in range(len(classes))], "label": classes})
 
 
-@pytest.mark.parametrize(("size", "held_out"), [(100, 10), (103, 10), (109, 10), (110, 11)])
-def test_splits_are_8_1_1_and_hold_every_example_once(tmp_path, size, held_out):
-    splits = split(write(tmp_path / "reviews.csv", numbered([i % 2 for i in range(size)])))
-    assert splits.sizes() == {"train": size - 2 * held_out, "val": held_out, "test": held_out}
-    assert sorted(np.concatenate(by_split(splits, "row_ids"))) == list(range(size))
+def test_splits_are_8_1_1_and_hold_every_example_once(tmp_path):
+    for size, held_out in ((100, 10), (103, 10), (109, 10), (110, 11)):
+        splits = split(write(tmp_path / "reviews.csv", numbered([i % 2 for i in range(size)])))
+        assert splits.sizes() == {"train": size - 2 * held_out, "val": held_out, "test": held_out}
+        assert sorted(np.concatenate(by_split(splits, "row_ids"))) == list(range(size))
 
 
 def test_splits_are_stratified(tmp_path):
@@ -199,23 +185,18 @@ def test_sizes_take_stratified_subsets_of_their_splits(tmp_path):
         assert chosen.labels.mean() == 0.25
 
 
-@pytest.mark.parametrize(
-    ("classes", "sizes", "expected"),
-    [
-        (LABELS, {"train_size": 31}, {"train": 31, "val": 4, "test": 4}),
-        (LABELS, {"train_size": 32}, {"train": 32, "val": 4, "test": 4}),
-        ([0] * 20 + [1] * 980, {"eval_size": 50}, {"train": 800, "val": 50, "test": 50}),
-    ],
-    ids=["almost all", "all", "a rare class"],
-)
-def test_a_size_may_be_any_that_the_split_has(tmp_path, classes, sizes, expected):
-    assert split(write(tmp_path / "reviews.csv", numbered(classes)), **sizes).sizes() == expected
+def test_a_size_may_be_any_that_the_split_has(tmp_path):
+    path = write(tmp_path / "reviews.csv")
+    for size in (31, 32):
+        assert split(path, train_size=size).sizes() == {"train": size, "val": 4, "test": 4}
+    rare = write(tmp_path / "rare.csv", numbered([0] * 20 + [1] * 980))
+    assert split(rare, eval_size=50).sizes() == {"train": 800, "val": 50, "test": 50}
 
 
-@pytest.mark.parametrize("others", [20, 27, 39, 58, 79])
-def test_twenty_examples_of_a_class_are_enough_for_every_split(tmp_path, others):
-    splits = split(write(tmp_path / "reviews.csv", numbered([0] * 20 + [1] * others)))
-    assert [set(labels) for labels in by_split(splits, "labels")] == [{0, 1}] * 3
+def test_twenty_examples_of_a_class_are_enough_for_every_split(tmp_path):
+    for others in (20, 27, 39, 58, 79):
+        splits = split(write(tmp_path / "reviews.csv", numbered([0] * 20 + [1] * others)))
+        assert [set(labels) for labels in by_split(splits, "labels")] == [{0, 1}] * 3
 
 
 # -- the digest: finished trials are recognised by it ----------------------------------------------
@@ -228,53 +209,42 @@ def test_digests_are_what_earlier_versions_gave(tmp_path):
     assert split(tmp_path / "named.parquet").digest() == "fdbf58a2ce09b703"
 
 
-@pytest.mark.parametrize(
-    ("frame", "overrides"),
-    [
-        (FRAME, {"split_seed": 1}),
-        (FRAME, {"train_size": 20}),
-        (FRAME, {"eval_size": 3}),
-        (FRAME.assign(text=["review number nought", *TEXTS[1:]]), {}),
-        (FRAME.assign(label=[1, 0, *LABELS[2:]]), {}),
-        (FRAME.assign(label=[2, 3] * 20), {}),
-    ],
-    ids=["split seed", "train size", "eval size", "text", "label", "class name"],
-)
-def test_digest_changes_with_the_split_a_text_a_label_and_a_class_name(tmp_path, frame, overrides):
-    assert split(write(tmp_path / "reviews.csv", frame), **overrides).digest() != "99dc1d4e27aa7ff2"
+def test_digest_changes_with_the_split_a_text_a_label_and_a_class_name(tmp_path):
+    path = write(tmp_path / "reviews.csv")
+    changed = [split(path, **{name: 3}).digest() for name in ("split_seed", "train_size", "eval_size")]
+    for frame in (
+        FRAME.assign(text=["review number nought", *TEXTS[1:]]),
+        FRAME.assign(label=[1, 0, *LABELS[2:]]),
+        FRAME.assign(label=[2, 3] * 20),
+    ):
+        changed.append(split(write(path, frame)).digest())
+    assert len({"99dc1d4e27aa7ff2", *changed}) == 7
 
 
 # -- what is refused -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "place",
-    ["missing.csv", "/nowhere/reviews", "./nowhere", "~/nowhere.jsonl", "~no-such-user/x.csv"],
-)
-def test_missing_file_or_folder_is_named(place):
-    assert f"no such data set file or folder: {place}" in refusal(place)
-
-
-def test_hub_id_out_of_reach_is_named_and_alternatives_given():
+def test_missing_file_or_folder_is_named_and_alternatives_to_the_hub_are_given():
+    for place in ("missing.csv", "/nowhere/reviews", "./nowhere", "~/nowhere.jsonl", "~no-such-user/x.csv"):
+        assert f"no such data set file or folder: {place}" in refusal(place)
     reason = refusal("someone/some-reviews")
     assert "'someone/some-reviews' cannot be read" in reason
     assert "CSV" in reason
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("suffix", "content"),
     [
-        ("reviews.parquet", b"PAR1 and then nothing of the kind"),
-        ("reviews.csv", bytes(range(256)) * 20),
-        ("reviews.csv", b'text,label\na,b\n"never closed,1\n'),
-        ("reviews.csv", b""),
-        ("reviews.csv", b"text,label\n"),
-        ("reviews.jsonl", b'{"text": "a fine film", "label"\n'),
+        ("parquet", b"PAR1 and then nothing of the kind"),
+        ("csv", bytes(range(256)) * 20),
+        ("csv", b'text,label\na,b\n"never closed,1\n'),
+        ("csv", b""),
+        ("csv", b"text,label\n"),
+        ("jsonl", b'{"text": "a fine film", "label"\n'),
     ],
-    ids=["parquet", "binary csv", "unclosed quote", "empty", "header alone", "json"],
 )
-def test_unreadable_file_is_refused_by_name(tmp_path, name, content):
-    path = tmp_path / name
+def test_unreadable_file_is_refused_by_name(tmp_path, suffix, content):
+    path = tmp_path / f"reviews.{suffix}"
     path.write_bytes(content)
     assert f"'{path}' cannot be read" in refusal(path)
 
@@ -302,64 +272,46 @@ def test_a_column_or_a_size_that_there_is_not_is_refused_with_what_there_is(tmp_
     assert words in refusal(write(tmp_path / "reviews.csv"), **wanted)
 
 
-def first_label(value):
-    return FRAME.assign(label=[value, *LABELS[1:]])
-
-
 @pytest.mark.parametrize(
-    ("frame", "words"),
+    ("columns", "words"),
     [
-        (first_label(None), "1 rows have no label in column 'label' (the first is row 0)"),
-        (first_label(float("nan")), "1 rows have no label"),
-        (
-            FRAME.assign(label=["a", ""] * 20),
-            "20 rows have no label in column 'label' (the first is row 1)",
-        ),
-        (
-            FRAME.assign(text=[*TEXTS[:-1], None]),
-            "1 rows have no text in column 'text' (the first is row 3",
-        ),
-        (FRAME.assign(text=[*TEXTS[:-2], " ", ""]), "2 rows have no text"),
-        (FRAME.assign(text=range(40)), "40 rows have no text"),
-        (numbered([0.0, 1.0] * 700 + [0.5] * 100), "fractions"),
-        (FRAME.assign(label=1), "two classes are needed"),
-        (FRAME.assign(label=[[0], [1]] * 20), "neither numbers nor names"),
-        (FRAME.assign(label=[0] * 31 + [1] * 9), "class '1' has 9 examples"),
-        (FRAME.assign(label=["bad"] * 3 + ["good"] * 37), "class 'bad' has 3 examples"),
-        (pd.concat([FRAME.assign(label=0), FRAME.assign(label=1)]), "class '1' has 0 examples"),
+        ({"label": [None, *LABELS[1:]]}, "1 rows have no label in column 'label' (the first is row 0)"),
+        ({"label": [float("nan"), *LABELS[1:]]}, "1 rows have no label"),
+        ({"label": ["a", ""] * 20}, "20 rows have no label in column 'label' (the first is row 1)"),
+        ({"text": [*TEXTS[:-1], None]}, "1 rows have no text in column 'text' (the first is row 3"),
+        ({"text": [*TEXTS[:-2], " ", ""]}, "2 rows have no text"),
+        ({"text": range(40)}, "40 rows have no text"),
+        ({"label": [0.0, 1.0, 0.5, 1.0] * 10}, "fractions"),
+        ({"label": 1}, "two classes are needed"),
+        ({"label": [[0], [1]] * 20}, "neither numbers nor names"),
+        ({"label": [0] * 31 + [1] * 9}, "class '1' has 9 examples"),
+        ({"label": ["bad"] * 3 + ["good"] * 37}, "class 'bad' has 3 examples"),
+        ({"text": TEXTS[:20] * 2, "label": [0] * 20 + [1] * 20}, "class '1' has 0 examples"),
+        ({"label": [1, "good"] * 20}, "mixes numbers and names"),
     ],
-    ids="none nan empty-label no-text blank-text number fraction one list nine three duplicates".split(),
+    ids="none nan empty-label no-text blank-text number fraction one list nine three double mix".split(),
 )
-def test_unusable_column_is_refused_with_its_reason(tmp_path, frame, words):
-    assert words in refusal(write(tmp_path / "reviews.parquet", frame))
-
-
-def test_numbers_beside_names_are_refused(tmp_path):
-    frame = FRAME.assign(label=[1, "good"] * 20)
-    assert "mixes numbers and names" in refusal(write(tmp_path / "reviews.jsonl", frame))
+def test_unusable_column_is_refused_with_its_reason(tmp_path, columns, words):
+    assert words in refusal(write(tmp_path / "reviews.json", FRAME.assign(**columns)))
 
 
 @pytest.mark.parametrize("missing", [-1, None])
 def test_unlabelled_rows_of_a_class_label_are_missing(tmp_path, missing):
-    with_class_labels([0, 1, missing, 1] * 10).to_parquet(tmp_path / "reviews.parquet")
-    assert "10 rows have no label in column 'label' (the first is row 2)" in refusal(
-        tmp_path / "reviews.parquet"
-    )
+    path = tmp_path / "reviews.parquet"
+    with_class_labels([0, 1, missing, 1] * 10).to_parquet(path)
+    assert "10 rows have no label in column 'label' (the first is row 2)" in refusal(path)
 
 
 # -- the generated corpus, and real data -----------------------------------------------------------
 
 
-def test_demo_corpus_is_distinct_balanced_and_a_function_of_its_seed():
+def test_demo_corpus_is_distinct_balanced_a_function_of_its_seed_and_loads_without_a_file():
     texts, labels = demo_reviews.generate(1000, seed=1)
     assert len(texts) == len(labels) == len(set(texts)) == 1000
     assert set(labels) == {0, 1}
     assert 0.4 <= np.mean(labels) <= 0.6
     assert demo_reviews.generate(1000, seed=1) == (texts, labels)
     assert demo_reviews.generate(1000, seed=2)[0] != texts
-
-
-def test_demo_corpus_loads_without_a_file():
     splits = split(demo_reviews.NAME)
     assert splits.sizes() == {"train": 3200, "val": 400, "test": 400}
     assert splits.label_names == ("negative", "positive")

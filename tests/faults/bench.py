@@ -11,9 +11,8 @@ import psutil
 from tests.faults import processes
 from tests.faults.clusters import Cluster, loopback_places, ray_cluster
 from tests.faults.networks import Network, network
-from tests.faults.postgres import Postgres, postgres
-from tests.faults.servers import MlflowServer, mlflow_server
-from tests.faults.study import Command, sqlite_uri
+from tests.faults.servers import MlflowServer, Postgres, mlflow_server, postgres
+from tests.faults.study import Command
 
 
 @dataclass
@@ -53,21 +52,13 @@ class Moment:
 
     def come(self, command: Command) -> bool:
         """Wait for it; False where the command ended first."""
-        processes.wait_until(
-            lambda: command.said().count(self.text) >= self.count or not command.is_running, 420, str(self)
-        )
-        return not (command.is_running and _pause(command, self.seconds)) and command.is_running
+        command.wait_until(lambda: command.said().count(self.text) >= self.count, 420, str(self))
+        with contextlib.suppress(TimeoutError):  # which is what is hoped for
+            command.wait_until(lambda: False, self.seconds, "the moment")
+        return command.is_running
 
     def __str__(self) -> str:
         return f"{self.seconds:.1f} s after '{self.text}' × {self.count}"
-
-
-def _pause(command: Command, seconds: float) -> bool:
-    """Let time pass; whether the command ended meanwhile."""
-    with contextlib.suppress(TimeoutError):
-        processes.wait_until(lambda: not command.is_running, seconds, "the moment")
-        return True
-    return False
 
 
 def moment(rng: random.Random) -> Moment:
@@ -84,24 +75,25 @@ def moment(rng: random.Random) -> Moment:
 def local(folder: Path) -> Iterator[Bench]:
     """Ray and SQLite, as on a laptop."""
     command = Command(folder / "study")
+    where = Bench(command, command.sqlite_uri, folder)
     try:
-        yield Bench(command, sqlite_uri(command.folder), folder)
+        yield where
     finally:
-        command.kill()
+        where.command.kill()
 
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[Bench]:
     """MLflow as a server on PostgreSQL."""
     with postgres() as database, mlflow_server(folder / "mlflow", database.uri) as server:
-        server.wait_until_healthy()
         # a server that is paused must be found out soon, as a real one is by its longer timeouts
         impatient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
         command = Command(folder / "study", "--tracking-uri", server.uri, environment=impatient)
+        where = Bench(command, server.uri, folder, server=server, database=database)
         try:
-            yield Bench(command, server.uri, folder, server=server, database=database)
+            yield where
         finally:
-            command.kill()
+            where.command.kill()
 
 
 @contextlib.contextmanager
@@ -114,16 +106,9 @@ def machines(folder: Path, over_network: bool = False, dashboard: bool = False) 
         database = stack.enter_context(postgres())
         host = net.host if net else "127.0.0.1"
         server = stack.enter_context(mlflow_server(folder / "mlflow", database.uri, host))
-        server.wait_until_healthy()
         cluster.wait_for(3)
-        command = Command(
-            folder / "study",
-            "--ray-address",
-            cluster.address,
-            "--tracking-uri",
-            server.uri,
-            environment=cluster.environment,
-            enter=cluster.enter(),
-        )
+        options = ("--ray-address", cluster.address, "--tracking-uri", server.uri)
+        surroundings = {"environment": cluster.environment, "enter": cluster.enter()}
+        command = Command(folder / "study", *options, **surroundings)
         stack.callback(command.kill)
         yield Bench(command, server.uri, folder, server, database, cluster, net)

@@ -17,16 +17,18 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 
-from tests.faults import bench, catalog, in_process, scripted
+from tests.faults import bench, catalog, in_process
 from tests.faults.catalog import Fault
 from tests.faults.networks import namespaces_missing
-from tests.faults.rounds import play
-from tests.faults.study import Command, facts, sqlite_uri
+from tests.faults.rounds import Round
+from tests.faults.scripted import SCRIPTS
+from tests.faults.study import Command, facts
 from tests.helpers import tiny_config
 from trainables.assets import prepare_assets
 from trainables.reviews import load_splits
@@ -37,77 +39,82 @@ PARTS = ("bytes", "damage", "memory", "scripted", "disk", "cluster", "network", 
 
 
 @dataclass
-class Row:
-    """A line of the table."""
-
-    line: int
-    injected: int = 0
-    survived: int = 0
-    differences: int = 0
-
-
-@dataclass
 class Campaign:
-    """What was injected so far, and what it did."""
+    """What was injected so far, and what it did; ``noted`` has the promise, the fault and its problems."""
 
     scratch: Path
     rng: random.Random
     log: Path
-    rows: dict[str, Row] = field(default_factory=dict)
+    noted: list[tuple[int, str, int]] = field(default_factory=list)
 
-    def note(self, name: str, line: int, what: str, problems: Iterable[str]) -> None:
-        """Count one fault, and write down what was done and what was wrong afterwards."""
-        problems = list(problems)
-        row = self.rows.setdefault(name, Row(line))
-        row.injected += 1
-        row.survived += not problems
-        row.differences += len(problems)
-        with self.log.open("a") as file:
-            file.write(json.dumps({"fault": name, "what": what, "problems": problems}) + "\n")
-        if problems:
-            print(f"PROBLEM {name} ({what}): {problems[:5]}", flush=True)
+    @cached_property
+    def wanted(self) -> dict:
+        """What every study must come to."""
+        command = Command(self.folder() / "study")
+        code = command.run()
+        assert code == 0, command.output()
+        return facts(command.sqlite_uri, command.folder)
 
     def folder(self) -> Path:
         """A new, empty folder."""
         return Path(tempfile.mkdtemp(dir=self.scratch))
 
+    def note(self, line: int, name: str, what: str, problems: list[str]) -> None:
+        """Count one fault, and write down what was done and what was wrong afterwards."""
+        self.noted.append((line, name, len(problems)))
+        with self.log.open("a") as file:
+            file.write(json.dumps({"fault": name, "what": what, "problems": problems}) + "\n")
+        if problems:
+            print(f"PROBLEM {name} ({what}): {problems[:5]}", flush=True)
+
+    def in_process(self, line: int, name: str, results: in_process.Results) -> None:
+        """Faults of single trials."""
+        for what, problem in results:
+            self.note(line, name, what, [problem] if problem else [])
+
+    def scripted(self, count: int) -> None:
+        """Each script ``count`` times."""
+        for script in SCRIPTS * count:
+            self.note(script.line, script.name, "", script.play(self.folder(), self.wanted))
+
+    def studies(
+        self,
+        place: Callable[[Path], AbstractContextManager[bench.Bench]],
+        faults: Iterable[Fault],
+        count: int,
+    ) -> None:
+        """Inject each fault ``count`` times, a few to a study."""
+        left, idle = [fault for fault in faults for _ in range(count)], 0
+        while left and idle < _IDLE_ROUNDS:
+            self.rng.shuffle(left)
+            wanted, started = self.wanted, time.monotonic()
+            with place(self.folder()) as where:
+                played = Round(where)
+                played.play(left[:_FAULTS_PER_ROUND], self.rng, wanted)
+            idle = 0 if played.injected else idle + 1
+            if not played.injected and played.problems:
+                self.note(0, "a round whose faults found nothing to do", "", played.problems)
+            for fault, what in played.injected:
+                left.remove(fault)
+                self.note(fault.line, fault.name, what, played.problems)
+            print(
+                f"{len(played.injected)} faults, {played.runs} runs, {time.monotonic() - started:.0f} s, "
+                f"{len(played.problems)} problems; {len(left)} left of this kind",
+                flush=True,
+            )
+        for fault in left:
+            self.note(fault.line, fault.name, "", ["found nothing to do in any round"])
+
     def table(self) -> str:
-        """Markdown."""
-        lines = ["| promise | fault | injected | survived | differences |", "|---:|---|---:|---:|---:|"]
-        rows = sorted(self.rows.items(), key=lambda item: (item[1].line, item[0]))
-        lines += [f"| {r.line} | {n} | {r.injected} | {r.survived} | {r.differences} |" for n, r in rows]
-        total = [sum(getattr(r, k) for _, r in rows) for k in ("injected", "survived", "differences")]
-        return "\n".join([*lines, f"| | **together** | {total[0]} | {total[1]} | {total[2]} |"])
-
-
-def studies(
-    campaign: Campaign,
-    place: Callable[[Path], AbstractContextManager[bench.Bench]],
-    faults: Iterable[Fault],
-    count: int,
-    wanted: dict,
-) -> None:
-    """Inject each fault ``count`` times, a few to a study."""
-    left, idle = [fault for fault in faults for _ in range(count)], 0
-    while left and idle < _IDLE_ROUNDS:
-        campaign.rng.shuffle(left)
-        started = time.monotonic()
-        with place(campaign.folder()) as where:
-            played = play(where, left[:_FAULTS_PER_ROUND], campaign.rng, wanted)
-        idle = 0 if played.injected else idle + 1
-        if not played.injected and played.problems:
-            campaign.note("a round whose faults found nothing to do", 0, "", played.problems)
-        for fault, what in played.injected:
-            left.remove(fault)
-            campaign.note(fault.name, fault.line, what, played.problems)
-        seconds = time.monotonic() - started
-        print(
-            f"{len(played.injected)} faults, {played.runs} runs, {seconds:.0f} s, "
-            f"{len(played.problems)} problems; {len(left)} left of this kind",
-            flush=True,
+        """A line for each fault, by the line of the promise that it tries, and the sum."""
+        frame = pd.DataFrame(self.noted, columns=["promise", "fault", "problems"])
+        frame["survived"] = frame["problems"] == 0
+        groups = frame.groupby(["promise", "fault"])
+        table = groups.agg(
+            injected=("survived", "size"), survived=("survived", "sum"), differences=("problems", "sum")
         )
-    for fault in left:
-        campaign.note(fault.name, fault.line, "", ["found nothing to do in any round"])
+        table.loc[("", "together"), :] = table.sum()
+        return table.astype(int).to_string()
 
 
 @contextmanager
@@ -123,14 +130,6 @@ def small_disk(folder: Path):
         subprocess.run(["umount", "-l", storage], check=False)
 
 
-def uninterrupted(campaign: Campaign) -> dict:
-    """What every study must come to."""
-    command = Command(campaign.folder() / "study")
-    code = command.run()
-    assert code == 0, command.output()
-    return facts(sqlite_uri(command.folder), command.folder)
-
-
 def run(campaign: Campaign, scale: float, only: set[str]) -> None:
     """All parts, or those that are named."""
 
@@ -138,44 +137,21 @@ def run(campaign: Campaign, scale: float, only: set[str]) -> None:
         return max(1, round(count * scale))
 
     torch.set_num_threads(1)
-    splits = load_splits(tiny_config())
-    assets = prepare_assets(tiny_config(), splits).trial
-    wanted: dict = {}
-
-    def in_process_part(name: str, line: int, results: Iterable[tuple[str, str]]) -> None:
-        for what, problem in results:
-            campaign.note(name, line, what, [problem] if problem else [])
-
-    def needs_study(part: Callable[[], None]) -> Callable[[], None]:
-        def prepared() -> None:
-            wanted.update(wanted or uninterrupted(campaign))
-            part()
-
-        return prepared
-
-    faults = partial(studies, campaign, wanted=wanted)
+    assets = prepare_assets(tiny_config(), load_splits(tiny_config())).trial
+    ranges = in_process.every_byte_range(assets, campaign.folder(), times(40))
+    damaged = in_process.damaged_checkpoints(assets, campaign.folder(), times(100), campaign.rng)
+    starved = in_process.exhausted_memory(assets, times(50), campaign.rng)
+    over_network = partial(bench.machines, over_network=True)
     parts: dict[str, Callable[[], None]] = {
-        "bytes": lambda: in_process_part(
-            "a byte range of a checkpoint changed",
-            5,
-            in_process.every_byte_range(assets, campaign.folder(), times(40)),
-        ),
-        "damage": lambda: in_process_part(
-            "newest checkpoint damaged, trial resumed",
-            5,
-            in_process.damaged_checkpoints(assets, campaign.folder(), times(100), campaign.rng),
-        ),
-        "memory": lambda: in_process_part(
-            "out of memory in a pass", 3, in_process.exhausted_memory(assets, times(50), campaign.rng)
-        ),
-        "scripted": needs_study(lambda: scripted.run(campaign, times(2), wanted)),
-        "disk": needs_study(lambda: faults(small_disk, catalog.FULL_DISK, times(5))),
-        "cluster": needs_study(lambda: faults(bench.machines, catalog.CLUSTER, times(3))),
-        "network": needs_study(
-            lambda: faults(partial(bench.machines, over_network=True), catalog.NETWORK, times(2))
-        ),
-        "served": needs_study(lambda: faults(bench.served, catalog.SERVED, times(4))),
-        "local": needs_study(lambda: faults(bench.local, catalog.LOCAL, times(5))),
+        "bytes": partial(campaign.in_process, 5, "a byte range of a checkpoint changed", ranges),
+        "damage": partial(campaign.in_process, 5, "newest checkpoint damaged, trial resumed", damaged),
+        "memory": partial(campaign.in_process, 3, "out of memory in a pass", starved),
+        "scripted": partial(campaign.scripted, times(2)),
+        "disk": partial(campaign.studies, small_disk, catalog.FULL_DISK, times(5)),
+        "cluster": partial(campaign.studies, bench.machines, catalog.CLUSTER, times(3)),
+        "network": partial(campaign.studies, over_network, catalog.NETWORK, times(2)),
+        "served": partial(campaign.studies, bench.served, catalog.SERVED, times(4)),
+        "local": partial(campaign.studies, bench.local, catalog.LOCAL, times(5)),
     }
     if namespaces_missing():
         print(f"no links are cut: {namespaces_missing()}")
@@ -191,7 +167,7 @@ def run(campaign: Campaign, scale: float, only: set[str]) -> None:
             part()
         except Exception:
             traceback.print_exc()
-            campaign.note(f"{name}: the bench itself failed", 0, "", ["see the output"])
+            campaign.note(0, f"{name}: the bench itself failed", "", ["see the output"])
         print(f"-- {name}: {time.monotonic() - started:.0f} s", flush=True)
         print(campaign.table(), flush=True)
 
@@ -215,7 +191,7 @@ def main() -> int:
             stopped = True
     print(f"seed {arguments.seed}" + (", stopped before its end" if stopped else ""))
     print(campaign.table())
-    return int(stopped or any(row.differences for row in campaign.rows.values()))
+    return int(stopped or any(problems for _, _, problems in campaign.noted))
 
 
 if __name__ == "__main__":

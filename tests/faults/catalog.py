@@ -48,7 +48,6 @@ def _kill_one(name: str) -> Inject:
 
 def kill_driver(bench: Bench, rng: random.Random) -> str:
     """``kill -9`` the command itself, and go on while what it started is still ending."""
-    assert bench.command.process is not None
     bench.command.process.kill()
     bench.command.process.wait()
     return ""
@@ -59,17 +58,12 @@ def stop(what: signal.Signals) -> Inject:
 
     def inject(bench: Bench, rng: random.Random) -> str | None:
         process = bench.command.process
-        assert process is not None
-        processes.wait_until(
-            lambda: processes.handles(process.pid, signal.SIGTERM) or not bench.command.is_running,
-            10,
-            "the command to listen",
-        )
+        bench.command.wait_until(lambda: processes.handles(process.pid, signal.SIGTERM), 10, "it to listen")
         if not bench.command.is_running or _lost_ray(bench):
             return None  # it has ended, or is ending, of an earlier fault
         process.send_signal(what)
         try:
-            seconds = processes.wait_until(lambda: not bench.command.is_running, 60, "the end")
+            seconds = bench.command.wait_until(lambda: False, 60, "the end")
         except TimeoutError as error:
             raise BrokenPromiseError(f"{what.name} did not stop the command") from error
         if process.returncode == 0 and seconds <= STOPS_WITHIN:
@@ -162,32 +156,22 @@ def fill_disk(bench: Bench, rng: random.Random) -> str | None:
 # -- MLflow ----------------------------------------------------------------------------------------
 
 
-def kill_server(bench: Bench, rng: random.Random) -> str:
-    """``kill -9`` the tracking server, and start it again later."""
-    assert bench.server is not None
-    bench.server.kill()
-    return _later(rng, bench.server.start)
+def _away(leave: Callable[[Bench], None], come_back: Callable[[Bench], None]) -> Inject:
+    """Take something away, and bring it back later."""
+
+    def inject(bench: Bench, rng: random.Random) -> str:
+        leave(bench)
+        seconds = rng.uniform(0.0, 15.0)
+        time.sleep(seconds)  # for so long it is away, whatever happens
+        come_back(bench)
+        return f"away for {seconds:.1f} s"
+
+    return inject
 
 
-def pause_server(bench: Bench, rng: random.Random) -> str:
-    """Let the tracking server take connections and not answer."""
-    assert bench.server is not None
-    bench.server.pause()
-    return _later(rng, bench.server.resume)
-
-
-def kill_database(bench: Bench, rng: random.Random) -> str:
-    """``kill -9`` PostgreSQL under the tracking server."""
-    assert bench.database is not None
-    bench.database.kill()
-    return _later(rng, bench.database.start)
-
-
-def _later(rng: random.Random, bring_back: Callable[[], None]) -> str:
-    seconds = rng.uniform(0.0, 15.0)
-    time.sleep(seconds)  # for so long it is away, whatever happens
-    bring_back()
-    return f"away for {seconds:.1f} s"
+kill_server = _away(lambda bench: bench.server.kill(), lambda bench: bench.server.start())
+pause_server = _away(lambda bench: bench.server.pause(), lambda bench: bench.server.resume())
+kill_database = _away(lambda bench: bench.database.kill(), lambda bench: bench.database.start())
 
 
 # -- machines --------------------------------------------------------------------------------------
@@ -195,7 +179,6 @@ def _later(rng: random.Random, bring_back: Callable[[], None]) -> str:
 
 def kill_node(bench: Bench, rng: random.Random) -> str:
     """A machine loses power, and comes back."""
-    assert bench.cluster is not None
     node = rng.choice([1, 2])
     bench.cluster.kill_node(node)
     bench.cluster.wait_for(2)
@@ -205,8 +188,6 @@ def kill_node(bench: Bench, rng: random.Random) -> str:
 
 def cut_link(bench: Bench, rng: random.Random) -> str:
     """A machine's cable is pulled until it counts as lost, and plugged in again."""
-    assert bench.cluster is not None
-    assert bench.network is not None
     node = rng.choice([1, 2])
     bench.network.cut(node)
     bench.cluster.wait_for(2)

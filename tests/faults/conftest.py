@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from tests.faults.study import Command, facts, sqlite_uri
+from tests.faults.study import Command, facts
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,4 +18,4 @@ def uninterrupted(tmp_path_factory):
     """What every study must come to."""
     command = Command(tmp_path_factory.mktemp("uninterrupted") / "study")
     assert command.run() == 0, command.output()
-    return facts(sqlite_uri(command.folder), command.folder)
+    return facts(command.sqlite_uri, command.folder)

@@ -15,6 +15,8 @@ from trainables.checkpoint import TrialFolder, verify
 from trainables.trial import Trial
 
 EPOCHS = 3
+PASSES, WINDOWS = 13, 4  # of an epoch: three windows of four micro-batches, and one of one
+Results = Iterator[tuple[str, str]]  # what was done, and what is wrong then
 
 
 def same(trial: Trial, other: Trial) -> bool:
@@ -24,28 +26,21 @@ def same(trial: Trial, other: Trial) -> bool:
     return are_equal and learnt(trial) == learnt(other)
 
 
+def new_trial(assets: TrialAssets, **overrides: object) -> Trial:
+    return Trial(tiny_config(**{"epochs": EPOCHS} | overrides), assets, CPU)
+
+
 def saved_trial(assets: TrialAssets, storage: Path, epochs: int) -> tuple[TrialFolder, Trial]:
     """A trial that was saved after each of its first so many epochs, and its folder."""
-    trial = Trial(tiny_config(epochs=EPOCHS), assets, CPU)
+    trial = new_trial(assets)
     folder = TrialFolder(storage, trial.config.trial_hash)
     for _ in range(epochs):
         folder.save(trial.run_epoch()["epoch"], trial.save)
     return folder, trial
 
 
-def resumed(assets: TrialAssets, folder: TrialFolder) -> tuple[Trial, list[str]]:
-    """The trial, gone on with as a worker does, and which checkpoints were left out."""
-    trial = Trial(tiny_config(epochs=EPOCHS), assets, CPU)
-    found = folder.newest(assets.digest)
-    if found.folder:
-        trial.restore(found.folder)
-    return train(trial), found.damaged
-
-
-def damaged_checkpoints(
-    assets: TrialAssets, scratch: Path, count: int, rng: random.Random
-) -> Iterator[tuple[str, str]]:
-    """Damage the newest checkpoint in ``count`` places; yields what was done, and what is wrong then.
+def damaged_checkpoints(assets: TrialAssets, scratch: Path, count: int, rng: random.Random) -> Results:
+    """Damage the newest checkpoint in ``count`` places, and resume as a worker does.
 
     An epoch is left to be trained, so that a damaged optimizer would lead elsewhere.
     """
@@ -56,20 +51,21 @@ def damaged_checkpoints(
         shutil.copytree(folder.path, copy.path)
         files = sorted((copy.path / f"epoch-{EPOCHS - 1:06d}").iterdir())
         done = damage(rng.choice(files), rng)
-        trial, left_out = resumed(assets, copy)
-        problem = "" if len(left_out) == 1 else f"left out: {left_out}"
-        yield done, problem or ("" if same(trial, whole) else "another result")
+        trial, found = new_trial(assets), copy.newest(assets.digest)
+        if found.folder:
+            trial.restore(found.folder)
+        problem = "" if len(found.damaged) == 1 else f"left out: {found.damaged}"
+        yield done, problem or ("" if same(train(trial), whole) else "another result")
         shutil.rmtree(copy.path.parent)
 
 
-def every_byte_range(assets: TrialAssets, scratch: Path, ranges: int) -> Iterator[tuple[str, str]]:
+def every_byte_range(assets: TrialAssets, scratch: Path, ranges: int) -> Results:
     """Change each of so many ranges of every file, one at a time: none may pass for whole."""
     folder, _ = saved_trial(assets, scratch, EPOCHS)
     newest = folder.path / f"epoch-{EPOCHS:06d}"
     for file in sorted(newest.iterdir()):
         content = file.read_bytes()
-        width = max(1, len(content) // ranges)
-        for start in range(0, len(content), width):
+        for start in range(0, len(content), max(1, len(content) // ranges)):
             changed = bytearray(content)
             changed[start] ^= 1
             file.write_bytes(changed)
@@ -80,54 +76,29 @@ def every_byte_range(assets: TrialAssets, scratch: Path, ranges: int) -> Iterato
     verify(newest)
 
 
-def exhausted_memory(assets: TrialAssets, count: int, rng: random.Random) -> Iterator[tuple[str, str]]:
+def exhausted_memory(assets: TrialAssets, count: int, rng: random.Random) -> Results:
     """Run out of memory in a random pass; the result must be that of a trial told to halve there."""
-    passes = _passes(assets)
     for _ in range(count):
-        moment, engine = rng.randrange(1, passes), rng.choice(["torch", "accelerate"])
-        starved = _trial(assets, engine)
-        window = _starve(starved, moment)
+        moment, engine = rng.randrange(2 * PASSES), rng.choice(["torch", "accelerate"])
+        starved, told = (new_trial(assets, epochs=2, engine=engine) for _ in range(2))
+        _starve(starved, moment)
+        epoch, position = divmod(moment, PASSES)
+        _halve(told, epoch * WINDOWS + position // WINDOWS)
         train(starved)
-        told = _trial(assets, engine)
-        _halve(told, window[0])
         train(told)
         is_same = same(starved, told) and starved.physical_batch_size == told.physical_batch_size < 16
         yield f"{engine}, pass {moment}", "" if is_same else "another result"
 
 
-def _trial(assets: TrialAssets, engine: str) -> Trial:
-    return Trial(tiny_config(epochs=2, engine=engine), assets, CPU)
-
-
-def _passes(assets: TrialAssets) -> int:
-    trial, calls = _trial(assets, "torch"), itertools.count()
-
-    def count(*_: object) -> None:
-        if trial.model.training:
-            next(calls)
-
-    trial.model.register_forward_pre_hook(count)
-    train(trial)
-    return next(calls)
-
-
-def _starve(trial: Trial, moment: int) -> list[int]:
-    """Ask the allocator for more than there is in a forward pass of training; notes the window's number."""
-    calls, windows, struck = itertools.count(1), itertools.count(), []
-    accumulate, current = trial.accumulate, [0]
-
-    def numbered(window: torch.Tensor, dropout_seed: int, measure: bool):
-        current[0] = next(windows)
-        return accumulate(window, dropout_seed, measure)
+def _starve(trial: Trial, moment: int) -> None:
+    """Ask the allocator for more than there is in this forward pass of training, counted from 0."""
+    calls = itertools.count()
 
     def hook(*_: object) -> None:
         if trial.model.training and next(calls) == moment:
-            struck.append(current[0])
             torch.empty(1 << 60, dtype=torch.uint8)
 
-    trial.accumulate = numbered  # type: ignore[method-assign]
     trial.model.register_forward_pre_hook(hook)
-    return struck
 
 
 def _halve(trial: Trial, window: int) -> None:

@@ -15,9 +15,9 @@ import re
 import signal
 import sys
 import tempfile
-from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+import pandas as pd
 import psutil
 
 from tests.faults import processes
@@ -25,86 +25,71 @@ from tests.faults.study import Command
 
 _FIRST, _SPAN = 10, 20
 _FLAT = 0.02
-_WORKER = "ray::ResourceTrainable"
+_STUDY = (
+    "--space fixed_lr --name leaks --demo --models bert-tiny --target-batch-sizes 64 --epochs 1 "
+    "--train-size 320 --eval-size 60 --max-length 32 --precision fp32 --max-concurrent 1 --seed"
+).split()
 
 
-@dataclass(frozen=True)
-class Use:
-    """What a process holds, or several together."""
-
-    megabytes: float
-    files: int
-    threads: int
-
-
-def use_of(process: psutil.Process) -> Use:
+def use_of(name: str, process: psutil.Process) -> dict[str, float]:
     """What a process holds now; memory without what it shares with Ray's object store."""
     memory = process.memory_info()
-    return Use((memory.rss - memory.shared) / 1e6, process.num_fds(), process.num_threads())
+    return {
+        f"{name}: megabytes": (memory.rss - memory.shared) / 1e6,
+        f"{name}: files": process.num_fds(),
+        f"{name}: threads": process.num_threads(),
+    }
 
 
 class Watch:
-    """Looks at a study after each of its trials."""
+    """Looks at a study after each of its trials; ``uses`` has a row for each."""
 
     def __init__(self, command: Command) -> None:
         self.command = command
-        self.worker: list[Use] = []
-        self.driver: list[Use] = []
+        self.uses: list[dict[str, float]] = []
         self.workers: set[int] = set()
         self.most_checkpoint_bytes = 0
 
     def follow(self) -> int:
         """Until the command ends; returns its exit code."""
         while self.command.is_running:
-            seen = self.command.said().count("epoch 1/1")
+            seen = self._seen()
             with contextlib.suppress(psutil.Error, OSError):  # processes end, checkpoints go
                 self._look(seen)
             with contextlib.suppress(TimeoutError):
-                processes.wait_until(
-                    lambda seen=seen: (
-                        self.command.said().count("epoch 1/1") > seen or not self.command.is_running
-                    ),
-                    0.5,
-                    "a trial",
-                )
+                self.command.wait_until(lambda seen=seen: self._seen() > seen, 0.5, "a trial")
         return self.command.wait()
 
+    def _seen(self) -> int:
+        return self.command.said().count("epoch 1/1")
+
     def _look(self, seen: int) -> None:
-        storage = self.command.folder / "ray_results"
-        sizes = [path.stat().st_size for path in storage.rglob("epoch-*/*") if path.is_file()]
-        self.most_checkpoint_bytes = max(self.most_checkpoint_bytes, sum(sizes))
-        if seen <= len(self.worker):
-            return
-        workers = [p for p in processes.family(self.command.folder) if p.name().startswith(_WORKER)]
-        if len(workers) == 1:
+        files = (self.command.folder / "ray_results").rglob("epoch-*/*")
+        checkpoint_bytes = sum(path.stat().st_size for path in files if path.is_file())
+        self.most_checkpoint_bytes = max(self.most_checkpoint_bytes, checkpoint_bytes)
+        family = processes.family(self.command.folder)
+        workers = [process for process in family if process.name().startswith("ray::ResourceTrainable")]
+        if seen > len(self.uses) and len(workers) == 1:
             self.workers.add(workers[0].pid)
-            self.worker += [use_of(workers[0])] * (seen - len(self.worker))
-            self.driver += [use_of(psutil.Process(self.command.process.pid))] * (seen - len(self.driver))
+            driver = psutil.Process(self.command.process.pid)
+            use = use_of("worker", workers[0]) | use_of("command", driver)
+            self.uses += [use] * (seen - len(self.uses))
 
 
-@dataclass(frozen=True)
-class Course:
-    """The least that was held of something early, in the middle and late."""
-
-    what: str
-    early: float
-    middle: float
-    late: float
-
-    @property
-    def growth(self) -> float:
-        """The share by which it has grown since it had to be flat."""
-        return self.late / (self.early if self.what == "megabytes" else self.middle) - 1
+def courses(uses: pd.DataFrame) -> pd.DataFrame:
+    """The least that was held early, in the middle and late, and the growth since it had to be flat."""
+    spans = {"trials 11 to 30": _FIRST, "middle 20": (len(uses) - _SPAN) // 2, "last 20": len(uses) - _SPAN}
+    table = pd.DataFrame({name: uses[start:][:_SPAN].min() for name, start in spans.items()})
+    is_memory = table.index.str.endswith("megabytes")
+    flat = table["middle 20"].where(~is_memory, table["trials 11 to 30"])
+    return table.assign(growth=table["last 20"] / flat - 1)
 
 
-def courses(uses: list[Use]) -> list[Course]:
-    """One for each kind of use."""
-    middle = (len(uses) - _SPAN) // 2
-    spans = [uses[start:][:_SPAN] for start in (_FIRST, middle, len(uses) - _SPAN)]
-    return [
-        Course(field.name, *(min(astuple(use)[i] for use in span) for span in spans))
-        for i, field in enumerate(fields(Use))
-    ]
+def announced_bytes(output: str) -> float:
+    """From ``disk: checkpoints 0.08 GB at most, …``."""
+    found = re.search(r"^disk: checkpoints ([0-9.]+) GB", output, re.MULTILINE)
+    assert found, output
+    return float(found[1]) * 1e9
 
 
 def main() -> int:
@@ -112,41 +97,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=200)
     trials = parser.parse_args().trials
-    study = (
-        "--space fixed_lr --name leaks --demo --models bert-tiny --target-batch-sizes 64 --epochs 1 "
-        "--train-size 320 --eval-size 60 --max-length 32 --precision fp32 --max-concurrent 1 --seed"
-    )
     with tempfile.TemporaryDirectory(prefix="leaks-") as folder:
         for stop in (signal.SIGINT, signal.SIGTERM):
             signal.signal(stop, signal.default_int_handler)
-        command = Command(Path(folder), study=[*study.split(), *map(str, range(trials))])
-        watch = Watch(command)
-        command.start()
+        command = Command(Path(folder), study=[*_STUDY, *map(str, range(trials))])
+        watch = Watch(command.start())
         try:
             code = watch.follow()
         finally:
             command.kill()
-        print(f"{trials} trials, {len(watch.workers)} worker, exit code {code}")
-        found = {"worker": courses(watch.worker), "command": courses(watch.driver)}
-        print("| process | what | trials 11 to 30 | middle 20 | last 20 | growth |")
-        print("|---|---|---:|---:|---:|---:|")
-        for process, its in found.items():
-            for of in its:
-                row = (process, of.what, f"{of.early:.1f}", f"{of.middle:.1f}", f"{of.late:.1f}")
-                print(f"| {' | '.join(row)} | {of.growth:+.1%} |")
-        print(f"checkpoints took at most {watch.most_checkpoint_bytes / 1e6:.2f} MB")
-        announced = next(line for line in command.output().splitlines() if line.startswith("disk:"))
-        print(f"announced: {announced}")
-    grew = any(of.growth > _FLAT for its in found.values() for of in its)
-    too_much = watch.most_checkpoint_bytes > announced_bytes(announced)
-    return int(code != 0 or len(watch.workers) != 1 or grew or too_much)
-
-
-def announced_bytes(line: str) -> float:
-    """From ``disk: checkpoints 0.08 GB at most, …``."""
-    found = re.search(r"checkpoints ([0-9.]+) GB", line)
-    assert found, line
-    return float(found[1]) * 1e9
+        announced = announced_bytes(command.output())
+    found = courses(pd.DataFrame(watch.uses))
+    took = watch.most_checkpoint_bytes
+    print(f"{trials} trials, {len(watch.workers)} worker, exit code {code}")
+    print(found.to_string(formatters={"growth": "{:+.1%}".format}, float_format="{:.1f}".format))
+    print(f"checkpoints took at most {took / 1e6:.2f} MB of {announced / 1e6:.0f} MB announced")
+    grew = (found["growth"] > _FLAT).any()
+    return int(code != 0 or len(watch.workers) != 1 or grew or took > announced)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,8 @@ from pathlib import Path
 import psutil
 
 _MARK = "BATCHSCALE_TEST_BENCH"
-_FOREIGN = (  # the developer's own, if any
-    "RAY_ADDRESS",
-    "RAY_AUTH_TOKEN",
-    "RAY_AUTH_TOKEN_PATH",
-    "MLFLOW_TRACKING_URI",
-)
+# the developer's own, if any
+_FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI")
 
 
 def start(

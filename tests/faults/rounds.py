@@ -15,66 +15,64 @@ _ORPHANS_END_WITHIN = 120.0  # seconds
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\)", re.MULTILINE)
 
 
+def outcome(bench: Bench, wanted: dict, starts_anew: bool = False) -> list[str]:
+    """What is wrong with a study whose last run ends now; with ``--fresh`` there are earlier trainings."""
+    code, output = bench.command.wait(), bench.command.output()
+    problems = [] if code == 0 else [f"exit code {code}"]
+    if shown := _TRACEBACK.search(output):
+        problems.append(f"a traceback was shown: {output[max(0, shown.start() - 500) :][:3500]}")
+    found = facts(bench.tracking_uri, bench.command.folder)
+    if starts_anew:
+        found = {trial: values | {"left behind": "0"} for trial, values in found.items()}
+    if (bench.storage / "trials").exists():
+        problems.append("checkpoints of finished trials are left")
+    return problems + differences(wanted, found)
+
+
 @dataclass
 class Round:
     """What was done to one study, and what is wrong with it now."""
 
+    bench: Bench
     injected: list[tuple[Fault, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     runs: int = 0
 
-
-def play(bench: Bench, faults: Sequence[Fault], rng: random.Random, wanted: dict) -> Round:
-    """Inject the faults one after the other; those that found nothing to be done to are left out."""
-    played = Round()
-    _start(bench, played)
-    for fault in faults:
-        when = moment(rng)
-        if not _reach(bench, played, when):
-            break
+    def play(self, faults: Sequence[Fault], rng: random.Random, wanted: dict) -> None:
+        """Inject the faults one after the other; those that found nothing to be done to are left out."""
+        self._start()
+        for fault in faults:
+            when = moment(rng)
+            if not self._reach(when):
+                break
+            try:
+                done = fault.inject(self.bench, rng)
+            except BrokenPromiseError as broken:
+                done = f"BROKEN: {broken}"
+                self.problems.append(f"{fault.name}: {broken}")
+            if done is not None:
+                self.injected.append((fault, f"{when}: {done}"))
+        for _ in range(_RUNS):
+            if self.bench.command.wait() == 0:
+                break
+            self._start()
         try:
-            done = fault.inject(bench, rng)
+            no_orphans(self.bench, _ORPHANS_END_WITHIN)
         except BrokenPromiseError as broken:
-            done = f"BROKEN: {broken}"
-            played.problems.append(f"{fault.name}: {broken}")
-        if done is not None:
-            played.injected.append((fault, f"{when}: {done}" if done else str(when)))
-    _finish(bench, played)
-    try:
-        no_orphans(bench, _ORPHANS_END_WITHIN)
-    except BrokenPromiseError as broken:
-        played.problems.append(str(broken))
-    if shown := _TRACEBACK.search(bench.command.output()):
-        around = slice(max(0, shown.start() - 500), shown.start() + 3000)
-        played.problems.append(f"a traceback was shown: {bench.command.output()[around]}")
-    played.problems += differences(wanted, facts(bench.tracking_uri, bench.command.folder))
-    if (bench.storage / "trials").exists():
-        played.problems.append("checkpoints of finished trials are left")
-    return played
+            self.problems.append(str(broken))
+        self.problems += outcome(self.bench, wanted)
 
+    def _reach(self, when: Moment) -> bool:
+        """Get the command to this moment; False where the study is finished before."""
+        while True:
+            if not self.bench.command.is_running:
+                if self.bench.command.wait() == 0:
+                    return False
+                self._start()
+            if when.come(self.bench.command):
+                return True
+            when = Moment("", 0, when.seconds)  # it may not come again
 
-def _reach(bench: Bench, played: Round, when: Moment) -> bool:
-    """Get the command to this moment; False where the study is finished before."""
-    while True:
-        if not bench.command.is_running:
-            if bench.command.process.returncode == 0:
-                return False
-            _start(bench, played)
-        if when.come(bench.command):
-            return True
-        when = Moment("", 0, when.seconds)  # it may not come again
-
-
-def _finish(bench: Bench, played: Round) -> None:
-    for _ in range(_RUNS):
-        if bench.command.is_running:
-            bench.command.wait()
-        if bench.command.process.returncode == 0:
-            return
-        _start(bench, played)
-    played.problems.append(f"not finished after {_RUNS} runs: exit code {bench.command.wait()}")
-
-
-def _start(bench: Bench, played: Round) -> None:
-    played.runs += 1
-    bench.command.start()
+    def _start(self) -> None:
+        self.runs += 1
+        self.bench.command.start()

@@ -1,65 +1,147 @@
-"""An MLflow tracking server as a real process that can be killed, restarted and paused."""
+"""An MLflow tracking server and a PostgreSQL, as real processes that can be killed, started and paused."""
 
 import contextlib
+import os
+import pwd
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+import psycopg2
 import requests
 
 from tests.faults import processes
 
+_USER = _DATABASE = "mlflow"
 
-class MlflowServer:
-    """A server at a fixed address; what it keeps survives ``kill`` and ``start``."""
 
-    def __init__(self, folder: Path, backend_uri: str, host: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._backend_uri = backend_uri
-        self._host, self._port = host, processes.free_port(host)
-        self.uri = f"http://{self._host}:{self._port}"
+class Server:
+    """A process at a fixed address in a folder of its own; its data survives ``kill`` and ``start``."""
+
+    def __init__(self, folder: Path, command: list[str], user: int | None = None) -> None:
+        self._folder, self._command, self._user = folder, command, user
 
     def start(self) -> None:
-        """Start; ``wait_until_healthy`` says when it answers."""
-        command = [str(Path(sys.executable).parent / "mlflow"), "server", "--workers", "1"]
-        command += ["--host", self._host, "--port", str(self._port)]
-        command += ["--backend-store-uri", self._backend_uri, "--artifacts-destination", "artifacts"]
+        """Start on the data that there is, and wait until it answers: a new database takes most of it."""
         quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self._process = processes.start(self._folder, command, quick)
-
-    def wait_until_healthy(self, seconds: float = 120) -> None:
-        """Migrating an empty database comes first and takes most of the time."""
-        processes.wait_until(self._is_healthy, seconds, f"MLflow at {self.uri}")
+        self.process = processes.start(self._folder, self._command, quick, self._user)
+        processes.wait_until(self._is_ready, 120, self._command[0])
 
     def kill(self) -> None:
-        """``kill -9`` the server and its workers."""
+        """``kill -9`` it; returns when its children are gone too."""
+        children = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self.process.pid).children(recursive=True)
         processes.kill(self._folder)
-        self._process.wait()
+        self.process.wait()
+        _, left = psutil.wait_procs(children, timeout=30)
+        assert not left
 
     def pause(self) -> None:
         """Stop answering without closing a connection."""
         processes.send(self._folder, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Go on after ``pause``."""
+        """Answer again after ``pause``."""
         processes.send(self._folder, signal.SIGCONT)
 
-    def _is_healthy(self) -> bool:
-        if self._process.poll() is not None:
-            raise RuntimeError(f"MLflow ended: {(self._folder / 'output.log').read_text()[-1000:]}")
+    def answers(self) -> bool:
+        raise NotImplementedError
+
+    def _is_ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(f"it ended: {(self._folder / 'output.log').read_text()[-1000:]}")
+        return self.answers()
+
+
+class MlflowServer(Server):
+    def __init__(self, folder: Path, backend_uri: str, host: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        port = processes.free_port(host)
+        self.uri = f"http://{host}:{port}"
+        command = [str(Path(sys.executable).parent / "mlflow"), "server", "--workers", "1"]
+        command += ["--host", host, "--port", str(port), "--backend-store-uri", backend_uri]
+        super().__init__(folder, [*command, "--artifacts-destination", "artifacts"])
+
+    def answers(self) -> bool:
         with contextlib.suppress(requests.RequestException):
             return requests.get(f"{self.uri}/health", timeout=5).ok
         return False
 
 
+class Postgres(Server):
+    """One database, from Debian's binaries, on loopback; PostgreSQL refuses to be run by root."""
+
+    def __init__(self, folder: Path) -> None:
+        user = pwd.getpwnam("postgres").pw_uid if os.geteuid() == 0 else None
+        self._port = processes.free_port()
+        self.uri = f"postgresql+psycopg2://{_USER}@127.0.0.1:{self._port}/{_DATABASE}"
+        # without fsync: processes are killed here, the machine is not
+        settings = (
+            f"listen_addresses=127.0.0.1 port={self._port} unix_socket_directories={folder} fsync=off"
+        )
+        options = [word for setting in settings.split() for word in ("-c", setting)]
+        super().__init__(folder, [str(_binaries() / "postgres"), "-D", "data", *options], user)
+
+    def create(self) -> None:
+        """Initialise the data folder, start, create the database."""
+        if self._user is not None:
+            os.chown(self._folder, self._user, -1)
+        command = [_binaries() / "initdb", "--no-sync", "-D", "data", "-U", _USER, "--auth=trust"]
+        subprocess.run(command, cwd=self._folder, user=self._user, check=True, stdout=subprocess.DEVNULL)
+        self.start()
+        with contextlib.closing(self._connect()) as connection:
+            connection.autocommit = True
+            connection.cursor().execute(f"CREATE DATABASE {_DATABASE}")
+
+    def answers(self) -> bool:
+        with contextlib.suppress(psycopg2.OperationalError):
+            self._connect().close()
+            return True
+        return False
+
+    def _connect(self) -> psycopg2.extensions.connection:
+        where = {"host": "127.0.0.1", "port": self._port, "dbname": "postgres"}
+        return psycopg2.connect(**where, user=_USER, connect_timeout=5)
+
+
 @contextlib.contextmanager
 def mlflow_server(folder: Path, backend_uri: str, host: str = "127.0.0.1") -> Iterator[MlflowServer]:
-    """A server, started, perhaps not yet healthy, with its artifacts in ``<folder>/artifacts``."""
+    """A server that answers, with its artifacts in ``<folder>/artifacts``."""
     server = MlflowServer(folder, backend_uri, host)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.kill()
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[Postgres]:
+    """A fresh PostgreSQL that answers, with an empty database at its ``uri``."""
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    database = Postgres(folder)
+    try:
+        database.create()
+        yield database
+    finally:
+        database.kill()
+        shutil.rmtree(folder)
+
+
+def postgres_missing() -> str:
+    """Why there is no PostgreSQL to start, empty where there is."""
+    return "" if _found() else "no PostgreSQL in /usr/lib/postgresql: apt-get install postgresql"
+
+
+def _found() -> list[Path]:
+    return sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+
+
+def _binaries() -> Path:
+    return _found()[-1].parent

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlflow
@@ -66,19 +66,27 @@ class Command:
         return self.output()[self._said_before :]
 
     @property
+    def sqlite_uri(self) -> str:
+        """The store that the command makes in its folder."""
+        return f"sqlite:///{self.folder}/mlflow.db"
+
+    @property
     def is_running(self) -> bool:
         """Whether the latest run has not ended."""
         return self.process is not None and self.process.poll() is None
 
-    def wait_for(self, text: str, seconds: float = _LONGEST) -> bool:
+    def wait_until(self, happened: Callable[[], bool], seconds: float, what: str) -> float:
+        """Wait for it, or for the end of the latest run; returns the seconds it took."""
+        return processes.wait_until(lambda: happened() or not self.is_running, seconds, what)
+
+    def wait_for(self, text: str) -> bool:
         """Wait until the latest run has said it; False where it ended without."""
-        processes.wait_until(lambda: text in self.said() or not self.is_running, seconds, repr(text))
+        self.wait_until(lambda: text in self.said(), _LONGEST, repr(text))
         return text in self.said()
 
-    def wait(self, seconds: float = _LONGEST) -> int:
+    def wait(self) -> int:
         """Wait for the end of the latest run; returns its exit code."""
-        processes.wait_until(lambda: not self.is_running, seconds, "the command to end")
-        assert self.process is not None
+        self.wait_until(lambda: False, _LONGEST, "the command to end")
         return self.process.returncode
 
     def run(self, *more: str) -> int:
@@ -95,12 +103,7 @@ class Command:
         processes.kill(self.folder)
 
 
-def sqlite_uri(folder: Path) -> str:
-    """The store that the command makes in its folder."""
-    return f"sqlite:///{folder}/mlflow.db"
-
-
-def facts(tracking_uri: str, artifacts_from: Path, name: str = NAME) -> dict[str, dict[str, str]]:
+def facts(tracking_uri: str, artifacts_from: Path) -> dict[str, dict[str, str]]:
     """Trial hash -> all that must not depend on what happened on the way, as text.
 
     Every epoch and step of every metric in order, the results, the status, the predictions and the
@@ -110,19 +113,11 @@ def facts(tracking_uri: str, artifacts_from: Path, name: str = NAME) -> dict[str
     quiet_mlflow()
     with contextlib.chdir(artifacts_from):  # artifact locations may be relative
         client = MlflowClient(tracking_uri)
-        experiment = client.get_experiment_by_name(name)
-        runs = (
-            client.search_runs([experiment.experiment_id], "tags.trial_hash LIKE '%'") if experiment else []
-        )
+        experiment = client.get_experiment_by_name(NAME)
         grouped = defaultdict(list)
-        for run in runs:
+        for run in client.search_runs([experiment.experiment_id], "tags.trial_hash LIKE '%'"):
             grouped[run.data.tags["trial_hash"]].append(run)
         return {h: _facts(client, same) for h, same in grouped.items()}
-
-
-def started_anew(found: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """The same facts, but for the runs that ``--fresh`` has left behind."""
-    return {h: values | {"left behind": "0"} for h, values in found.items()}
 
 
 def differences(wanted: dict[str, dict[str, str]], found: dict[str, dict[str, str]]) -> list[str]:
@@ -148,32 +143,30 @@ def _facts(client: MlflowClient, runs: list) -> dict[str, str]:
         history = client.get_metric_history(run.info.run_id, name)
         values = [(m.step, "…" if name in _TIMES else m.value) for m in history]
         known[f"metric {name}"] = repr(sorted(values, key=lambda pair: pair[0]))
-    for which in ("", "last_"):
-        known[f"{which}predictions"] = _predictions(
-            client, run.info.run_id, f"{which}test_predictions.parquet"
-        )
-    for which in ("best_model", "last_model"):
-        known[which] = _model(client.tracking_uri, run.data.tags.get(which, ""))
+    artifacts = {
+        "predictions": (_predictions, f"runs:/{run.info.run_id}/test_predictions.parquet"),
+        "last_predictions": (_predictions, f"runs:/{run.info.run_id}/last_test_predictions.parquet"),
+        "best_model": (_model, run.data.tags.get("best_model", "")),
+        "last_model": (_model, run.data.tags.get("last_model", "")),
+    }
+    mlflow.set_tracking_uri(client.tracking_uri)
+    for what, (digest, uri) in artifacts.items():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
+                known[what] = digest(Path(path))
+            except Exception as error:  # which is a difference in itself
+                known[what] = f"unreadable: {error}"
     return known
 
 
-def _predictions(client: MlflowClient, run_id: str, name: str) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            frame = pd.read_parquet(client.download_artifacts(run_id, name, folder))
-        except Exception as error:  # which is a difference in itself
-            return f"unreadable: {error}"
+def _predictions(path: Path) -> str:
+    frame = pd.read_parquet(path)
     digest = hashlib.sha256(repr(frame.dtypes.to_dict()).encode())
     for _, column in frame.items():
         digest.update(column.to_numpy().tobytes())
     return digest.hexdigest()
 
 
-def _model(tracking_uri: str, uri: str) -> str:
-    mlflow.set_tracking_uri(tracking_uri)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
-        except Exception as error:  # as above
-            return f"unreadable: {error}"
-        return folder_digest(Path(path) / "data")
+def _model(path: Path) -> str:
+    return folder_digest(path / "data")

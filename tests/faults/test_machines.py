@@ -13,7 +13,8 @@ from tests.faults import bench, processes
 from tests.faults.bench import Moment
 from tests.faults.clusters import loopback_places, ray_cluster
 from tests.faults.networks import namespaces_missing
-from tests.faults.postgres import postgres_missing
+from tests.faults.rounds import outcome
+from tests.faults.servers import postgres_missing
 from tests.faults.study import ROOT, STUDY, Command, differences, facts
 
 pytestmark = pytest.mark.slow
@@ -21,30 +22,27 @@ needs_postgres = pytest.mark.skipif(bool(postgres_missing()), reason=postgres_mi
 BOTH_TRAIN = Moment("epoch 1/", 2, 0.1)  # one trial on each machine
 
 
-def check(where, wanted):
-    assert not differences(wanted, facts(where.tracking_uri, where.command.folder))
-
-
 @needs_postgres
-def test_the_trials_of_a_lost_machine_go_on_elsewhere(uninterrupted, tmp_path):
-    with bench.machines(tmp_path) as where:
+@pytest.mark.parametrize(
+    "over_network",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=[
+                pytest.mark.campaign,
+                pytest.mark.skipif(bool(namespaces_missing()), reason=namespaces_missing()),
+            ],
+        ),
+    ],
+    ids=["power", "cable"],
+)
+def test_the_trials_of_a_lost_machine_go_on_elsewhere(uninterrupted, tmp_path, over_network):
+    with bench.machines(tmp_path, over_network) as where:
         where.command.start()
         assert BOTH_TRAIN.come(where.command)
-        where.cluster.kill_node(2)
-        assert where.command.wait() == 0, where.command.output()
-        check(where, uninterrupted)
-
-
-@needs_postgres
-@pytest.mark.campaign
-@pytest.mark.skipif(bool(namespaces_missing()), reason=namespaces_missing())
-def test_a_link_that_is_cut_for_good(uninterrupted, tmp_path):
-    with bench.machines(tmp_path, over_network=True) as where:
-        where.command.start()
-        assert BOTH_TRAIN.come(where.command)
-        where.network.cut(2)
-        assert where.command.wait() == 0, where.command.output()
-        check(where, uninterrupted)
+        where.network.cut(2) if over_network else where.cluster.kill_node(2)
+        assert outcome(where, uninterrupted) == []
 
 
 def submit(where, tmp_path):
@@ -91,7 +89,7 @@ def test_submitted_as_a_ray_job(uninterrupted, tmp_path):
     with bench.machines(tmp_path, dashboard=True) as where:
         where.command.folder.mkdir(exist_ok=True)
         submit(where, tmp_path)
-        check(where, uninterrupted)
+        assert not differences(uninterrupted, facts(where.tracking_uri, where.command.folder))
 
 
 @pytest.mark.campaign

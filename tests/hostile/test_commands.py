@@ -2,9 +2,10 @@
 
 import contextlib
 import io
+import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tune_main
@@ -39,25 +40,18 @@ FLAGS = [flag_of(SweepOptions, name) for name in SweepOptions.model_fields]
 
 def pairs(values):
     pair = st.tuples(st.sampled_from(FLAGS), st.lists(values, max_size=2))
-    return st.lists(pair, max_size=3).map(
-        lambda found: [part for flag, own in found for part in (flag, *own)]
-    )
+    return st.lists(pair.map(lambda pair: [pair[0], *pair[1]]), max_size=3)
 
 
 def outcome(argv):
     """Exit code, standard output and standard error of a command in this process."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True) for _ in range(2)]
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
         try:
             code = tune_main.main(argv)
         except SystemExit as stop:
             code = stop.code
-    return code, *(_written(stream) for stream in (out, err))
-
-
-def _written(stream):
-    stream.flush()
-    return stream.buffer.getvalue().decode("ascii")
+    return code, *(stream.buffer.getvalue().decode("ascii") for stream in streams)
 
 
 def assert_works_or_says_why(argv):
@@ -81,20 +75,17 @@ def empty_folder(tmp_path_factory):
     assert not list(folder.iterdir())
 
 
-@settings(max_examples=25)
 @given(pairs(st.sampled_from(GOOD) | texts))
-def test_any_flags_of_a_sweep(argv):
-    assert_works_or_says_why([*SWEEP, *argv, "--dry-run"])
+def test_any_flags_of_a_sweep(flags):
+    assert_works_or_says_why([*SWEEP, *itertools.chain(*flags), "--dry-run"])
 
 
-@settings(max_examples=60)
 @given(st.lists(texts | st.sampled_from([*FLAGS, *tune_main.COMMANDS]), max_size=5))
 def test_any_words(argv):
     words = [word for word in argv if word not in {"-h", "--help"}]
     assert_works_or_says_why([*words, "--list-spaces", "--dry-run", "--no-such-flag"])
 
 
-@settings(max_examples=40)
 @given(
     st.sampled_from(["report", "analyze"]),
     st.fixed_dictionaries(
@@ -113,27 +104,20 @@ def test_any_study_in_any_place(command, arguments):
 ANALYZE = {
     "--rule": texts,
     "--layer": texts | st.sampled_from(["0", "3", "99"]),
-    "--head": st.sampled_from(["0", "-1", "9" * 400]),
     "--text": st.sampled_from(["", " ", "\0", "\udcff", "=1+1", "x" * 10_000]),
 }
+HEAD = {"--head": st.sampled_from(["0", "-1", "9" * 400])}
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    return tmp_path_factory.mktemp("results")
-
-
-@settings(max_examples=5)
-@given(
-    st.fixed_dictionaries(
-        {"--head": ANALYZE["--head"]}, optional={k: ANALYZE[k] for k in ANALYZE if k != "--head"}
-    )
-)
-def test_any_look_inside(small_study, results, arguments):
+@pytest.mark.slow
+@given(st.fixed_dictionaries(HEAD, optional=ANALYZE))
+def test_any_look_inside(small_study, tmp_path_factory, arguments):
+    results = tmp_path_factory.getbasetemp() / "looks"
     where = [f"--name={STUDY}", f"--tracking-uri={small_study}", f"--results-path={results}"]
     assert_works_or_says_why(["analyze", *where, *(f"{flag}={value}" for flag, value in arguments.items())])
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_to_is_named(small_study):
     where = [f"--tracking-uri={small_study}", "--results-path=/dev/null"]
     code, _, err = outcome(["report", f"--name={STUDY}", *where])
@@ -141,7 +125,6 @@ def test_a_place_that_cannot_be_written_to_is_named(small_study):
     assert "choose another --results-path" in err
 
 
-@settings(max_examples=40)
 @given(texts)
 def test_any_model_to_verify(model):
     assert_works_or_says_why(["verify", "--models", model])
