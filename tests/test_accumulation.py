@@ -125,9 +125,6 @@ def test_a_step_reports_the_loss_and_the_hits_of_its_whole_window(assets, engine
     assert result.correct.item() == (logits.argmax(dim=1) == batch.labels).sum().item()
 
 
-# -- a whole trial with a short last window --------------------------------------------------------
-
-
 def learn(assets, dtype=torch.float32, scale=None, **overrides):
     sizes = {"target_batch_size": 60, "physical_batch_size": 7}
     config = tiny_config(**{"head_dropout": 0.0} | sizes | overrides)

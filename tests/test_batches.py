@@ -23,9 +23,6 @@ def data():
     return TokenTensors(ragged([1, 2], [3, 4, 5, 6], [7], [8, 9, 10], [11, 12]), PAD, CPU)
 
 
-# -- windows of an epoch ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("target", "sizes"), [(64, [64, 64, 64, 8]), (100, [100, 100]), (999, [200])])
 def test_windows_cover_every_example_once_and_the_last_may_be_smaller(target, sizes):
     windows = list(epoch_windows(200, target, seed=1, epoch=1))
@@ -40,9 +37,6 @@ def order(target=64, seed=1, epoch=1):
 def test_order_is_seeded_differs_per_epoch_and_seed_and_not_with_the_target_batch_size():
     assert order(target=1) == order(target=7) == order(target=256) == order()
     assert len({tuple(order(seed=seed, epoch=epoch)) for seed in (1, 2) for epoch in (1, 2)}) == 4
-
-
-# -- batches ---------------------------------------------------------------------------------------
 
 
 def test_batch_is_padded_to_its_longest_example(data):
@@ -81,9 +75,6 @@ def test_read_only_arrays_are_accepted_without_a_warning():
     assert TokenTensors(arrays, PAD, CPU).batch(torch.tensor([1])).input_ids.tolist() == [[3]]
 
 
-# -- tokens ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("model", TINY_MODELS)
 def test_texts_are_tokenised_with_special_tokens_and_truncated(assets, model):
     tokenizer = assets[model].encoder.tokenizer()
@@ -102,9 +93,6 @@ def test_a_tokenizer_without_a_pad_token_pads_with_0(assets):
     assert pad_token(tokenizer) == tokenizer.mask_token_id != 0
     tokenizer.pad_token = None
     assert pad_token(tokenizer) == 0
-
-
-# -- padding changes nothing -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", TINY_MODELS)

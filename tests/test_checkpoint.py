@@ -44,9 +44,6 @@ def written(tmp_path):
     return tmp_path
 
 
-# -- one checkpoint --------------------------------------------------------------------------------
-
-
 def test_what_was_saved_is_loaded(written):
     verify(written)
     loaded, original = Checkpoint.load(written), checkpoint()
@@ -166,8 +163,6 @@ def test_code_in_a_checkpoint_is_not_executed(written, tmp_path_factory):
     torch.load(written / "optimizer.pt", weights_only=False)
     assert proof.exists()  # so the payload does work
 
-
-# -- the folder of a trial -------------------------------------------------------------------------
 
 CONFIG = tiny_config(epochs=3, train_size=64)
 

@@ -37,9 +37,6 @@ def refusal(load, *arguments):
     return message(raised)
 
 
-# -- names -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("spelling", "name"),
     [
@@ -76,9 +73,6 @@ def test_a_model_out_of_reach_is_refused_with_what_can_be_had(model):
 def test_a_folder_whose_weights_are_missing_is_refused(bert_folder, tmp_path):
     (tmp_path / "config.json").write_text((bert_folder / "config.json").read_text())
     assert str(tmp_path) in refusal(load_encoder, str(tmp_path), [])
-
-
-# -- tiny encoders ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", TINY_MODELS)
@@ -122,9 +116,6 @@ def test_read_only_weights_are_copied_not_shared(assets):
     with torch.no_grad():
         model.encoder.embeddings.word_embeddings.weight.zero_()
     np.testing.assert_array_equal(encoder.weights["embeddings.word_embeddings.weight"], before)
-
-
-# -- folders and architectures ---------------------------------------------------------------------
 
 
 def test_a_local_folder_gives_its_own_weights_without_the_pooler(bert_folder):

@@ -20,9 +20,6 @@ from trainables.trial import Trial
 NOISE = ("noise_scale", "gradient_variance", "gradient_norm_squared")
 
 
-# -- the estimate, where the truth is known --------------------------------------------------------
-
-
 MEAN = torch.tensor([0.3, -0.2, 0.1, 0.0, 0.25], dtype=torch.float64)
 SCALES = torch.tensor([1.0, 0.5, 2.0, 1.5, 0.1], dtype=torch.float64)  # standard deviations
 TRUE_SCALE = float((SCALES**2).sum() / (MEAN**2).sum())
@@ -71,13 +68,6 @@ def test_dividing_before_averaging_or_groups_of_similar_examples_would_miss_it(s
     assert metrics["gradient_variance"] > 2 * float((SCALES**2).sum())
 
 
-@pytest.mark.parametrize(("groups", "physical"), [(2, 8), (3, 8), (6, 8), (2, 24)])
-def test_the_windows_gradient_comes_out_whole(groups, physical):
-    window, w = linear_problem(48), weight()
-    sample(w, window, groups, physical)
-    torch.testing.assert_close(w.grad, window.mean(dim=0), rtol=1e-12, atol=1e-14)
-
-
 def test_two_groups_by_hand():
     """Gradients 1 and 3: mean 2; variance ((1-2)² + (3-2)²) / 1 = 2; ‖G‖² = 1 · 3."""
     found = sample(weight(1), torch.tensor([[1.0], [3.0]], dtype=torch.float64), 2, 1)
@@ -99,9 +89,6 @@ def test_groups_are_few_and_equal_or_there_are_none():
     cuts |= {(64, 1024): (1, 1024), (64, 64): (1, 64), (64, 48): (1, 48), (8, 16): (1, 16)}
     for (examples, physical), cut in cuts.items():
         assert measured_cut(examples, physical) == cut
-
-
-# -- in a trial ------------------------------------------------------------------------------------
 
 
 def measured(assets, **overrides):

@@ -16,16 +16,13 @@ import torch
 from errors import UserError
 from tests.helpers import (
     CPU,
-    METRICS,
     assert_identical,
-    largest_difference,
     learnt,
     message,
     tiny_config,
     train,
     trained,
     weights,
-    without_dropout,
 )
 from tests.limited_memory import trained_with
 from trainables.accumulation import ENGINES, DoesNotFitError, is_out_of_memory
@@ -65,14 +62,6 @@ def sizes(trial):
     return [report["physical_batch_size"] for report in trial.history]
 
 
-def rates(trial):
-    """(step, learning rate) of every point of the curves."""
-    return [(row[0], row[3]) for report in trial.history for row in report["step_curve"]]
-
-
-# -- what counts -----------------------------------------------------------------------------------
-
-
 MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
     RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
@@ -97,9 +86,6 @@ def test_what_is_out_of_memory():
     assert [error for error in OTHERS if is_out_of_memory(error)] == []
 
 
-# -- a window is repeated, a step is not -----------------------------------------------------------
-
-
 @pytest.mark.parametrize("place", [before_forward, in_backward])
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("moments", "size"), [((2,), 8), ((2, 3), 4)], ids=["once", "twice"])
@@ -115,25 +101,6 @@ def test_a_trial_halved_in_its_first_window_learns_what_the_smaller_size_learns(
     assert "gradient_variance" in halved.history[0]  # measured in the repeated window, too
     assert learnt(halved) == learnt(expected)  # with dropout: its generator starts again as well
     assert_identical(weights(halved), weights(expected))
-
-
-@pytest.mark.parametrize("place", [before_forward, in_backward])
-@pytest.mark.parametrize("engine", ENGINES)
-def test_halving_later_keeps_every_step_and_changes_rounding_alone(assets, engine, place):
-    plain = {"bert-tiny": without_dropout(assets["bert-tiny"])}
-    recipe = {"engine": engine, "head_dropout": 0.0, "scheduler": "linear", "warmup_ratio": 0.25}
-    halved, undisturbed = new_trial(plain, **recipe), new_trial(plain, **recipe)
-    starve(place(halved), 11)  # the third window's third micro-batch
-    train(halved)
-    train(undisturbed)
-    assert (sizes(halved), sizes(undisturbed)) == ([8, 8], [16, 16])
-    assert {int(state["step"]) for state in halved.optimizer.state.values()} == {8}
-    assert rates(halved) == rates(undisturbed)
-    assert halved.scheduler.state_dict() == undisturbed.scheduler.state_dict()
-    for report, expected in zip(halved.history, undisturbed.history, strict=True):
-        for name in METRICS:
-            assert report[name] == pytest.approx(expected[name], abs=1e-5)
-    assert largest_difference(weights(halved), weights(undisturbed)) < 1e-4
 
 
 @pytest.mark.parametrize(("starts_at", "ends_at"), [(1024, 32), (16, 8)])
@@ -211,9 +178,6 @@ def test_evaluation_halves_its_batches_and_not_the_physical_batch_size(assets):
     assert_identical(weights(trial), weights(undisturbed))
 
 
-# -- stopped and resumed ---------------------------------------------------------------------------
-
-
 def resumed(trial, assets, folder, **overrides):
     """A new trial that continues from where this one is."""
     trial.save(folder)
@@ -244,8 +208,6 @@ def test_a_size_configured_smaller_since_is_kept_and_one_that_a_checkpoint_lacks
     del trial.history[0]["physical_batch_size"]  # as in checkpoints of earlier versions
     assert resumed(trial, assets, tmp_path, physical_batch_size=32).physical_batch_size == 32
 
-
-# -- a limited address space, and a limited GPU ----------------------------------------------------
 
 TOKENS = 64
 

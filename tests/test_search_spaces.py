@@ -63,16 +63,10 @@ def stored(without=(), **changes):
 def test_batch_lr_grid_is_18_cells_and_14_trials_of_each_seed(seeds):
     cells = dataclasses.replace(SPACES["batch_lr_grid"], seeds=tuple(range(seeds))).cells()
     assert len(cells) == len({(c.model, c.target_batch_size, c.scaling_rule, c.seed) for c in cells})
-    assert (len(cells), len(unique_trials(cells))) == (18 * seeds, 14 * seeds)
-
-
-def test_rules_share_a_trial_at_the_reference_batch_size_and_nowhere_else():
-    groups = unique_trials(SPACES["batch_lr_grid"].cells()).values()
-    shared = {group[0].model: group for group in groups if len(group) > 1}
-    assert sorted(shared) == ["bert-base", "modernbert-base"]
-    for model, group in shared.items():
-        assert {cell.scaling_rule for cell in group} == {"fixed", "sqrt", "linear"}
-        assert {(cell.model, cell.target_batch_size) for cell in group} == {(model, 64)}
+    trials = unique_trials(cells).values()
+    assert (len(cells), len(trials)) == (18 * seeds, 14 * seeds)
+    shared = [cell.target_batch_size for group in trials if len(group) > 1 for cell in group]
+    assert set(shared) == {64}  # the reference batch size, where the rules are the same
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -20,27 +20,19 @@ WAIT = 60.0
 ALL = ("experiments", "runs")  # without them nothing works
 
 
-class Said(list):
-    """What the user was told; ``first`` is set by the first line."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = threading.Event()
-
-    def __call__(self, line):
-        self.append(line)
-        self.first.set()
-
-
 class Store:
     """A store with an open trial, whose tables can be taken away and brought back."""
 
     def __init__(self, uri, **options):
-        self.said, self.written = Said(), []
-        self.store = StudyStore(uri, "films-study", say=self.said, **options)
+        self.said, self.written, self.was_told = [], [], threading.Event()
+        self.store = StudyStore(uri, "films-study", say=self.say, **options)
         self._invocation = self.store.start_invocation("title", {"cells": []}, {})
         self.run = self.open_trial({})
         self._file = uri.removeprefix("sqlite:///")
+
+    def say(self, line):
+        self.said.append(line)
+        self.was_told.set()
 
     def open_trial(self, tags):
         return self.store.open_trial([make_config()], 1, DATASET, self._invocation, tags)
@@ -90,7 +82,7 @@ def submit_epochs(writer, here, *epochs):
 
 def test_a_call_waits_until_the_store_is_back_and_the_user_is_told_once(here, capfd):
     here.take()
-    threading.Thread(target=lambda: (here.said.first.wait(WAIT), here.bring_back())).start()
+    threading.Thread(target=lambda: (here.was_told.wait(WAIT), here.bring_back())).start()
     here.run.log_epochs([report(1), report(2)])
     assert here.epochs() == [1, 2]
     away, back = here.said
@@ -104,7 +96,7 @@ def test_writes_wait_longer_than_calls_do_and_are_then_made_in_order(empty_store
     writer = here.store.background()
     here.take()
     submit_epochs(writer, here, 1, 2, 3)
-    assert here.said.first.wait(WAIT)
+    assert here.was_told.wait(WAIT)
     with pytest.raises(StoreAwayError, match="does not answer"):
         here.run.interrupt()
     assert not writer.wait(0)
@@ -154,16 +146,13 @@ def test_what_is_not_the_stores_error_passes_as_it_is(here, error, attempts):
 def test_stopping_gives_up_what_waits(here, writer):
     here.take()
     submit_epochs(writer, here, 1, 2)
-    assert here.said.first.wait(WAIT)
+    assert here.was_told.wait(WAIT)
     writer.stop()
     submit_epochs(writer, here, 3)
     assert sum(writer.waiting().values()) == 3
     here.bring_back()
     here.run.interrupt()  # in the foreground, the store is at work as before
     assert here.epochs() == []
-
-
-# -- a server ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -174,29 +163,30 @@ def server(migrated_database, tmp_path_factory):
         yield server
 
 
+@pytest.mark.slow
 def test_files_that_come_and_go_leave_no_thread_behind(server, tmp_path):
     here = Store(server.uri)
     gc.disable()  # which would end them as well, but nobody knows when
+    before = set(threading.enumerate())
     try:
-        before = set(threading.enumerate())
         here.run.log_models(model_files(tmp_path / "a"), model_files(tmp_path / "b"), 1, 0.5)
         here.run.download_model("best", tmp_path / "back")
         here.run.log_test({"best": BEST, "last": BEST}, np.array([1, 0]), np.array([17, 4]))
         here.run.predictions("best")
-        left = set(threading.enumerate()) - before
-        for thread in left:
+        for thread in set(threading.enumerate()) - before:
             thread.join(timeout=10)
-        assert not [thread for thread in left if thread.is_alive()]
+            assert not thread.is_alive()
     finally:
         gc.enable()
 
 
+@pytest.mark.slow
 def test_a_server_that_was_killed_gets_all_epochs_once_it_is_back(server):
     here = Store(server.uri)
     writer = here.store.background()
     server.kill()
     submit_epochs(writer, here, 1, 2)
-    assert here.said.first.wait(WAIT)
+    assert here.was_told.wait(WAIT)
     server.start()
     assert writer.wait(WAIT)
     assert here.epochs() == [1, 2]
@@ -204,6 +194,7 @@ def test_a_server_that_was_killed_gets_all_epochs_once_it_is_back(server):
     writer.stop()
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_does_not_hold_up_the_end(server):
     here = Store(server.uri)
     writer = here.store.background()

@@ -71,9 +71,19 @@ def open_trial(store, *cells):
 
 def found(store, config=None):
     """The trial's run as another process finds it."""
-    return (
-        StudyStore(store.tracking_uri, store.study).read_runs().trials[(config or make_config()).trial_hash]
-    )
+    runs = StudyStore(store.tracking_uri, store.study).read_runs()
+    return runs.trials[(config or make_config()).trial_hash]
+
+
+def only_experiment(store):
+    (experiment,) = store.client.search_experiments(filter_string="name = 'films-study'")
+    return experiment.experiment_id
+
+
+def only_file(folder, name):
+    """Where MLflow keeps an artifact."""
+    (file,) = (folder / "mlruns").rglob(name)
+    return file
 
 
 @pytest.fixture
@@ -132,22 +142,17 @@ def test_curves_come_back_as_they_were_reported_whatever_the_metrics(store):
     assert set(steps["learning_rate_per_step"]) == {1e-3}
 
 
-def test_an_epoch_that_a_kill_left_half_written_is_not_there_and_is_written_again(store):
-    run = open_trial(store)
-    assert len(found(store).epochs()) == len(found(store).steps()) == 0
-    store.client.log_metric(run.run_id, "val_loss", 0.9, step=1)
-    assert len(found(store).epochs()) == 0
-    open_trial(store).log_epochs([report(1)])
-    assert found(store).epochs()["val_loss"].to_dict() == {1: 0.6}
-
-
-def test_a_resumed_trial_keeps_its_run_and_repeats_no_epoch(store):
+def test_an_epoch_that_a_kill_left_half_written_is_written_again_and_no_other_is(store):
     older = {key: value for key, value in report(1).items() if key != "reported_at"}
     first = open_trial(store)
-    first.log_epochs([older])
-    again = open_trial(store)
-    assert again.run_id == first.run_id
-    again.log_epochs([older, report(2)])
+    assert len(found(store).epochs()) == len(found(store).steps()) == 0
+    store.client.log_metric(first.run_id, "val_loss", 0.9, step=1)
+    assert len(found(store).epochs()) == 0
+    for reports in ([older], [older, report(2)]):
+        again = open_trial(store)
+        again.log_epochs(reports)
+        assert again.run_id == first.run_id
+    assert found(store).epochs()["val_loss"].to_dict() == {1: 0.6, 2: 0.6}
     assert [m.step for m in store.client.get_metric_history(first.run_id, "val_acc")] == [1, 2]
 
 
@@ -163,8 +168,7 @@ def test_a_run_never_holds_parts_of_two_trainings(store):
 
 
 def test_a_failed_trial_carries_its_reason_and_a_new_try_clears_it(store):
-    run = open_trial(store)
-    run.fail("train_loss is nan at step 3")
+    open_trial(store).fail("train_loss is nan at step 3")
     assert (found(store).status, found(store).tags["failure"]) == ("FAILED", "train_loss is nan at step 3")
     open_trial(store)
     assert (found(store).status, found(store).tags["failure"]) == ("RUNNING", "")
@@ -205,20 +209,19 @@ def test_a_test_finishes_the_run_and_its_predictions_come_back_by_row(store, mod
     assert not found(store).is_tested
 
 
-BROKEN_PREDICTIONS = {
-    "missing": lambda path: path.unlink(),
-    "garbage": lambda path: path.write_bytes(b"PAR1 and nothing of the kind PAR1"),
-    "no labels": lambda path: pd.read_parquet(path).drop(columns="label").to_parquet(path),
-    "texts as labels": lambda path: pd.read_parquet(path).assign(label="a").to_parquet(path),
-}
+BROKEN_PREDICTIONS = [
+    Path.unlink,
+    lambda path: path.write_bytes(b"PAR1 and nothing of the kind PAR1"),
+    lambda path: pd.read_parquet(path).drop(columns="label").to_parquet(path),
+    lambda path: pd.read_parquet(path).assign(label="a").to_parquet(path),
+]
 
 
-@pytest.mark.parametrize("case", BROKEN_PREDICTIONS)
-def test_predictions_that_cannot_be_read_are_one_line(store, tmp_path, case):
+@pytest.mark.parametrize("harm", BROKEN_PREDICTIONS, ids=["missing", "garbage", "no labels", "texts"])
+def test_predictions_that_cannot_be_read_are_one_line(store, tmp_path, harm):
     run = open_trial(store)
     run.log_test({"best": BEST, "last": BEST}, LABELS, ROWS)
-    (path,) = (tmp_path / "mlruns").rglob("last_test_predictions.parquet")
-    BROKEN_PREDICTIONS[case](path)
+    harm(only_file(tmp_path, "last_test_predictions.parquet"))
     assert len(run.predictions("best")) == 2
     with pytest.raises(UserError, match="last_test_predictions") as raised:
         run.predictions("last")
@@ -226,6 +229,13 @@ def test_predictions_that_cannot_be_read_are_one_line(store, tmp_path, case):
 
 
 # -- models -----------------------------------------------------------------------------------------
+
+
+def by_mlflow(uri, folder):
+    """A model and its requirements as the README tells users to load it."""
+    model = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder / "by_mlflow")))
+    (card,) = model.rglob("classifier.json")
+    return card.read_text(), (model / "requirements.txt").read_text()
 
 
 def test_models_of_the_best_and_the_last_epoch_come_back(store, tmp_path):
@@ -237,26 +247,24 @@ def test_models_of_the_best_and_the_last_epoch_come_back(store, tmp_path):
     for which in ("best", "last"):
         folder = found(store).download_model(which, tmp_path / "back" / which)
         assert [(file.name, file.read_text()) for file in folder.iterdir()] == [("classifier.json", which)]
-    uri = f"runs:/{run.run_id}/last_model"  # where the README says that models are
-    folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path / "by_mlflow")))
-    assert [path.read_text() for path in folder.rglob("classifier.json")] == ["last"]
-    assert "torch==" in (folder / "requirements.txt").read_text()
+    content, requirements = by_mlflow(f"runs:/{run.run_id}/last_model", tmp_path)
+    assert content == "last"
+    assert "torch==" in requirements
     assert mlflow.active_run() is None
 
 
-HARM = {
-    "changed": lambda stored: stored.write_text("[]"),
-    "more": lambda stored: (stored.parent / "stray.json").write_text("{}"),
-    "less": lambda stored: stored.unlink(),
-}
+HARM = [
+    lambda stored: stored.write_text("[]"),
+    lambda stored: (stored.parent / "stray.json").write_text("{}"),
+    Path.unlink,
+]
 
 
-@pytest.mark.parametrize("case", HARM)
-def test_a_model_that_was_harmed_in_mlflow_is_not_given_out_and_is_made_anew(store, model, tmp_path, case):
+@pytest.mark.parametrize("harm", HARM, ids=["changed", "more", "less"])
+def test_a_model_that_was_harmed_in_mlflow_is_not_given_out_and_is_made_anew(store, model, tmp_path, harm):
     run = open_trial(store)
     run.log_models(model, None, 1, 0.5)
-    (stored,) = (tmp_path / "mlruns").rglob("classifier.json")
-    HARM[case](stored)
+    harm(only_file(tmp_path, "classifier.json"))
     with pytest.raises(ChangedModelError, match="is not what was uploaded"):
         run.download_model("best", tmp_path / "harmed")
     run.discard_models()
@@ -265,16 +273,15 @@ def test_a_model_that_was_harmed_in_mlflow_is_not_given_out_and_is_made_anew(sto
     assert not again.is_trained
     again.log_models(model, None, 1, 0.5)
     assert (again.download_model("best", tmp_path / "back") / "classifier.json").is_file()
-    (experiment,) = store.client.search_experiments(filter_string="name = 'films-study'")
-    assert len(store.client.search_logged_models([experiment.experiment_id])) == 1
+    assert len(store.client.search_logged_models([only_experiment(store)])) == 1
 
 
-@pytest.mark.parametrize("uri", ["file:///etc", "/etc", "http://127.0.0.1:1/x", "models:/../x", ""])
-def test_a_model_is_taken_from_this_store_alone(store, uri, tmp_path):
+def test_a_model_is_taken_from_this_store_alone(store, tmp_path):
     run = open_trial(store)
-    store.client.set_tag(run.run_id, "best_model", uri)
-    with pytest.raises(UserError, match="no model of this MLflow store"):
-        found(store).download_model("best", tmp_path / "m")
+    for uri in ("file:///etc", "/etc", "http://127.0.0.1:1/x", "models:/../x", ""):
+        store.client.set_tag(run.run_id, "best_model", uri)
+        with pytest.raises(UserError, match="no model of this MLflow store"):
+            found(store).download_model("best", tmp_path / "m")
 
 
 def test_the_registered_model_is_the_best_one_and_keeps_its_version(store, tmp_path):
@@ -286,49 +293,41 @@ def test_the_registered_model_is_the_best_one_and_keeps_its_version(store, tmp_p
     best = store.client.get_model_version_by_alias("films-study", "best")
     assert (best.run_id, best.version) == (run.run_id, 2)
     assert best.description == "bert-tiny · 64 · fixed, epoch 3: val_acc 0.7500"
-    folder = Path(
-        mlflow.artifacts.download_artifacts("models:/films-study@best", dst_path=str(tmp_path / "m"))
-    )
-    assert [path.read_text() for path in folder.rglob("classifier.json")] == ["2"]
+    assert by_mlflow("models:/films-study@best", tmp_path)[0] == "2"
 
 
 # -- invocations and studies ------------------------------------------------------------------------
 
 
-def test_nothing_is_created_before_an_invocation_starts(store):
+def test_an_unknown_study_suggests_the_near_miss_is_not_made_by_that_and_a_deleted_one_is_explained(store):
     with pytest.raises(UserError, match="unknown study"):
         store.read_runs()
     assert [e.name for e in store.client.search_experiments()] == ["Default"]
-
-
-def test_an_unknown_study_suggests_the_near_miss_and_a_deleted_one_is_explained(store):
     start(store)
     with pytest.raises(UserError, match="did you mean films-study"):
         StudyStore(store.tracking_uri, "film-study").read_runs()
-    (experiment,) = store.client.search_experiments(filter_string="name = 'films-study'")
-    store.client.delete_experiment(experiment.experiment_id)
+    store.client.delete_experiment(only_experiment(store))
     with pytest.raises(UserError, match=r"was deleted in MLflow.*restore"):
         StudyStore(store.tracking_uri, "films-study")
 
 
 def test_two_invocations_that_begin_a_study_at_once_share_its_experiment(empty_store):
-    stores = [StudyStore(empty_store, "films-study"), StudyStore(empty_store, "films-study")]
-    started = [start(store, {"number": number}) for number, store in enumerate(stores)]
-    newest_first = [run.run_id for run in reversed(started)]
+    stores = [StudyStore(empty_store, "films-study") for _ in range(2)]
+    started = [start(store, {"number": number}).run_id for number, store in enumerate(stores)]
     for store in stores:
-        invocations = store.read_runs().invocations
-        assert [run.run_id for run in invocations] == newest_first
-        assert [run.plan() for run in invocations] == [{"number": 1}, {"number": 0}]
+        newest, oldest = store.read_runs().invocations
+        assert [oldest.run_id, newest.run_id] == started
+        assert (oldest.plan(), newest.plan()) == ({"number": 0}, {"number": 1})
 
 
-@pytest.mark.parametrize("content", ["[]", "{", None])
-def test_a_plan_that_is_none_is_one_line(store, tmp_path, content):
+def test_a_plan_that_is_none_is_one_line(store, tmp_path):
     invocation = start(store)
-    (path,) = (tmp_path / "mlruns").rglob("plan.json")
-    path.write_text(content) if content else path.unlink()
-    with pytest.raises(UserError, match=r"plan\.json") as raised:
-        invocation.plan()
-    assert message(raised)
+    path = only_file(tmp_path, "plan.json")
+    for harm in (lambda: path.write_text("[]"), lambda: path.write_text("{"), path.unlink):
+        harm()
+        with pytest.raises(UserError, match=r"plan\.json") as raised:
+            invocation.plan()
+        assert message(raised)
 
 
 def test_the_test_split_and_folders_come_back_as_they_were_stored(store, tmp_path):
@@ -376,10 +375,10 @@ def test_what_a_killed_invocation_left_running_is_ended_without_counting_its_tim
     assert open_trial(store).run_id == trial.run_id
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "a b", "x" * 101, "a\n"])
-def test_study_names_cannot_escape_their_folder(name):
-    with pytest.raises(UserError, match="study name"):
-        check_study_name(name)
+def test_study_names_cannot_escape_their_folder():
+    for name in ("", "../x", "a/b", ".hidden", "-x", "a b", "x" * 101, "a\n"):
+        with pytest.raises(UserError, match="study name"):
+            check_study_name(name)
 
 
 # -- answers that are lost --------------------------------------------------------------------------
@@ -411,12 +410,9 @@ def test_a_write_whose_answer_was_lost_is_not_made_twice(store, model, monkeypat
     runs = store.read_runs()
     assert (len(runs.invocations), len(runs.trials)) == (1, 1)
     assert found(store).is_tested
-    client, (experiment,) = (
-        MlflowClient(),
-        store.client.search_experiments(filter_string="name LIKE 'films%'"),
-    )
-    assert len(client.search_runs([experiment.experiment_id])) == 2
-    assert len(client.search_logged_models([experiment.experiment_id])) == 1
+    client, experiments = MlflowClient(), [only_experiment(store)]
+    assert len(client.search_runs(experiments)) == 2
+    assert len(client.search_logged_models(experiments)) == 1
     assert len(client.get_run(run.run_id).outputs.model_outputs) == 1
     assert len(client.search_model_versions("name = 'films-study'")) == 1
     for name in run.metrics:
@@ -438,27 +434,24 @@ def test_a_place_that_cannot_work_is_one_line(uri, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_database_is_not_made_by_looking_for_it(tmp_path):
+@pytest.mark.slow  # a new database takes seconds
+def test_a_new_database_is_made_whole_and_none_by_looking_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="run this where the study ran"):
         check_store_exists(f"sqlite:///{tmp_path}/mlflow.db")
     assert not list(tmp_path.iterdir())
+    StudyStore("sqlite:///folder/new.db", "films-study")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new.db"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "zeroed", "text"])
-def test_a_damaged_database_is_one_line_and_stays_as_it_is(store, tmp_path, damage):
+def test_a_damaged_database_is_one_line_and_stays_as_it_is(store, tmp_path):
     open_trial(store)
     file = tmp_path / "mlflow.db"
     whole = file.read_bytes()
     half = len(whole) // 2
-    changed = {"cut": whole[:half], "zeroed": whole[:4096] + bytes(half), "text": b"not a database"}[damage]
-    file.write_bytes(changed)
-    with pytest.raises(UserError, match=r"mlflow\.db is damaged") as raised:
-        StudyStore(store.tracking_uri, "films-study")
-    assert message(raised)
-    assert file.read_bytes() == changed
-
-
-def test_a_new_database_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    StudyStore("sqlite:///folder/new.db", "films-study")
-    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new.db"]
+    for changed in (whole[:half], whole[:4096] + bytes(half), b"not a database"):
+        file.write_bytes(changed)
+        with pytest.raises(UserError, match=r"mlflow\.db is damaged") as raised:
+            StudyStore(store.tracking_uri, "films-study")
+        assert message(raised)
+        assert file.read_bytes() == changed

@@ -23,9 +23,6 @@ def saved(trial, folder):
     return folder
 
 
-# -- reproducible ----------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module", params=TINY_MODELS)
 def finished(request, assets):
     return trained(tiny_config(model=request.param), assets[request.param])
@@ -65,8 +62,6 @@ def test_a_trial_starts_from_the_pretrained_weights_and_the_head_of_its_seed_wha
         for weight in (start, other):
             assert torch.equal(weight[f"encoder.{name}"], torch.from_numpy(array))
 
-
-# -- interrupted equals uninterrupted --------------------------------------------------------------
 
 RECIPES = [
     {"model": "bert-tiny", "engine": "torch"},
@@ -121,9 +116,6 @@ def test_a_checkpoint_may_be_continued_at_another_physical_batch_size(assets, tm
     other.restore(saved(trial, tmp_path / "first"))
     assert_identical(weights(other), weights(trial))
     assert learnt(other) == learnt(trial)
-
-
-# -- reports ---------------------------------------------------------------------------------------
 
 
 def test_best_epoch_has_the_highest_val_acc_and_is_the_earliest_on_ties():
@@ -204,9 +196,6 @@ def test_divergence_in_a_later_epoch_counts_steps_from_the_first(assets):
     with pytest.raises(NonFiniteLossError, match=r"at step 5 \(epoch 2\)"):
         trial.run_epoch()
     assert trial.epoch == 1
-
-
-# -- evaluation ------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

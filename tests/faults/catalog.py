@@ -31,9 +31,6 @@ class Fault:
     inject: Inject
 
 
-# -- the command and its own Ray -------------------------------------------------------------------
-
-
 def _kill_one(name: str) -> Inject:
     def inject(bench: Bench, rng: random.Random) -> str | None:
         victims = bench.processes(name)
@@ -90,9 +87,6 @@ def no_orphans(bench: Bench, seconds: float, all_runs: bool = True) -> None:
         processes.wait_until(lambda: not bench.command.family(all_runs), seconds, "orphans to end")
     except TimeoutError as error:
         raise BrokenPromiseError(f"orphans: {bench.command.family(all_runs)}") from error
-
-
-# -- files -----------------------------------------------------------------------------------------
 
 
 def damage_checkpoint(bench: Bench, rng: random.Random) -> str | None:
@@ -153,9 +147,6 @@ def fill_disk(bench: Bench, rng: random.Random) -> str | None:
     return f"full for {seconds:.1f} s"
 
 
-# -- MLflow ----------------------------------------------------------------------------------------
-
-
 def _away(leave: Callable[[Bench], None], come_back: Callable[[Bench], None]) -> Inject:
     """Take something away, and bring it back later."""
 
@@ -172,9 +163,6 @@ def _away(leave: Callable[[Bench], None], come_back: Callable[[Bench], None]) ->
 kill_server = _away(lambda bench: bench.server.kill(), lambda bench: bench.server.start())
 pause_server = _away(lambda bench: bench.server.pause(), lambda bench: bench.server.resume())
 kill_database = _away(lambda bench: bench.database.kill(), lambda bench: bench.database.start())
-
-
-# -- machines --------------------------------------------------------------------------------------
 
 
 def kill_node(bench: Bench, rng: random.Random) -> str:

@@ -3,52 +3,15 @@
 from hypothesis import strategies as st
 
 # what has broken programs before: separators, ends of strings, of lines and of names, markup, formulas
-NASTY = (
-    "",
-    " ",
-    "\0",
-    "a\0b",
-    "a\nb",
-    "a\rb",
-    "\x1b[31mred\x1b[0m",
-    "\x85",
-    "\u2028",
-    "\u202egnp.exe",
-    "\ufeff",
-    "\ud800",
-    "a\udcffb",
-    "\U0001f600",
-    "e\u0301",
-    "..",
-    "../../x",
-    "/etc/passwd",
-    "~nobody/x",
-    "C:\\con",
-    "nul",
-    "-",
-    "--",
-    "-1",
-    "nan",
-    "inf",
-    "1e999",
-    "9" * 400,
-    "9" * 5000,
-    "x" * 5000,
-    "[/bold]",
-    "[link=http://x]y[/link]",
-    "$x^{",
-    "{0.__class__}",
-    "%s%n",
-    "'; DROP TABLE runs; --",
-    '"><img src=x onerror=alert(1)>',
-    "<script>alert(1)</script>",
-    "[x](javascript:alert(1))",
-    "](x) [y]: javascript:alert(1)",
-    "|a|b|",
-    "=1+1",
-    "@SUM(A1)",
-    "=cmd|' /C calc'!A0",
-)
+BLANK = ("", " ", "\x85", "\u2028", "\ufeff", "-", "--")
+CONTROL = ("\0", "a\0b", "a\nb", "a\rb", "\x1b[31mred\x1b[0m", "\u202egnp.exe")
+UNICODE = ("\ud800", "a\udcffb", "\U0001f600", "e\u0301")
+PATHS = ("..", "../../x", "/etc/passwd", "~nobody/x", "C:\\con", "nul")
+NUMBERS = ("-1", "nan", "inf", "1e999", "9" * 400, "9" * 5000, "x" * 5000)
+MARKUP = ("[/bold]", "[link=http://x]y[/link]", "$x^{", "<script>alert(1)</script>", "|a|b|")
+LINKS = ('"><img src=x onerror=alert(1)>', "[x](javascript:alert(1))", "](x) [y]: javascript:alert(1)")
+FORMULAS = ("=1+1", "@SUM(A1)", "=cmd|' /C calc'!A0", "{0.__class__}", "%s%n", "'; DROP TABLE runs; --")
+NASTY = BLANK + CONTROL + UNICODE + PATHS + NUMBERS + MARKUP + LINKS + FORMULAS
 any_text = st.text(st.characters(), max_size=30)  # lone surrogates among them
 texts = st.sampled_from(NASTY) | any_text
 # what a file in UTF-8 can hold

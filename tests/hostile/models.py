@@ -29,16 +29,10 @@ def write_encoder(folder):
 def add_code(folder, proof, model_type=None):
     """Code of the model's own, which Transformers runs where it is told to trust it."""
     code = f"import os\nos.makedirs({str(proof)!r}, exist_ok=True)\n"
-    (folder / "evil.py").write_text(
-        code + "from transformers import BertConfig as C, BertModel as M, BertTokenizer as T\n"
-    )
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["auto_map"] = {"AutoConfig": "evil.C", "AutoModel": "evil.M", "AutoTokenizer": ["evil.T", None]}
-    if model_type:
-        config["model_type"] = model_type
-    path.write_text(json.dumps(config))
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    config["auto_map"] = {"AutoTokenizer": ["evil.T", None]}
-    path.write_text(json.dumps(config))
+    classes = "from transformers import BertConfig as C, BertModel as M, BertTokenizer as T\n"
+    (folder / "evil.py").write_text(code + classes)
+    auto_map = {"AutoConfig": "evil.C", "AutoModel": "evil.M", "AutoTokenizer": ["evil.T", None]}
+    own_type = {"model_type": model_type} if model_type else {}
+    for name, changes in (("config.json", own_type), ("tokenizer_config.json", {})):
+        config = json.loads((folder / name).read_text()) | {"auto_map": auto_map} | changes
+        (folder / name).write_text(json.dumps(config))

@@ -17,22 +17,10 @@ from tests.small_study import STUDY
 SWEEP = ["--space", "fixed_lr", "--demo", "--dry-run"]
 GOOD = ("64", "1", "0.5", "fixed", "bert-tiny", "fp32", "torch", "dropout=0.2", "epochs=0", "demo-reviews")
 # none of them leaves this machine, and nothing listens at port 1
-PLACES = (
-    *NASTY,
-    "sqlite:///",
-    "sqlite:///nothing.db",
-    "sqlite:////dev/null",
-    "sqlite:///.",
-    "http://127.0.0.1:1",
-    "https://127.0.0.1:1/../x",
-    "http://[::1",
-    "http://127.0.0.1:99999",
-    "postgresql://127.0.0.1:1/x",
-    "mysql+nothing://127.0.0.1:1/x",
-    "databricks",
-    "file:.",
-    "[/red]",
-)
+HTTP = ("http://127.0.0.1:1", "https://127.0.0.1:1/../x", "http://[::1", "http://127.0.0.1:99999")
+SQL = ("sqlite:///", "sqlite:///nothing.db", "sqlite:////dev/null", "sqlite:///.")
+OTHERS = ("postgresql://127.0.0.1:1/x", "mysql+nothing://127.0.0.1:1/x", "databricks", "file:.", "[/red]")
+PLACES = NASTY + HTTP + SQL + OTHERS
 
 
 FLAGS = [flag_of(SweepOptions, name) for name in SweepOptions.model_fields]

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import example, given
@@ -24,16 +25,14 @@ LONG = "very " * 200_000  # a megabyte
 
 
 def write(path, rows):
+    frame = pd.DataFrame(rows, columns=["text", "label"])
     if path.suffix == ".csv":
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("text", "label"), *rows])
-        return path
-    records = [{"text": text, "label": label} for text, label in rows]
-    if path.suffix == ".parquet":
-        pd.DataFrame(records).to_parquet(path)
+    elif path.suffix == ".parquet":
+        frame.to_parquet(path)
     else:
-        lines = [json.dumps(record) for record in records]
-        path.write_text("\n".join(lines) if path.suffix == ".jsonl" else f"[{','.join(lines)}]")
+        frame.to_json(path, orient="records", lines=path.suffix == ".jsonl")
     return path
 
 
@@ -86,15 +85,14 @@ CARELESS = {
     "utf-16": "text,label\na fine film,0\ndull,1\n".encode("utf-16"),
     "latin-1": "text,label\ncaf\u00e9,0\ndull,1\n".encode("latin-1"),
     "a label that is too large": b"text,label\na fine film,99999999999999999999999\ndull,1\n",
-    "halves of characters": None,
+    "halves of characters": b'[{"text": "a\\ud800b", "label": 0}, {"text": "b", "label": 1}]',
 }
 
 
 @pytest.mark.parametrize("case", CARELESS)
 def test_careless_files_are_refused(folder, case):
-    content = CARELESS[case] or b'[{"text": "a\\ud800b", "label": 0}, {"text": "b", "label": 1}]'
-    path = folder / ("careless.json" if CARELESS[case] is None else "careless.csv")
-    path.write_bytes(content)
+    path = folder / ("careless.json" if case == "halves of characters" else "careless.csv")
+    path.write_bytes(CARELESS[case])
     assert read(path) is None
 
 
@@ -119,26 +117,25 @@ def test_no_copy_of_the_reviews_is_left_behind(folder, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*"))
 
 
-@pytest.fixture(scope="module")
 def hostile_splits(folder):
-    texts = [f"{nasty[i % len(nasty)][:300]} {i}" for i in range(60)] + [
-        "\0",
-        LONG[:9999],
-        "\U0001f600" * 99,
-    ]
+    texts = [f"{nasty[i % len(nasty)][:300]} {i}" for i in range(60)]
+    texts += ["\0", LONG[:9999], "\U0001f600" * 99]
     rows = [(text, ("<b>no</b>", "=yes()")[i % 2]) for i, text in enumerate(texts)]
     return load_splits(make_config(dataset=str(write(folder / "hostile.parquet", rows))))
 
 
 @pytest.mark.parametrize("model", TINY_MODELS)
-def test_hostile_texts_are_tokenised(hostile_splits, model):
-    config = make_config(model=model, max_length=32)
-    assets = prepare_assets(config, hostile_splits)
-    for tokens, split in ((assets.trial.train, "train"), (assets.trial.val, "val"), (assets.test, "test")):
-        lengths = tokens.offsets[1:] - tokens.offsets[:-1]
-        assert len(tokens) == len(getattr(hostile_splits, split).texts)
-        assert lengths.min() >= 2
-        assert lengths.max() <= 32
+def test_hostile_texts_are_tokenised(folder, model):
+    splits = hostile_splits(folder)
+    assets = prepare_assets(make_config(model=model, max_length=32), splits)
+    for tokens, split in (
+        (assets.trial.train, splits.train),
+        (assets.trial.val, splits.val),
+        (assets.test, splits.test),
+    ):
+        lengths = np.diff(tokens.offsets)
+        assert len(tokens) == len(split.texts)
+        assert 2 <= lengths.min() <= lengths.max() <= 32
 
 
 @pytest.fixture(scope="module")

@@ -37,15 +37,15 @@ def refused(load, *arguments):
     return message(raised)
 
 
-def test_code_that_a_known_model_brings_is_left_alone(model, proof):
+def test_code_that_a_known_model_brings_is_left_alone_and_a_model_that_needs_it_is_refused(
+    model, proof, capsys
+):
     add_code(model, proof)
     assert load_encoder(str(model), TEXTS).tokenizer()(TEXTS)["input_ids"]
-
-
-def test_a_model_that_needs_its_own_code_is_refused(model, proof, capsys):
     add_code(model, proof, model_type="evil")
-    for load in (count_parameters, lambda name: load_encoder(name, TEXTS)):
-        assert "cannot be loaded" in refused(load, str(model))
+    for refusal in (refused(count_parameters, str(model)), refused(load_encoder, str(model), TEXTS)):
+        assert "cannot be loaded" in refusal
+    capsys.readouterr()
     assert tune_main.main(["verify", "--models", str(model)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -89,12 +89,9 @@ def exported(tiny_folder, tmp_path):
     return tmp_path / "exported"
 
 
-def test_code_beside_an_exported_model_is_left_alone(exported, proof):
+def test_code_beside_an_exported_model_is_left_alone_and_one_that_needs_it_is_refused(exported, proof):
     add_code(exported, proof)
     assert load_exported_model(exported).predict(TEXTS)["label"][0] in {"no", "yes"}
-
-
-def test_an_exported_model_that_needs_its_own_code_is_refused(exported, proof):
     add_code(exported, proof, model_type="evil")
     with pytest.raises(ValueError, match=r"trust_remote_code|custom code"):
         load_exported_model(exported)
