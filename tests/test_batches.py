@@ -23,11 +23,11 @@ def data():
     return TokenTensors(ragged([1, 2], [3, 4, 5, 6], [7], [8, 9, 10], [11, 12]), PAD, CPU)
 
 
-@pytest.mark.parametrize(("target", "sizes"), [(64, [64, 64, 64, 8]), (100, [100, 100]), (999, [200])])
-def test_windows_cover_every_example_once_and_the_last_may_be_smaller(target, sizes):
-    windows = list(epoch_windows(200, target, seed=1, epoch=1))
-    assert [len(window) for window in windows] == sizes
-    assert sorted(torch.cat(windows).tolist()) == list(range(200))
+def test_windows_cover_every_example_once_and_the_last_may_be_smaller():
+    for target, sizes in ((64, [64, 64, 64, 8]), (100, [100, 100]), (999, [200])):
+        windows = list(epoch_windows(200, target, seed=1, epoch=1))
+        assert [len(window) for window in windows] == sizes
+        assert sorted(torch.cat(windows).tolist()) == list(range(200))
 
 
 def order(target=64, seed=1, epoch=1):

@@ -28,7 +28,13 @@ class Network:
         _ip(f"addr add {self.host}/24 dev {self._name}")
         _ip(f"link set {self._name} up")
         for number, place in enumerate(self.places):
-            self._join(number, place.ip)
+            namespace, link = f"{self._name}-{number}", self._link(number)
+            _ip(f"netns add {namespace}")
+            _ip(f"link add {link} type veth peer name eth0 netns {namespace}")
+            _ip(f"link set {link} master {self._name} up")
+            _ip(f"-n {namespace} addr add {place.ip}/24 dev eth0")
+            _ip(f"-n {namespace} link set eth0 up")
+            _ip(f"-n {namespace} link set lo up")
 
     def cut(self, number: int) -> None:
         """Pull the cable: packets vanish, no connection is told."""
@@ -47,15 +53,6 @@ class Network:
 
     def _link(self, number: int) -> str:
         return f"{self._name}v{number}"
-
-    def _join(self, number: int, ip: str) -> None:
-        namespace, link = f"{self._name}-{number}", self._link(number)
-        _ip(f"netns add {namespace}")
-        _ip(f"link add {link} type veth peer name eth0 netns {namespace}")
-        _ip(f"link set {link} master {self._name} up")
-        _ip(f"-n {namespace} addr add {ip}/24 dev eth0")
-        _ip(f"-n {namespace} link set eth0 up")
-        _ip(f"-n {namespace} link set lo up")
 
 
 @contextlib.contextmanager
