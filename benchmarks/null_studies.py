@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import expit
 
-from reports.evidence.statistics import bootstrap_interval, holm, score_differences, wilson_interval
-from reports.evidence.verdicts import ALPHA, NOT_APART, Family, compare_cells
+from reports.statistics import bootstrap_interval, holm, score_differences, wilson_interval
 from reports.study_data import StoredCell, StoredPlan, StudyData, TrialData
+from reports.verdicts import ALPHA, NOT_APART, Family, compare_cells
 from search_spaces import TrialConfig
 from tracking import DatasetFacts
 

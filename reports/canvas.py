@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from reports.evidence.statistics import Interval
+from reports.statistics import Interval
 
 # Okabe and Ito 2008, told apart by colour-blind readers; yellow is left out, too pale on white
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")

@@ -12,8 +12,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from reports.canvas import batch_colour, draw_line, draw_points, figure, legend_below, plain, png
 from reports.content import Picture
-from reports.evidence.statistics import wilson_interval
 from reports.prose import slug
+from reports.statistics import wilson_interval
 from reports.study_data import StudyData, TrialData
 
 NOISE_CAPTION = (

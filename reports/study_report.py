@@ -20,11 +20,11 @@ from reports.content import (
     read_section,
     write_section,
 )
-from reports.evidence.flags import flags
-from reports.evidence.verdicts import compare_cells, compare_epochs, headline
+from reports.flags import flags
 from reports.prose import markdown_text
 from reports.study_data import StudyData, read_study
 from reports.tables import facts, finding_tables, result_tables, results_frame, runs_table
+from reports.verdicts import compare_cells, compare_epochs, headline
 from tracking import InvocationRun, StudyStore, check_store_exists
 
 _PICTURES = "pictures"

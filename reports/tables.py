@@ -9,10 +9,10 @@ from pandas.core.groupby import DataFrameGroupBy
 
 from reports.charts import NOISE_CAPTION, noise_scale
 from reports.content import Table, rows
-from reports.evidence.statistics import Interval, wilson_interval
-from reports.evidence.verdicts import Family, claimed, interval_text, subject
 from reports.prose import accuracy_text, axis_words, learning_rate_text, number, p_text, signed
+from reports.statistics import Interval, wilson_interval
 from reports.study_data import GRID, StudyData
+from reports.verdicts import Family, claimed, interval_text, subject
 from tracking import InvocationRun, StudyStore
 
 _SHARED_SETTINGS = "optimizer scheduler epochs head_dropout max_length precision engine".split()

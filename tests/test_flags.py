@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.null_studies import simulated_plan, simulated_trial
-from reports.evidence.flags import edge_flags, flags, rising_flags, short_training_flags
+from reports.flags import edge_flags, flags, rising_flags, short_training_flags
 from reports.study_data import StudyData
 from reports.tables import generalisation_gap_table
 from search_spaces import TrialConfig

@@ -13,10 +13,11 @@ from PIL import Image
 
 import tune_main
 from errors import UserError
+from reports.attention import Reading, readings, reload_model, text_statistics
 from reports.content import INSIDE, read_section
 from reports.inside import View, write_inside
-from reports.inside.attention import Reading, readings, reload_model, text_statistics
-from reports.inside.errors import (
+from reports.inside_pictures import MOST_TOKENS, attention_map, decision_regions, project
+from reports.mistakes import (
     EVERY,
     choose_sentences,
     has_negation,
@@ -25,7 +26,6 @@ from reports.inside.errors import (
     with_margin,
     wrong_sets,
 )
-from reports.inside.pictures import MOST_TOKENS, attention_map, decision_regions, project
 from reports.prose import shorten
 from reports.study_data import read_study
 from tests.helpers import message

@@ -18,10 +18,10 @@ from errors import UserError
 from reports import write_report
 from reports.charts import accuracy_pictures, curve_pictures, noise_pictures, noise_scale
 from reports.content import Picture, Section, Table, csv_text
-from reports.evidence.verdicts import compare_cells, compare_epochs, headline
 from reports.study_data import GRID, StudyData, read_study
 from reports.study_report import Page
 from reports.tables import finding_tables, result_tables, results_frame
+from reports.verdicts import compare_cells, compare_epochs, headline
 from tests.helpers import message
 from tests.small_study import STUDY
 from tracking import StudyStore

@@ -7,7 +7,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from reports.evidence.statistics import (
+from reports.statistics import (
     bootstrap_interval,
     holm,
     paired_test,

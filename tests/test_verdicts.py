@@ -6,9 +6,9 @@ import pytest
 
 from benchmarks.null_studies import predictions, simulated_plan, simulated_trial
 from reports.content import rows
-from reports.evidence.verdicts import BETTER, NOT_APART, WORSE, compare_cells, compare_epochs, headline
 from reports.prose import p_text, signed
 from reports.study_data import StudyData
+from reports.verdicts import BETTER, NOT_APART, WORSE, compare_cells, compare_epochs, headline
 from search_spaces import TrialConfig
 
 BATCH = {"target_batch_size": 64}

@@ -14,8 +14,8 @@ import pandas as pd
 
 from errors import UserError
 from reports.content import rows
-from reports.evidence.statistics import wilson_interval
 from reports.prose import shorten
+from reports.statistics import wilson_interval
 from reports.study_data import GRID, StudyData, TrialData
 
 EVERY = "every target batch size"

@@ -17,6 +17,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsClassifier
 
+from reports.attention import Reading, View
 from reports.canvas import (
     COLOURS,
     batch_colour,
@@ -27,10 +28,9 @@ from reports.canvas import (
     png,
 )
 from reports.content import Picture, rows
-from reports.evidence.statistics import Interval
-from reports.inside.attention import Reading, View
-from reports.inside.errors import Sentence
+from reports.mistakes import Sentence
 from reports.prose import shorten
+from reports.statistics import Interval
 
 MOST_TOKENS = 24
 _TOKEN_LENGTH, _LABEL_LENGTH = 12, 20  # characters

@@ -27,14 +27,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.content import rows
-from reports.evidence.comparisons import (
+from reports.comparisons import (
     Comparison,
     epoch_comparisons,
     paired_answers,
     planned_comparisons,
 )
-from reports.evidence.statistics import (
+from reports.content import rows
+from reports.prose import axis_words, counted, listed, number, p_text, signed
+from reports.statistics import (
     RESAMPLES,
     Interval,
     SeedSpread,
@@ -47,7 +48,6 @@ from reports.evidence.statistics import (
     smallest_detectable_over_seeds,
     wilson_interval,
 )
-from reports.prose import axis_words, counted, listed, number, p_text, signed
 from reports.study_data import StudyData
 from search_spaces.space import AXES
 

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from errors import printable, unknown
-from reports.content import INSIDE, Section, Table, make_folder, rows, write_section
-from reports.inside.attention import (
+from reports.attention import (
     Reading,
     View,
     check_view,
@@ -18,7 +17,9 @@ from reports.inside.attention import (
     readings,
     reload_model,
 )
-from reports.inside.errors import (
+from reports.content import INSIDE, Section, Table, make_folder, rows, write_section
+from reports.inside_pictures import attention_picture, landscape_picture, project, rates_picture
+from reports.mistakes import (
     Sentence,
     choose_sentences,
     error_rates,
@@ -29,7 +30,6 @@ from reports.inside.errors import (
     readable,
     shared_errors_sentences,
 )
-from reports.inside.pictures import attention_picture, landscape_picture, project, rates_picture
 from reports.prose import axis_words
 from reports.study_data import GRID, StudyData, read_study
 from tracking import StudyStore, TrialRun, check_store_exists

@@ -1,1 +1,0 @@
-"""Which differences of a study are real: comparisons, statistics, verdicts, flags."""
