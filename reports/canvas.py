@@ -1,23 +1,21 @@
-"""What the pictures share: colours and shapes, lines, points with intervals, PNG bytes."""
+"""What the pictures share: colours and shapes, points with intervals, legends, PNG bytes."""
 
 import io
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-
-from reports.statistics import Interval
+from numpy.typing import ArrayLike
 
 # Okabe and Ito 2008, told apart by colour-blind readers; yellow is left out, too pale on white
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 _DPI = 150
 _LIGHTEST = 0.82  # of viridis: ordered, safe for the colour-blind, without its yellow
-_SMOOTHING = 25  # a smoothed line is averaged over this fraction of its points
 
 
 def figure(width: float, height: float) -> Figure:
@@ -36,29 +34,26 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def draw_line(axes: Axes, line: pd.Series, smooth: bool = False, **style: Any) -> None:
-    """Draw a series over its index; a smoothed one as a running mean over the faint original."""
-    if smooth:
-        axes.plot(line.index, line, color=style["color"], alpha=0.18, linewidth=0.8)
-        line = line.rolling(max(1, len(line) // _SMOOTHING), center=True, min_periods=1).mean()
-    axes.plot(line.index, line, linewidth=1.7, **style)
-
-
 def draw_points(
-    axes: Axes, x: Sequence[float], y: Sequence[float], intervals: Sequence[Interval], **style: Any
+    axes: Axes, x: ArrayLike, y: ArrayLike, low: ArrayLike, high: ArrayLike, **style: Any
 ) -> None:
-    """Draw points with their intervals as bars."""
-    below = [max(0, value - interval.low) for value, interval in zip(y, intervals, strict=True)]
-    above = [max(0, interval.high - value) for value, interval in zip(y, intervals, strict=True)]
-    axes.errorbar(x, y, yerr=[below, above], **style)
+    """Draw points with intervals from ``low`` to ``high`` as bars."""
+    below, above = np.subtract(y, low), np.subtract(high, y)
+    axes.errorbar(x, y, yerr=np.maximum(0, [below, above]), **style)
 
 
 def legend_below(drawn: Figure, axes: Axes, columns: int, **style: Any) -> None:
     """A legend under the axes, where it can cover nothing; each label once."""
     handles, labels = axes.get_legend_handles_labels()
     by_label = dict(zip(map(plain, labels), handles, strict=True))  # seeds of one cell look the same
-    handles, labels = list(by_label.values()), list(by_label)
-    drawn.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, **style)
+    drawn.legend(
+        by_label.values(),
+        by_label.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        **style,
+    )
 
 
 def png(drawn: Figure) -> bytes:

@@ -1,16 +1,17 @@
 """The pictures of a study: training curves, accuracies with their intervals, gradient noise."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from reports.canvas import batch_colour, draw_line, draw_points, figure, legend_below, plain, png
+from reports.canvas import batch_colour, draw_points, figure, legend_below, plain, png
 from reports.content import Picture
 from reports.prose import slug
 from reports.statistics import wilson_interval
@@ -26,6 +27,7 @@ _INTERVALS = (
     "Bars: Wilson 95 % intervals{seeds}. All trials are tested on the same examples, so overlapping bars "
     "do not mean that a difference is absent: the verdicts compare example by example."
 )
+_SMOOTHING = 25  # a running mean is taken over this fraction of a line's points
 _SMOOTHED = "Faint: as logged; strong: running mean."
 _BEST = "The dot marks the best epoch."
 _TRAIN = {  # over what a training curve is drawn -> its caption
@@ -33,11 +35,7 @@ _TRAIN = {  # over what a training curve is drawn -> its caption
     "examples": f"{_SMOOTHED} At equal examples a larger batch has taken fewer steps.",
     "epoch": "",
 }
-_X_LABELS = {
-    "step": "optimizer steps (log scale)",
-    "examples": "training examples seen",
-    "epoch": "epoch",
-}
+_X_LABELS = {"step": "optimizer steps (log scale)", "examples": "training examples seen", "epoch": "epoch"}
 _SIZE = (5.4, 4.3)  # inches: one picture fills a phone, two stand side by side on a desktop
 _SPREAD = 0.14  # octaves between the markers that stand side by side at one batch size
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)))
@@ -68,6 +66,17 @@ _NOISE = _Curve(
 )
 
 
+def curve_pictures(study: StudyData) -> Iterator[Picture]:
+    """Every curve of every model; a kind that no trial has logged is left out."""
+    for model in study.axis_values("model"):
+        for curve in _curves(study.plan.metrics):
+            if lines := _lines(study, model, curve):
+                names = ", ".join(trial.label for trial, _ in lines)
+                over = _X_LABELS[curve.over]
+                alt = f"Line chart of {curve.label} over {over} for {model}; lines: {names}."
+                yield _line_picture(study, model, curve, lines, alt)
+
+
 def _curves(metrics: Mapping[str, str]) -> list[_Curve]:
     """The curves of all metrics (name -> axis label), in the order of the page."""
     train, val = [], []
@@ -81,45 +90,35 @@ def _curves(metrics: Mapping[str, str]) -> list[_Curve]:
     return [*train, *val, _LEARNING_RATE]
 
 
-def curve_pictures(study: StudyData) -> Iterator[Picture]:
-    """Every curve of every model; a kind that no trial has logged is left out."""
-    for model in study.axis_values("model"):
-        for curve in _curves(study.plan.metrics):
-            if lines := _lines(study, study.trials_of(model), curve):
-                names = ", ".join(trial.label for trial, _ in lines)
-                over = _X_LABELS[curve.over]
-                alt = f"Line chart of {curve.label} over {over} for {model}; lines: {names}."
-                yield _line_picture(study, model, curve, lines, alt)
-
-
-def _lines(
-    study: StudyData, trials: Sequence[TrialData], curve: _Curve
-) -> list[tuple[TrialData, pd.Series]]:
+def _lines(study: StudyData, model: str, curve: _Curve) -> list[tuple[TrialData, pd.Series]]:
     """The curve of each trial that has logged it."""
-    tables = [(trial, trial.epochs if curve.over == "epoch" else trial.steps) for trial in trials]
-    lines = [(trial, table[curve.column].dropna()) for trial, table in tables if curve.column in table]
-    if curve.over == "examples":
-        lines = [(trial, line.set_axis(_examples_seen(study, trial, line.index))) for trial, line in lines]
-    return [(trial, line) for trial, line in lines if not line.empty]
-
-
-def _examples_seen(study: StudyData, trial: TrialData, steps: pd.Index) -> pd.Index:
-    """Examples after a number of optimizer steps: the last window of an epoch may be short."""
-    examples = study.plan.dataset.sizes["train"]
-    epochs, rest = divmod(steps, trial.config.steps_per_epoch(examples))
-    return epochs * examples + rest * trial.config.target_batch_size
+    lines, examples = [], study.plan.dataset.sizes["train"]
+    for trial in study.trials_of(model):
+        table = trial.epochs if curve.over == "epoch" else trial.steps
+        if curve.column not in table:
+            continue
+        line = table[curve.column].dropna()
+        if curve.over == "examples":  # the last window of an epoch may be short
+            epochs, rest = divmod(line.index, trial.config.steps_per_epoch(examples))
+            line = line.set_axis(epochs * examples + rest * trial.config.target_batch_size)
+        if not line.empty:
+            lines.append((trial, line))
+    return lines
 
 
 def _line_picture(
     study: StudyData, model: str, curve: _Curve, lines: Sequence[tuple[TrialData, pd.Series]], alt: str
 ) -> Picture:
-    drawn, axes = _new_figure()
-    for trial, line in lines:
-        colour = batch_colour(trial.config.target_batch_size, study.axis_values("target_batch_size"))
+    (drawn, axes), batches = _new_figure(), study.axis_values("target_batch_size")
+    for trial, logged in lines:
+        line, colour = logged, batch_colour(trial.config.target_batch_size, batches)
         dashes = _DASHES[_place(study, trial) % len(_DASHES)]
         marker = "." if curve is _NOISE or len(line) == 1 else None
         style = {"label": trial.label, "color": colour, "linestyle": dashes, "marker": marker}
-        draw_line(axes, line, smooth=curve.caption.startswith(_SMOOTHED), **style)
+        if curve.caption.startswith(_SMOOTHED):
+            axes.plot(line.index, line, color=colour, alpha=0.18, linewidth=0.8)
+            line = line.rolling(max(1, len(line) // _SMOOTHING), center=True, min_periods=1).mean()
+        axes.plot(line.index, line, linewidth=1.7, **style)
         if curve.caption == _BEST and trial.best_epoch in line.index:
             axes.plot([trial.best_epoch], [line[trial.best_epoch]], "o", color=colour, markersize=6)
     axes.set_xlabel(_X_LABELS[curve.over])
@@ -135,13 +134,15 @@ def _line_picture(
 
 def accuracy_pictures(study: StudyData) -> Iterator[Picture]:
     """Per model: test accuracy of the best and the last epoch, and val_acc at the best epoch."""
-    names = ("test_acc", "last_test_acc", "best_val_acc")
-    results = study.cells.assign(**{name: study.metric(name) for name in names})
-    for _, own in results.groupby("model", sort=False):
-        if own["test_acc"].notna().any():
-            yield _accuracy_picture(study, own, names[:2], "test_acc", "test accuracy")
-        if own["best_val_acc"].notna().any():
-            yield _accuracy_picture(study, own, names[2:], "val_acc_at_best_epoch", "val_acc@best epoch")
+    for model in study.axis_values("model"):
+        for metrics, name, what in (
+            (["test_acc", "last_test_acc"], "test_acc", "test accuracy"),
+            (["best_val_acc"], "val_acc_at_best_epoch", "val_acc@best epoch"),
+        ):
+            results = study.cells.assign(**{metric: study.metric(metric) for metric in metrics})
+            results = results[results["model"] == model]
+            if results[metrics[0]].notna().any():
+                yield _accuracy_picture(study, results, metrics, name, what)
 
 
 def _accuracy_picture(
@@ -150,18 +151,22 @@ def _accuracy_picture(
     """The first metric is drawn with filled markers, the second with open ones."""
     (drawn, axes), model = _new_figure(), results["model"].iloc[0]
     batches, rules = sorted(study.axis_values("target_batch_size")), study.axis_values("scaling_rule")
+    markers = {rule: _MARKERS[number % len(_MARKERS)] for number, rule in enumerate(rules)}
     examples = study.plan.dataset.sizes["test" if "test_acc" in metrics else "val"]
-    slots = [(number, rule, metric) for number, rule in enumerate(rules) for metric in metrics]
-    for place, (number, rule, metric) in enumerate(slots):
+    slots = list(itertools.product(rules, metrics))
+    for place, (rule, metric) in enumerate(slots):
         own = results[results["scaling_rule"] == rule].dropna(subset=metric)
         for batch, values in own.groupby("target_batch_size")[metric]:
+            x, mean = batch * 2 ** (_SPREAD * (place - (len(slots) - 1) / 2)), fmean(values)
+            low, high = wilson_interval(min(mean * examples, examples), examples)
             colour = batch_colour(batch, batches)
             style = {"color": colour, "markerfacecolor": colour if metric == metrics[0] else "white"}
-            x = batch * 2 ** (_SPREAD * (place - (len(slots) - 1) / 2))
-            _draw_accuracy(axes, x, list(values), examples, fmt=_MARKERS[number % len(_MARKERS)], **style)
-    for number, rule in enumerate(rules):
-        marker = _MARKERS[number % len(_MARKERS)]
-        axes.plot([], [], marker, color="dimgray", label=rule, markersize=7)
+            look = {"fmt": markers[rule], "markersize": 7, "capsize": 3, "linewidth": 1.2}
+            draw_points(axes, [x], [mean], [low], [high], **look, **style)
+            if len(values) > 1:
+                axes.plot([x] * len(values), values, ".", color="black", markersize=3, alpha=0.6)
+    for rule in rules:
+        axes.plot([], [], markers[rule], color="dimgray", label=rule, markersize=7)
     if len(metrics) > 1:
         axes.plot([], [], "o", color="dimgray", label="best epoch (filled)")
         axes.plot([], [], "o", color="dimgray", markerfacecolor="white", label="last epoch (open)")
@@ -180,15 +185,6 @@ def _accuracy_picture(
         columns=max(2, len(rules)),
         legend="",
     )
-
-
-def _draw_accuracy(axes: Axes, x: float, values: Sequence[float], examples: int, **style: Any) -> None:
-    """Draw the accuracies of all seeds at a point: their mean with its interval, and each as a dot."""
-    mean = fmean(values)
-    interval = wilson_interval(min(mean * examples, examples), examples)
-    draw_points(axes, [x], [mean], [interval], markersize=7, capsize=3, linewidth=1.2, **style)
-    if len(values) > 1:
-        axes.plot([x] * len(values), values, ".", color="black", markersize=3, alpha=0.6)
 
 
 def noise_scale(trial: TrialData) -> float:
@@ -210,7 +206,7 @@ def noise_pictures(study: StudyData) -> Iterator[Picture]:
         trials = [trial for trial in study.trials_of(model) if not math.isnan(noise_scale(trial))]
         if trials:
             yield _noise_picture(study, model, trials)
-        if lines := _lines(study, trials, _NOISE):
+            lines = [(trial, trial.epochs["noise_scale"].dropna()) for trial in trials]
             alt = f"Gradient noise scale of each trial of {model} by epoch."
             yield _line_picture(study, model, _NOISE, lines, alt)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from reports.content import rows
-from reports.study_data import GRID, StudyData, TrialData
+from reports.study_data import GRID, StudyData
 
 
 @dataclass(frozen=True)
@@ -45,27 +45,25 @@ def planned_comparisons(study: StudyData) -> list[Comparison]:
     return sorted(found.values(), key=lambda found: models.index(found.fixed.get("model", found.value)))
 
 
-def epoch_comparisons(study: StudyData) -> tuple[list[Comparison], int]:
-    """The last epoch against the best epoch of each tested trial, and of how many trials they are one."""
-    tested = {trial_hash: trial for trial_hash, trial in study.trials.items() if trial.is_tested}
-    others = [
-        _epoch_comparison(study, trial_hash, trial)
-        for trial_hash, trial in tested.items()
-        if trial.best_epoch != trial.config.epochs
-    ]
-    return others, len(tested) - len(others)
-
-
-def _epoch_comparison(study: StudyData, trial_hash: str, trial: TrialData) -> Comparison:
-    fixed: dict[str, Any] = {
-        "model": trial.config.model_name,
-        "target_batch_size": trial.config.target_batch_size,
-        "scaling_rule": trial.rules,
-    }
-    if len(study.axis_values("seed")) > 1:
-        fixed["seed"] = trial.config.seed
-    last, best = f"{trial.config.epochs} (last)", f"{trial.best_epoch} (best)"
-    return Comparison("epoch", last, best, fixed, (trial_hash,), (trial_hash,), ("last", "best"))
+def epoch_comparisons(study: StudyData) -> list[Comparison]:
+    """The last epoch against the best epoch of each tested trial where they are not the same."""
+    found = []
+    for trial_hash, trial in study.trials.items():
+        config, best = trial.config, trial.best_epoch
+        if not trial.is_tested or best == config.epochs:
+            continue
+        fixed: dict[str, Any] = {
+            "model": config.model_name,
+            "target_batch_size": config.target_batch_size,
+            "scaling_rule": trial.rules,
+        }
+        if len(study.axis_values("seed")) > 1:
+            fixed["seed"] = config.seed
+        last, trials = f"{config.epochs} (last)", (trial_hash,)
+        found.append(
+            Comparison("epoch", last, f"{best} (best)", fixed, trials, trials, epochs=("last", "best"))
+        )
+    return found
 
 
 def paired_answers(study: StudyData, comparison: Comparison) -> tuple[np.ndarray, np.ndarray] | None:
@@ -73,12 +71,13 @@ def paired_answers(study: StudyData, comparison: Comparison) -> tuple[np.ndarray
 
     None where not all of the trials have been tested.
     """
-    both = [study.trials.get(name) for name in (*comparison.trials, *comparison.baseline_trials)]
-    tested = [trial for trial in both if trial is not None and trial.is_tested]
-    if len(tested) < len(both):
-        return None
-    seeds, (which, baseline_which) = len(comparison.trials), comparison.epochs
-    answers = [trial.correct(which) for trial in tested[:seeds]]
-    baseline = [trial.correct(baseline_which) for trial in tested[seeds:]]
-    rows = answers[0].index
-    return np.stack([own.loc[rows] for own in answers]), np.stack([own.loc[rows] for own in baseline])
+    sides = []
+    for trials, which in zip(
+        (comparison.trials, comparison.baseline_trials), comparison.epochs, strict=True
+    ):
+        found = [study.trials.get(name) for name in trials]
+        tested = [trial.correct(which) for trial in found if trial is not None and trial.is_tested]
+        if len(tested) < len(trials):
+            return None
+        sides.append(np.stack([answers.sort_index() for answers in tested]))
+    return sides[0], sides[1]

@@ -1,7 +1,8 @@
 """What a report is made of: tables, pictures and sections, and how a section is stored in a folder."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,15 +16,8 @@ from errors import UserError, first_line
 from reports.prose import cell_text
 
 INSIDE = "inside"  # the section that looks inside the models: its folder, and its file's name
-_STARTS_A_FORMULA = frozenset("=+-@\t\n＝＋－＠")  # a spreadsheet would compute it
-
-
-def rows(frame: pd.DataFrame) -> Iterator[Any]:
-    """The rows as named tuples."""
-    return frame.itertuples(index=False)
-
-
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,149}$")]  # it stays in its folder
+_STARTS_A_FORMULA = frozenset("=+-@\t\n＝＋－＠")  # a spreadsheet would compute it
 
 
 class Picture(BaseModel, frozen=True, extra="forbid"):
@@ -46,11 +40,9 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        """The names of the columns as they are read."""
         return list(map(str, self.frame.columns))
 
     def texts(self) -> list[list[str]]:
-        """The rows as they are read."""
         return [[cell_text(value) for value in row] for row in rows(self.frame)]
 
 
@@ -58,9 +50,14 @@ class Table:
 class Section:
     """A part of a report; ``tables`` are by the name of their CSV file, without the ending."""
 
-    prose: Sequence[str]
-    pictures: Sequence[Picture]
+    prose: list[str]
+    pictures: list[Picture]
     tables: Mapping[str, Table]
+
+
+def rows(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows as named tuples."""
+    return frame.itertuples(index=False)
 
 
 def csv_text(frame: pd.DataFrame) -> str:
@@ -111,24 +108,17 @@ class _StoredSection(BaseModel, extra="forbid"):
 
 def write_section(section: Section, folder: Path) -> None:
     """Write ``folder`` anew: ``inside.json`` describes the PNG and CSV files beside it."""
+    shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
-    _remove_section(folder)
     for picture in section.pictures:
         (folder / f"{picture.name}.png").write_bytes(picture.png)
+    tables = {}
     for file, table in section.tables.items():
         (folder / f"{file}.csv").write_text(csv_text(table.frame), encoding="utf-8")
-    pictures = [picture.model_dump() for picture in section.pictures]
-    tables = {
-        file: {
-            "title": table.title,
-            "columns": table.columns,
-            "rows": [list(row) for row in rows(table.frame)],
-            "note": table.note,
-        }
-        for file, table in section.tables.items()
-    }
-    description = {"prose": list(section.prose), "pictures": pictures, "tables": tables}
-    text = json.dumps(description, indent=1, ensure_ascii=False)
+        cells = [list(row) for row in rows(table.frame)]
+        tables[file] = _StoredTable(title=table.title, columns=table.columns, rows=cells, note=table.note)
+    stored = _StoredSection(prose=section.prose, pictures=section.pictures, tables=tables)
+    text = json.dumps(stored.model_dump(), indent=1, ensure_ascii=False)
     (folder / f"{INSIDE}.json").write_text(text, encoding="utf-8")
 
 
@@ -149,15 +139,3 @@ def read_section(folder: Path) -> Section:
             f"{INSIDE}.json does not describe what analyze found ({first_line(error)}): run analyze again"
         ) from error
     return Section(stored.prose, pictures, tables)
-
-
-def _remove_section(folder: Path) -> None:
-    """Delete the files of an earlier section; whatever else lies in the folder stays."""
-    try:
-        earlier = read_section(folder)
-    except UserError:  # there is none
-        return
-    for picture in earlier.pictures:
-        (folder / f"{picture.name}.png").unlink()
-    for file in earlier.tables:
-        (folder / f"{file}.csv").unlink(missing_ok=True)

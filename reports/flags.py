@@ -1,7 +1,6 @@
 """Flags: sentences that a reader should know before believing a study."""
 
 import math
-from collections.abc import Sequence
 
 import pandas as pd
 
@@ -72,13 +71,15 @@ def short_training_flags(study: StudyData) -> list[str]:
 
 def rising_flags(study: StudyData) -> list[str]:
     """Models with trials that were best at their last epoch, val_acc still rising."""
-    found = []
+    found, several = [], len(study.axis_values("seed")) > 1
     for model in study.axis_values("model"):
         trials = study.trials_of(model)
         if rising := [trial for trial in trials if _is_still_rising(trial)]:
+            seeds = [f" · seed {trial.config.seed}" if several else "" for trial in rising]
+            labels = [trial.label + seed for trial, seed in zip(rising, seeds, strict=True)]
             found.append(
                 f"{model}: val_acc was still rising at the last epoch in {len(rising)} of "
-                f"{counted(len(trials), 'trial')} ({_labels(study, rising)}): more epochs may raise it."
+                f"{counted(len(trials), 'trial')} ({listed(labels)}): more epochs may raise it."
             )
     return found
 
@@ -90,9 +91,3 @@ def _is_still_rising(trial: TrialData) -> bool:
         return False
     val_acc = trial.epochs["val_acc"]
     return bool(val_acc.loc[last] > val_acc.loc[last - 1])
-
-
-def _labels(study: StudyData, trials: Sequence[TrialData]) -> str:
-    if len(study.axis_values("seed")) < 2:
-        return listed([trial.label for trial in trials])
-    return listed([f"{trial.label} · seed {trial.config.seed}" for trial in trials])

@@ -8,15 +8,7 @@ import numpy as np
 import pandas as pd
 
 from errors import printable, unknown
-from reports.attention import (
-    Reading,
-    View,
-    check_view,
-    features,
-    mean_statistics,
-    readings,
-    reload_model,
-)
+from reports.attention import Reading, View, check_view, features, mean_statistics, readings, reload_model
 from reports.content import INSIDE, Section, Table, make_folder, rows, write_section
 from reports.inside_pictures import attention_picture, landscape_picture, project, rates_picture
 from reports.mistakes import (
@@ -72,7 +64,6 @@ class _Look:
     statistics: Mapping[str, float]
     readings: Sequence[Reading] = ()
     landscape: pd.DataFrame | None = None  # a row per text
-    agreeing: int = 0  # texts of the landscape whose reloaded prediction is the tested one
 
 
 def write_inside(
@@ -93,7 +84,10 @@ def write_inside(
     runs = StudyStore(tracking_uri, study).read_runs()
     invocation, data = runs.invocations[0], read_study(runs)
     answers = read_answers(data, invocation.test_split())
-    view = replace(view, rule=_choose_rule(answers, view.rule, study))
+    rules = list(answers["scaling_rule"].unique())
+    view = replace(view, rule=view.rule or (_DEFAULT_RULE if _DEFAULT_RULE in rules else rules[0]))
+    if view.rule not in rules:
+        raise unknown(f"scaling rule in study {study}", view.rule, rules)
     sentences = given_sentences(view.texts) or choose_sentences(answers, data.plan.dataset.label_names)
     folder = Path(results_path) / study / INSIDE
     make_folder(folder)
@@ -122,8 +116,7 @@ def _look(run: TrialRun, answers: pd.DataFrame, sentences: Sequence[Sentence], v
     sample = _sample(answers, _LANDSCAPE_TEXTS)
     inputs, predictions = features(model, sample["text"].to_list())
     x, y = project(inputs).T
-    agreeing = int((predictions == sample["prediction"]).sum())
-    return _Look(statistics, drawn, sample.assign(x=x, y=y), agreeing)
+    return _Look(statistics, drawn, sample.assign(x=x, y=y, repeated=predictions == sample["prediction"]))
 
 
 def _sample(answers: pd.DataFrame, size: int) -> pd.DataFrame:
@@ -168,12 +161,11 @@ def _section(
     landscapes = {place: look.landscape for place, look in shown.items() if look.landscape is not None}
     pictures.append(landscape_picture(landscapes, names, view))
     pictures.append(rates_picture(frames["error_rates"], view))
-    texts = sum(map(len, landscapes.values()))
-    agreeing = sum(look.agreeing for look in shown.values())
+    repeated = pd.concat(landscapes)["repeated"]
     prose = [
         f"Best-epoch models of seed {study.axis_values('seed')[0]}, reloaded from MLflow on the CPU; the "
-        f"pictures show rule {view.rule}. On {agreeing:,} of {texts:,} predictions the reloaded models "
-        "repeat what they said when they were tested.",
+        f"pictures show rule {view.rule}. On {repeated.sum():,} of {len(repeated):,} predictions the "
+        "reloaded models repeat what they said when they were tested.",
         *_attention_sentences(attention[attention["scaling_rule"] == view.rule]),
         *shared_errors_sentences(shared),
     ]
@@ -187,13 +179,3 @@ def _attention_sentences(attention: pd.DataFrame) -> Iterator[str]:
             for cell in rows(own)
         ]
         yield f"{model}, rule {rule}: attention on special tokens is {', '.join(shares)}."
-
-
-def _choose_rule(answers: pd.DataFrame, wanted: str | None, study: str) -> str:
-    """The scaling rule to show: the one asked for, else ``fixed``, else the study's first."""
-    rules = list(answers["scaling_rule"].unique())
-    if wanted is None:
-        return _DEFAULT_RULE if _DEFAULT_RULE in rules else rules[0]
-    if wanted not in rules:
-        raise unknown(f"scaling rule in study {study}", wanted, rules)
-    return wanted

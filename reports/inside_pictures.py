@@ -7,30 +7,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsClassifier
 
 from reports.attention import Reading, View
-from reports.canvas import (
-    COLOURS,
-    batch_colour,
-    draw_points,
-    figure,
-    legend_below,
-    plain,
-    png,
-)
-from reports.content import Picture, rows
+from reports.canvas import COLOURS, batch_colour, draw_points, figure, legend_below, plain, png
+from reports.content import Picture
 from reports.mistakes import Sentence
 from reports.prose import shorten
-from reports.statistics import Interval
 
 MOST_TOKENS = 24
 _TOKEN_LENGTH, _LABEL_LENGTH = 12, 20  # characters
@@ -40,7 +31,6 @@ _MARKERS = "osD^vPX*"
 _TINT = 0.22  # opacity of the background
 _TITLE_LETTERS_PER_INCH = 11
 _SEED = 0
-_FEWEST_FOR_TSNE = 50  # neighbourhoods of fewer points say little
 _PERPLEXITY = 30
 _GRID_POINTS = 200  # along each side
 _MARGIN = 0.05  # of the range, so that no point lies on the frame
@@ -126,17 +116,14 @@ def attention_map(reading: Reading) -> tuple[list[str], np.ndarray]:
 
 
 def project(features: np.ndarray) -> np.ndarray:
-    """Features, (n, hidden), in two dimensions, (n, 2): t-SNE, or PCA below 50 points.
+    """Features, (n, hidden), in two dimensions, (n, 2): the same features give the same picture.
 
-    The same features give the same picture. t-SNE is van der Maaten and Hinton 2008; it keeps
-    neighbours, and neither distances nor densities.
+    By t-SNE (van der Maaten and Hinton 2008), which keeps neighbours, and neither distances nor densities.
     """
     spread = features.astype(np.float64)
     spread -= spread.mean(axis=0)
     if len(features) < 2 or not np.abs(spread).max() > 0:
         return np.zeros((len(features), 2))
-    if len(features) < _FEWEST_FOR_TSNE:
-        return PCA(n_components=2, svd_solver="full").fit_transform(spread)
     perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
     return TSNE(init="pca", perplexity=perplexity, random_state=_SEED).fit_transform(spread)
 
@@ -172,12 +159,11 @@ def landscape_picture(
     handles = _landscape_legend(label_names)
     drawn.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     count = len(next(iter(landscapes.values())))
-    method = "PCA" if count < _FEWEST_FOR_TSNE else "t-SNE"
     return _finished(
         drawn,
         "landscape",
-        f"What the classifiers see of {count} test texts, rule {view.rule} ({method})",
-        f"Each point is a test text: the classifier's input, brought to 2-D by {method}, "
+        f"What the classifiers see of {count} test texts, rule {view.rule} (t-SNE)",
+        "Each point is a test text: the classifier's input, brought to 2-D by t-SNE, "
         "for each model on its own, so positions cannot be compared between panels and axes have no "
         "unit. Dots are right, crosses are wrong; the colour is the label. The background is the class "
         "predicted for the nearest text: an interpolation in 2-D, not the classifier's own boundary.",
@@ -189,18 +175,10 @@ def _draw_landscape(axes: Axes, texts: pd.DataFrame) -> str:
     axes.set_xticks([])
     axes.set_yticks([])
     classes, extent = decision_regions(texts[["x", "y"]].to_numpy(), texts["prediction"].to_numpy())
-    colours = np.array([_colour(i) for i in range(1 + max(texts["label"].max(), classes.max()))])
-    axes.imshow(
-        classes,
-        cmap=ListedColormap(colours),
-        vmin=-0.5,
-        vmax=len(colours) - 0.5,
-        extent=extent,
-        origin="lower",
-        aspect="auto",
-        alpha=_TINT,
-        interpolation="nearest",
-    )
+    colours = np.resize(COLOURS, 1 + max(texts["label"].max(), classes.max()))
+    look: dict[str, Any] = {"origin": "lower", "aspect": "auto", "alpha": _TINT, "interpolation": "nearest"}
+    look |= {"vmin": -0.5, "vmax": len(colours) - 0.5, "extent": extent}
+    axes.imshow(classes, cmap=ListedColormap(colours), **look)
     right, wrong = texts[~texts["wrong"]], texts[texts["wrong"]]
     dots: dict[str, Any] = {"marker": "o", "s": 9, "linewidths": 0, "alpha": 0.7}
     crosses: dict[str, Any] = {"marker": "X", "s": 42, "linewidths": 0.7, "edgecolors": "black"}
@@ -209,18 +187,14 @@ def _draw_landscape(axes: Axes, texts: pd.DataFrame) -> str:
     return f": {len(wrong)} of {len(texts)} wrong"
 
 
-def _landscape_legend(label_names: Sequence[str]) -> list[Line2D | Patch]:
-    handles: list[Line2D | Patch] = []
-    for number, name in enumerate(map(plain, label_names)):
+def _landscape_legend(label_names: Sequence[str]) -> list[Artist]:
+    handles: list[Artist] = []
+    for colour, name in zip(np.resize(COLOURS, len(label_names)), map(plain, label_names), strict=True):
         for shape, edge, size, word in (("o", "none", 5, "right"), ("X", "black", 8, "wrong")):
-            look: dict[str, Any] = {"ls": "", "marker": shape, "color": _colour(number), "mec": edge}
+            look: dict[str, Any] = {"ls": "", "marker": shape, "color": colour, "mec": edge}
             handles.append(Line2D([], [], markersize=size, label=f"label {name}, {word}", **look))
-        handles.append(Patch(color=_colour(number), alpha=_TINT, label=f"predicted {name}"))
+        handles.append(Patch(color=colour, alpha=_TINT, label=f"predicted {name}"))
     return handles
-
-
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
 
 
 def rates_picture(rates: pd.DataFrame, view: View) -> Picture:
@@ -257,8 +231,7 @@ def _draw_rates(axes: Axes, rates: pd.DataFrame, sizes: Sequence[int]) -> None:
         draw_points(
             axes,
             [places[group] + beside for group in own["group"]],
-            (100 * own["error_rate"]).to_list(),
-            [Interval(100 * rate.low, 100 * rate.high) for rate in rows(own)],
+            *(100 * own[name] for name in ("error_rate", "low", "high")),
             fmt=_MARKERS[number % len(_MARKERS)],
             color=batch_colour(size, sizes),
             capsize=2,

@@ -6,7 +6,7 @@ seed, its number ``cell`` in reading order, ``trial_hash``, ``row_id``, ``label`
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from errors import UserError
 from reports.content import rows
 from reports.prose import shorten
 from reports.statistics import wilson_interval
-from reports.study_data import GRID, StudyData, TrialData
+from reports.study_data import GRID, StudyData
 
 EVERY = "every target batch size"
 _READABLE_WORDS = range(4, 17)
@@ -27,7 +27,7 @@ _WORDS = (
     "not no never nothing nor neither none nobody nowhere without hardly barely scarcely cannot "
     "dont didnt doesnt isnt wasnt"
 ).split()
-_NEGATION = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b|\wn['’]t\b", re.IGNORECASE)
+NEGATION = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b|\wn['’]t\b", re.IGNORECASE)
 
 
 class Sentence(NamedTuple):
@@ -50,7 +50,7 @@ def read_answers(study: StudyData, test_split: pd.DataFrame) -> pd.DataFrame:
             f"no trial of study '{study.plan.study}' has been tested yet: run its command again"
         )
     classes = len(study.plan.dataset.label_names)
-    frames = {name: with_margin(tested[name], classes) for name in cells["trial_hash"].unique()}
+    frames = {name: tested[name].predictions["best"] for name in cells["trial_hash"].unique()}
     answers = pd.concat(frames, names=["trial_hash"]).reset_index(level=0)
     texts = test_split.set_index("row_id")
     same_rows = set(texts.index) == set(answers["row_id"])
@@ -63,32 +63,13 @@ def read_answers(study: StudyData, test_split: pd.DataFrame) -> pd.DataFrame:
     return cells.rename_axis("cell").reset_index().merge(answers, on="trial_hash")
 
 
-def with_margin(trial: TrialData, classes: int) -> pd.DataFrame:
-    """The best epoch's predictions with their margin: the lead of the top class over the second.
-
-    Studies tested before margins were stored lack them; with two classes it is 2p - 1.
-    """
-    frame = trial.predictions["best"]
-    if "margin" in frame:
-        return frame
-    if classes > 2:
-        raise UserError(
-            f"{trial.name} was tested before margins were stored, and {classes} classes need them: "
-            "run the study under a new --name"
-        )
-    return frame.assign(margin=2 * frame["probability"] - 1)
-
-
 def mistakes(answers: pd.DataFrame) -> pd.DataFrame:
     """For each cell the wrong predictions of smallest margin, then those of highest probability."""
     wrong = answers[answers["wrong"]]
     nearest = wrong.sort_values(["cell", "margin", "row_id"])
     surest = wrong.sort_values(["cell", "probability", "row_id"], ascending=[True, False, True])
     lists = {"nearest the boundary": nearest, "most confident": surest}
-    heads = [
-        ordered.groupby("cell").head(_MISTAKES_PER_LIST).assign(kind=kind)
-        for kind, ordered in lists.items()
-    ]
+    heads = [own.groupby("cell").head(_MISTAKES_PER_LIST).assign(kind=kind) for kind, own in lists.items()]
     columns = [*GRID, "kind", "row_id", "label", "prediction", "probability", "margin", "text"]
     return pd.concat(heads).sort_values("cell", kind="stable")[columns]
 
@@ -126,25 +107,23 @@ def wrong_sets(wrong: pd.DataFrame) -> dict[str, list[int]]:
     return {name: wrong.index[chosen].to_list() for name, chosen in sets.items()}
 
 
-def shared_errors_sentences(counts: pd.DataFrame) -> list[str]:
+def shared_errors_sentences(counts: pd.DataFrame) -> Iterator[str]:
     """One sentence per model and rule about what ``overlaps`` counted."""
-    sentences = []
     for (model, rule), own in counts.groupby(["model", "scaling_rule"], sort=False):
         texts = dict(zip(own["wrong_at"], own["texts"], strict=True))
         alone = [f"{count} at {name}" for name, count in texts.items() if name.endswith(" alone")]
-        sentences.append(
+        yield (
             f"{model}, rule {rule}: of {sum(texts.values())} test texts that some target batch size gets "
             f"wrong, {texts[EVERY]} are wrong at every one, {', '.join(alone)}."
         )
-    return sentences
 
 
 def error_rates(answers: pd.DataFrame) -> pd.DataFrame:
     """The error rate of every cell by the length of the texts and by negation in them."""
     texts = answers.drop_duplicates("row_id").set_index("row_id")["text"]
-    negation = texts.map(has_negation).map({True: "with", False: "without"})
+    negation = texts.str.contains(NEGATION).map({True: "with", False: "without"})
     properties = {
-        "words": length_bins(texts.map(count_words)),
+        "words": length_bins(texts.str.count(r"\S+")),
         "negation": negation.astype(pd.CategoricalDtype(["without", "with"], ordered=True)),
     }
     rates = []
@@ -160,16 +139,6 @@ def error_rates(answers: pd.DataFrame) -> pd.DataFrame:
     return cells.merge(frame, on="cell")[columns]
 
 
-def has_negation(text: str) -> bool:
-    """Whether an English negation occurs as a word: not, n't, no, never, nothing, nor, without, …"""
-    return _NEGATION.search(text) is not None
-
-
-def count_words(text: str) -> int:
-    """Words are what stands between blanks."""
-    return len(text.split())
-
-
 def length_bins(words: pd.Series) -> pd.Series:
     """Quartile bins of word counts, named by the least and most words in them (``12–18``).
 
@@ -179,10 +148,7 @@ def length_bins(words: pd.Series) -> pd.Series:
     edges = np.unique(np.quantile(words, _QUARTILES))
     bins = pd.Series(np.searchsorted(edges, words, side="left"), words.index)
     ends = words.groupby(bins).agg(["min", "max"])
-    names = {
-        number: str(least) if least == most else f"{least}–{most}"
-        for number, least, most in zip(ends.index, ends["min"], ends["max"], strict=True)
-    }
+    names = {end.Index: "–".join(map(str, dict.fromkeys(end[1:]))) for end in ends.itertuples()}
     return bins.map(names).astype(pd.CategoricalDtype(list(names.values()), ordered=True))
 
 
@@ -210,7 +176,7 @@ def choose_sentences(answers: pd.DataFrame, label_names: Sequence[str]) -> list[
     """
     each = answers.drop_duplicates(["trial_hash", "row_id"]).groupby("row_id")
     texts = each.first().assign(wrong=each["wrong"].mean())
-    words = texts["text"].map(count_words)
+    words = texts["text"].str.count(r"\S+")
     scores = {
         "trials disagree": texts["wrong"].where(texts["wrong"] < 0.5, 1 - texts["wrong"]),
         "all trials are right": texts["wrong"] == 0,
@@ -218,11 +184,8 @@ def choose_sentences(answers: pd.DataFrame, label_names: Sequence[str]) -> list[
     }
     found = []
     for why, score in scores.items():
-        order = pd.DataFrame(
-            {"long": ~words.isin(_READABLE_WORDS), "score": -score.astype(float), "words": words}
-        )
-        order = order[score > 0].sort_values(["long", "score", "words", "row_id"])
-        for row_id in order.index[:1]:
-            label = label_names[texts["label"][row_id]]
-            found.append(Sentence(texts["text"][row_id], f"{why}, label {label}"))
+        ranked = texts.assign(long=~words.isin(_READABLE_WORDS), score=-score.astype(float), words=words)
+        ranked = ranked[score > 0].sort_values(["long", "score", "words", "row_id"])
+        for best in rows(ranked.head(1)):
+            found.append(Sentence(best.text, f"{why}, label {label_names[best.label]}"))
     return found

@@ -18,12 +18,9 @@ from tracking.study_store import StudyRuns
 GRID = tuple(axis for axis in AXES if axis != "seed")  # the axes that can be compared on
 
 
-def _config(values: Any) -> TrialConfig:
-    if isinstance(values, TrialConfig):
-        return values
-    if not isinstance(values, dict):
-        raise ValueError("no configuration")
-    return TrialConfig.from_stored(values)
+def _config(values: Any) -> Any:
+    """Read the settings of any version; whatever else it is, pydantic checks."""
+    return TrialConfig.from_stored(values) if isinstance(values, dict) else values
 
 
 class StoredCell(BaseModel):
@@ -68,7 +65,6 @@ class TrialData:
 
     @property
     def is_tested(self) -> bool:
-        """Whether it has come to its end."""
         return len(self.predictions) == 2
 
     @property
@@ -109,24 +105,16 @@ class StudyData:
     @cached_property
     def cells(self) -> pd.DataFrame:
         """A row per cell in reading order: the coordinates AXES, learning_rate, trial_hash."""
-        return pd.DataFrame(
-            {
-                "model": cell.config.model_name,
-                "target_batch_size": cell.config.target_batch_size,
-                "scaling_rule": cell.config.scaling_rule,
-                "seed": cell.config.seed,
-                "learning_rate": cell.config.learning_rate,
-                "trial_hash": cell.trial_hash,
-            }
-            for cell in self.plan.cells
-        )
+        names = ("target_batch_size", "scaling_rule", "seed", "learning_rate")
+        found = pd.DataFrame({"model": cell.config.model_name} for cell in self.plan.cells)
+        for name in names:
+            found[name] = [getattr(cell.config, name) for cell in self.plan.cells]
+        return found.assign(trial_hash=[cell.trial_hash for cell in self.plan.cells])
 
     def axis_values(self, axis: str) -> list[Any]:
-        """The values on an axis, as planned."""
         return list(dict.fromkeys(self.cells[axis]))
 
     def trials_of(self, model: str) -> list[TrialData]:
-        """The trials of a model that have started."""
         return [trial for trial in self.trials.values() if trial.config.model_name == model]
 
     def of_trials(self, value: Any) -> pd.Series:

@@ -1,10 +1,12 @@
 """The report of a study, rebuilt from MLflow alone: a page, the same in Markdown, CSV files, pictures."""
 
 import base64
+import itertools
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -40,33 +42,17 @@ class Report:
     page: Path
 
 
-@dataclass(frozen=True)
-class Page:
-    """Everything that stands on the page, which is the same in HTML and in Markdown."""
-
-    study: str
-    question: str
-    headline: Sequence[str]  # paragraphs
-    flags: Sequence[str]
-    results: Sequence[Table]
-    tables: Mapping[str, Table]  # file name -> the tables beyond the results
-    sentences: Sequence[Sequence[str]]  # the verdicts of each family
-    pictures: Mapping[str, Sequence[Picture]]  # heading -> pictures
-    inside: Section | None  # what `analyze` found
-    facts: Mapping[str, str]
-    runs: Table
-
-    def render(self, template: str) -> str:
-        """The page from a template beside this module; in HTML, whatever came from data is escaped."""
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent),
-            autoescape=lambda name: str(name).endswith(".html.jinja"),
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters |= {"text": markdown_text, "data_uri": _data_uri}
-        return environment.get_template(template).render(page=self).strip() + "\n"
+def render(template: str, page: Mapping[str, Any]) -> str:
+    """A template beside this module, filled in; in HTML, whatever came from data is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=lambda name: str(name).endswith(".html.jinja"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"text": markdown_text, "data_uri": _data_uri}
+    return environment.get_template(template).render(page=page).strip() + "\n"
 
 
 def _data_uri(picture: Picture) -> Markup:
@@ -82,36 +68,41 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
     store = StudyStore(tracking_uri, study)
     runs = store.read_runs()
     data = read_study(runs)
-    cells, epochs = compare_cells(data), compare_epochs(data)
-    page = Page(
-        study=data.plan.study,
-        question=data.plan.question,
-        headline=headline(cells),
-        flags=flags(data),
-        results=result_tables(data),
-        tables=finding_tables(data, cells, epochs),
-        sentences=[cells.sentences(), epochs.sentences()],
-        pictures=_pictures(data),
-        inside=_inside(runs.invocations),
-        facts=facts(data, runs.invocations),
-        runs=runs_table(data, store),
-    )
+    families = {"comparisons": compare_cells(data), "last_against_best_epoch": compare_epochs(data)}
+    tables, pictures, inside = finding_tables(data, families), _pictures(data), _inside(runs.invocations)
+    paragraphs = headline(families["comparisons"])
+    page = {
+        "study": data.plan.study,
+        "question": data.plan.question,
+        "headline": paragraphs,
+        "flags": flags(data),
+        "results": result_tables(data),
+        "tables": tables,
+        "sentences": [family.sentences() for family in families.values()],
+        "pictures": pictures,
+        "inside": inside,
+        "facts": facts(data, runs.invocations),
+        "runs": runs_table(data, store),
+    }
     folder = Path(results_path) / study
-    _write_pictures(page, folder)
+    make_folder(folder / _PICTURES)
+    for picture in itertools.chain.from_iterable(pictures.values()):
+        (folder / _PICTURES / f"{picture.name}.png").write_bytes(picture.png)
+    if inside:
+        write_section(inside, folder / INSIDE)
+    frames = {name: table.frame for name, table in tables.items()} | {"results": results_frame(data)}
     # verdicts have more to say in a file, unrounded, than fits into their tables
-    frames = {name: table.frame for name, table in page.tables.items()}
-    frames |= {"results": results_frame(data)}
-    families = {"comparisons": cells, "last_against_best_epoch": epochs}
     frames |= {name: each.verdicts.assign(sentence=each.sentences()) for name, each in families.items()}
     files = {f"{name}.csv": csv_text(frame) for name, frame in frames.items() if not frame.empty}
-    files |= {name: page.render(template) for name, template in _TEMPLATES.items()}
+    files |= {name: render(template, page) for name, template in _TEMPLATES.items()}
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     runs.invocations[0].log_folder(folder)
-    return Report(page.headline, result_tables(data, compact=True), folder / "report.html")
+    return Report(paragraphs, result_tables(data, compact=True), folder / "report.html")
 
 
-def _pictures(study: StudyData) -> dict[str, Sequence[Picture]]:
+def _pictures(study: StudyData) -> dict[str, list[Picture]]:
+    """Heading -> pictures, without headings that would have none."""
     pictures = {
         "Accuracy by target batch size": list(accuracy_pictures(study)),
         "Training curves": list(curve_pictures(study)),
@@ -127,12 +118,3 @@ def _inside(invocations: Iterable[InvocationRun]) -> Section | None:
             if folder := invocation.download_folder(INSIDE, Path(temporary)):
                 return read_section(folder)
     return None
-
-
-def _write_pictures(page: Page, folder: Path) -> None:
-    make_folder(folder / _PICTURES)
-    for pictures in page.pictures.values():
-        for picture in pictures:
-            (folder / _PICTURES / f"{picture.name}.png").write_bytes(picture.png)
-    if page.inside:
-        write_section(page.inside, folder / INSIDE)

@@ -1,7 +1,7 @@
 """The tables of a report, each a DataFrame, and the facts of how a study was made."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -83,11 +83,10 @@ def _accuracy_text(value: float, examples: int) -> str:
     return f"{accuracy_text(value)} [{low:.3f}, {high:.3f}]"
 
 
-def finding_tables(study: StudyData, cells: Family, epochs: Family) -> dict[str, Table]:
+def finding_tables(study: StudyData, families: Mapping[str, Family]) -> dict[str, Table]:
     """File name -> the tables beyond the results, without those that would be empty."""
     tables = {
-        "comparisons": comparisons_table(cells, "Which differences are real"),
-        "last_against_best_epoch": comparisons_table(epochs, "Last epoch against best epoch"),
+        **{name: comparisons_table(family) for name, family in families.items()},
         "seed_spread": seed_spread_table(study),
         "generalisation_gap": generalisation_gap_table(study),
         "noise_scale": noise_table(study),
@@ -95,7 +94,7 @@ def finding_tables(study: StudyData, cells: Family, epochs: Family) -> dict[str,
     return {name: table for name, table in tables.items() if not table.frame.empty}
 
 
-def comparisons_table(family: Family, title: str) -> Table:
+def comparisons_table(family: Family) -> Table:
     """The verdicts of a family as they are read."""
     verdicts = list(rows(family.verdicts))
     shown = [
@@ -126,7 +125,7 @@ def comparisons_table(family: Family, title: str) -> Table:
         "only the one or only the other side classified correctly. Smallest detectable: at 80 % power, "
         f"at the level of Holm's first step. {family.scope()}"
     )
-    return Table(title, frame, note)
+    return Table(family.title, frame, note)
 
 
 def seed_spread_table(study: StudyData) -> Table:
@@ -187,19 +186,16 @@ def noise_table(study: StudyData) -> Table:
 
 def runs_table(study: StudyData, store: StudyStore) -> Table:
     """A row per trial: its name, hash, learning rate, physical batch size and the address of its run."""
-    shown = [
-        (
-            trial.name,
-            trial_hash,
-            f"{trial.config.learning_rate:.3g}",
-            trial.physical_batch_size,
-            store.run_url(trial.run_id),
-        )
-        for trial_hash, trial in study.trials.items()
-    ]
-    columns = ["trial", "trial hash", "learning rate", "physical batch size", "run"]
+    trials = study.trials.values()
+    shown = {
+        "trial": [trial.name for trial in trials],
+        "trial hash": list(study.trials),
+        "learning rate": [f"{trial.config.learning_rate:.3g}" for trial in trials],
+        "physical batch size": [trial.physical_batch_size for trial in trials],
+        "run": [store.run_url(trial.run_id) for trial in trials],
+    }
     note = "" if store.tracking_uri.startswith("http") else "The links work while `mlflow ui` runs."
-    return Table("Runs", pd.DataFrame(shown, columns=columns), note)
+    return Table("Runs", pd.DataFrame(shown), note)
 
 
 def facts(study: StudyData, invocations: Iterable[InvocationRun]) -> dict[str, str]:

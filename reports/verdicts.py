@@ -27,12 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.comparisons import (
-    Comparison,
-    epoch_comparisons,
-    paired_answers,
-    planned_comparisons,
-)
+from reports.comparisons import Comparison, epoch_comparisons, paired_answers, planned_comparisons
 from reports.content import rows
 from reports.prose import axis_words, counted, listed, number, p_text, signed
 from reports.statistics import (
@@ -59,15 +54,14 @@ _CLAIMS = 6  # of a headline; where there are more, the table is easier to read
 
 @dataclass(frozen=True)
 class Family:
-    """Verdicts that are adjusted together, and how many comparisons could not be made."""
+    """Verdicts that are adjusted together; ``notes`` say what they leave out."""
 
+    title: str
     verdicts: pd.DataFrame
-    left_out: int
     seeds: int
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str]
 
     def sentences(self) -> list[str]:
-        """Each verdict as a reader says it."""
         return [_sentence(verdict) for verdict in rows(self.verdicts)]
 
     def scope(self) -> str:
@@ -81,36 +75,36 @@ class Family:
                 f"There are {self.seeds} seeds: a difference is claimed only where "
                 "it is larger than both the test examples and the seeds explain."
             )
-        return " ".join([about, *self.remarks()])
-
-    def remarks(self) -> list[str]:
-        """The notes, and what was left out."""
-        left_out = f"{counted(self.left_out, 'comparison')} left out: not all of their trials are tested."
-        return [*self.notes, *([left_out] if self.left_out else [])]
+        return " ".join([about, *self.notes])
 
 
 def compare_cells(study: StudyData, resamples: int = RESAMPLES) -> Family:
     """Each value against the baseline on its axis, all else equal, from the best epochs' predictions."""
-    notes = tuple(
+    seeds = len(study.axis_values("seed"))
+    notes = [
         f"The baseline {axis_words(axis)} {baseline} is not in the grid: nothing is compared with it."
         for axis, baseline in study.plan.baselines.items()
         if baseline not in study.axis_values(axis)
-    )
+    ]
     verdicts, left_out = _judge(study, planned_comparisons(study), resamples)
-    return Family(verdicts, left_out, len(study.axis_values("seed")), notes)
+    return Family("Which differences are real", verdicts, seeds, notes + left_out)
 
 
 def compare_epochs(study: StudyData, resamples: int = RESAMPLES) -> Family:
     """The last epoch against the best epoch of each trial; always about the one training."""
-    comparisons, same = epoch_comparisons(study)
-    tested = counted(same + len(comparisons), "tested trial")
-    verb = "is best at its" if same == 1 else "are best at their"
-    note = f"{same} of {tested} {verb} last epoch: nothing to compare there."
-    return Family(*_judge(study, comparisons, resamples), seeds=1, notes=(note,) if same else ())
+    comparisons, tested = epoch_comparisons(study), sum(trial.is_tested for trial in study.trials.values())
+    verdicts, notes = _judge(study, comparisons, resamples)
+    if same := tested - len(comparisons):
+        verb = "is best at its" if same == 1 else "are best at their"
+        trials = counted(tested, "tested trial")
+        notes = [f"{same} of {trials} {verb} last epoch: nothing to compare there.", *notes]
+    return Family("Last epoch against best epoch", verdicts, 1, notes)
 
 
-def _judge(study: StudyData, comparisons: Sequence[Comparison], resamples: int) -> tuple[pd.DataFrame, int]:
-    """The verdicts, and how many comparisons lack a tested trial."""
+def _judge(
+    study: StudyData, comparisons: Sequence[Comparison], resamples: int
+) -> tuple[pd.DataFrame, list[str]]:
+    """The verdicts, and a note where comparisons lack a tested trial."""
     paired = [(each, answers) for each in comparisons if (answers := paired_answers(study, each))]
     level = ALPHA / max(1, len(paired))
     verdicts = pd.DataFrame(_measured(each, *answers, level, resamples) for each, answers in paired)
@@ -119,7 +113,9 @@ def _judge(study: StudyData, comparisons: Sequence[Comparison], resamples: int) 
         difference = verdicts["difference_points"]
         apart = (verdicts["p_holm"] <= ALPHA) & (difference != 0)
         verdicts["outcome"] = np.where(apart, np.where(difference > 0, BETTER, WORSE), NOT_APART)
-    return verdicts, len(comparisons) - len(paired)
+    left_out = counted(len(comparisons) - len(paired), "comparison")
+    note = f"{left_out} left out: not all of their trials are tested."
+    return verdicts, [note] if len(paired) < len(comparisons) else []
 
 
 def _measured(
@@ -223,7 +219,7 @@ def _detectable(verdict: Any) -> str:
 def headline(family: Family) -> list[str]:
     """A paragraph per model, the largest differences first, and one that says what it is about."""
     if family.verdicts.empty:
-        return [" ".join(["No comparison can be made.", *family.remarks()])]
+        return [" ".join(["No comparison can be made.", *family.notes])]
     # two models that are compared with each other are told of under the one that is not the baseline
     models = family.verdicts["model"].where(family.verdicts["axis"] != "model", family.verdicts["value"])
     paragraphs = [

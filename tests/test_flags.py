@@ -20,15 +20,8 @@ def make_study(curves, train_examples=640_000, models=("tiny",), **settings):
     cells, trials = [], {}
     for model in models:
         for (batch, rule, rate, seed), curve in curves.items():
-            cell = TrialConfig(
-                model=model,
-                target_batch_size=batch,
-                scaling_rule=rule,
-                base_lr=rate,
-                seed=seed,
-                epochs=len(curve),
-                **settings,
-            )
+            axes = {"model": model, "target_batch_size": batch, "scaling_rule": rule, "seed": seed}
+            cell = TrialConfig(base_lr=rate, epochs=len(curve), **axes, **settings)
             cells.append(cell)
             trials[cell.trial_hash] = replace(
                 simulated_trial(cell, np.ones(4, dtype=bool)),
@@ -80,35 +73,27 @@ def test_short_training_by_hand():
     assert "only 314 steps at 256 and 80 steps at 1024, fewer than the 693 steps in which Adam" in flag
 
 
-def test_long_training_is_not_flagged():
-    assert not short_training_flags(batches([0.9, 0.8], train_examples=640_000))
-
-
 @pytest.mark.parametrize(("beta2", "flagged"), [(None, 0), (0.9, 0), (0.99, 1)])
-def test_a_new_optimizers_memory_is_its_own(monkeypatch, beta2, flagged):
+def test_training_is_short_or_long_by_its_optimizers_own_memory(monkeypatch, beta2, flagged):
     monkeypatch.setitem(OPTIMIZERS, "new", OptimizerSpec("New", beta2=beta2))
     # 2 epochs of 10 steps; the half-lives are 7 and 69 steps
-    found = short_training_flags(batches([0.9], train_examples=640, optimizer="new"))
-    assert len(found) == flagged
+    assert len(short_training_flags(batches([0.9], train_examples=640, optimizer="new"))) == flagged
 
 
-def test_rising_trials_share_a_sentence():
+def test_rising_trials_share_a_sentence_that_names_seeds_where_there_are_several():
     rising = {(64, "fixed", 1e-3, 1): FALLING, (256, "fixed", 1e-3, 1): RISING}
     rising |= {(256, "sqrt", 1e-3, 1): RISING}
     assert rising_flags(make_study(rising)) == [
         "tiny: val_acc was still rising at the last epoch in 2 of 3 trials "
         "(256 · fixed and 256 · sqrt): more epochs may raise it."
     ]
+    (flag,) = rising_flags(make_study({(64, "fixed", 1e-3, 1): RISING, (64, "fixed", 1e-3, 2): FALLING}))
+    assert "(64 · fixed · seed 1)" in flag
 
 
 @pytest.mark.parametrize("curve", [FALLING, (0.6, 0.8, 0.8), (0.8,)])
 def test_what_does_not_rise_is_not_flagged(curve):
     assert not rising_flags(make_study({(64, "fixed", 1e-3, 1): curve}))
-
-
-def test_seeds_are_named_where_there_are_several():
-    (flag,) = rising_flags(make_study({(64, "fixed", 1e-3, 1): RISING, (64, "fixed", 1e-3, 2): FALLING}))
-    assert "(64 · fixed · seed 1)" in flag
 
 
 def test_generalisation_gap_by_hand():

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +16,7 @@ from reports.attention import Reading, readings, reload_model, text_statistics
 from reports.content import INSIDE, read_section
 from reports.inside import View, write_inside
 from reports.inside_pictures import MOST_TOKENS, attention_map, decision_regions, project
-from reports.mistakes import (
-    EVERY,
-    choose_sentences,
-    has_negation,
-    length_bins,
-    read_answers,
-    with_margin,
-    wrong_sets,
-)
+from reports.mistakes import EVERY, NEGATION, choose_sentences, length_bins, read_answers, wrong_sets
 from reports.prose import shorten
 from reports.study_data import read_study
 from tests.helpers import message
@@ -71,9 +62,9 @@ def test_attention_statistics_by_hand(weights, special, expected):
 
 
 def test_eager_attention_gives_the_same_logits_and_weights_that_sum_to_one(runs, tmp_path):
+    long, short = texts = ["the plot was not dull . the cast was superb .", "a dull film"]
     for run in runs.trials.values():
         eager = reload_model(run)
-        texts = ["the plot was not dull .", "a film"]
         batch = eager.token_tensors(texts).batch(torch.arange(2))
         (tmp_path / run.run_id).mkdir()
         plain = load_exported_model(run.download_model("best", tmp_path / run.run_id))
@@ -85,14 +76,9 @@ def test_eager_attention_gives_the_same_logits_and_weights_that_sum_to_one(runs,
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
         for reading in readings(eager, texts, View()):
             np.testing.assert_allclose(reading.weights.sum(axis=2), 1, atol=1e-5)
-
-
-def test_a_text_is_read_alike_alone_and_in_a_padded_batch(runs):
-    for run in runs.trials.values():
-        model, view = reload_model(run), View(layer=1, head=2)
-        long, short = "the plot was not dull . the cast was superb .", "a dull film"
-        together = list(readings(model, [long, short], view))[1]
-        (alone,) = readings(model, [short], view)
+        # a text is read alike alone and in a padded batch
+        view = View(layer=1, head=2)
+        together, (alone,) = list(readings(eager, [long, short], view))[1], readings(eager, [short], view)
         assert together.tokens == alone.tokens
         assert together.weights.shape == (1, len(alone.tokens), len(alone.tokens))
         np.testing.assert_allclose(together.weights, alone.weights, atol=1e-6)
@@ -147,7 +133,7 @@ def test_shared_and_lone_errors():
 def test_negations_are_found_as_words():
     found = ["It is not good", "Didn't work", "can’t", "NEVER again", "hardly a film", "nor this"]
     others = ["a notable knot", "nowadays", "the nth noble tenant", "another", "cannon"]
-    assert [text for text in [*found, *others] if has_negation(text)] == found
+    assert [text for text in [*found, *others] if NEGATION.search(text)] == found
 
 
 def test_length_bins_are_quartiles_named_by_what_is_in_them():
@@ -156,23 +142,13 @@ def test_length_bins_are_quartiles_named_by_what_is_in_them():
     assert length_bins(pd.Series([5, 5, 5])).tolist() == ["5", "5", "5"]
 
 
-def test_margins_of_older_studies_follow_from_two_classes_only(runs):
-    trial = next(iter(read_study(runs).trials.values()))
-    best = trial.predictions["best"]
-    older = replace(trial, predictions={"best": best.drop(columns="margin")})
-    np.testing.assert_allclose(with_margin(older, 2)["margin"], best["margin"], atol=1e-12)
-    with pytest.raises(UserError) as raised:
-        with_margin(older, 3)
-    assert "3 classes" in message(raised)
-
-
 def test_texts_are_shortened_to_one_line():
     assert shorten("a\nb") == "a b"
-    assert len(shorten("word " * 100)) <= 200
     assert shorten("word " * 100).endswith("…")
+    assert len(shorten("word " * 100)) <= 200
 
 
-@pytest.mark.parametrize("count", [1, 2, 20, 60])
+@pytest.mark.parametrize("count", [1, 2, 3, 20, 60])
 def test_projections_are_finite_and_repeatable(count):
     features = np.random.default_rng(0).normal(size=(count, 8)).astype(np.float32)
     points = project(features)
@@ -231,10 +207,8 @@ def test_mistakes_are_wrong_and_in_order(analysed):
     mistakes = pd.read_csv(analysed[1] / "mistakes.csv")
     assert (mistakes["label"] != mistakes["prediction"]).all()
     for (*_, kind), group in mistakes.groupby([*CELL, "kind"]):
-        if kind == "most confident":
-            assert group["probability"].is_monotonic_decreasing
-        else:
-            assert group["margin"].is_monotonic_increasing
+        order = -group["probability"] if kind == "most confident" else group["margin"]
+        assert order.is_monotonic_increasing
 
 
 def test_the_section_comes_back_from_the_newest_parent_run(analysed, runs, tmp_path):
@@ -254,8 +228,6 @@ def test_analysing_again_gives_the_same_bytes(analysed, small_study, tmp_path):
 
 def test_the_command_takes_sentences_rule_layer_and_head(small_study, tmp_path, capsys):
     folder = tmp_path / STUDY / "inside"
-    folder.mkdir(parents=True)
-    (folder / "mine.csv").write_text("left alone")
     where = ["--name", STUDY, "--tracking-uri", small_study, "--results-path", str(tmp_path)]
     view = ["--rule", "sqrt", "--layer", "1", "--head", "2"]
     texts = ["--text", "not $5 but $6 spent 🎬", "--text", "dull"]
@@ -264,10 +236,9 @@ def test_the_command_takes_sentences_rule_layer_and_head(small_study, tmp_path, 
     pictures = {p["name"]: p for p in json.loads((folder / "inside.json").read_text())["pictures"]}
     assert list(pictures) == ["attention_1", "attention_2", "landscape", "error_rates"]
     assert "layer 1, head 2, rule sqrt: given sentence" in pictures["attention_1"]["title"]
-    # the files of this analysis go with the next one, those of the user stay
+    # the files of this analysis go with the next one
     write_inside(small_study, STUDY, str(tmp_path), View(texts=["dull"]))
     assert not (folder / "attention_2.png").exists()
-    assert (folder / "mine.csv").read_text() == "left alone"
 
 
 @pytest.mark.parametrize(
@@ -288,18 +259,17 @@ def test_a_view_that_is_not_there_is_one_line(small_study, view, expected, tmp_p
 
 
 def test_unknown_and_unfinished_studies_are_one_line(small_study, runs, tmp_path):
-    with pytest.raises(UserError) as raised:
-        write_inside(small_study, "film", str(tmp_path))
-    assert "did you mean films" in message(raised)
+    def refusal(study):
+        with pytest.raises(UserError) as raised:
+            write_inside(small_study, study, str(tmp_path))
+        return message(raised)
+
+    assert "did you mean films" in refusal("film")
     plan = runs.invocations[0].plan() | {"study": "empty"}
     invocation = StudyStore(small_study, "empty").start_invocation("title", plan, {})
-    with pytest.raises(UserError) as raised:
-        write_inside(small_study, "empty", str(tmp_path))
-    assert "run the study's command again, which stores it" in message(raised)
+    assert "run the study's command again, which stores it" in refusal("empty")
     invocation.log_test_split(np.array([1]), np.array([0]), ["a film"])
-    with pytest.raises(UserError) as raised:
-        write_inside(small_study, "empty", str(tmp_path))
-    assert "no trial of study 'empty' has been tested yet" in message(raised)
+    assert "no trial of study 'empty' has been tested yet" in refusal("empty")
 
 
 def test_other_test_texts_than_those_tested_on_are_refused(runs):

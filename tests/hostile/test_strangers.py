@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import sqlite3
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +19,7 @@ from reports.prose import slug
 from tests.helpers import message
 from tests.hostile.junk import NASTY
 from tests.small_study import STUDY
+from tests.test_report import Reader
 from tracking import StudyStore
 
 EVIL = '"><img src=x onerror=alert(1)><script>alert(1)</script>[x](javascript:alert(1))'
@@ -62,6 +62,11 @@ class Strange:
         where = ["--tracking-uri", self.uri, "--results-path", str(self.folder / "results")]
         return tune_main.main([command, "--name", STUDY, *where])
 
+    def assert_refused(self, capsys):
+        """With one line that says what is wrong."""
+        assert self.report() == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
 
 @pytest.fixture
 def strange(small_study, tmp_path, monkeypatch):
@@ -74,23 +79,12 @@ def trial(strange):
     return next(run for run in strange.trials.values() if run.is_tested)
 
 
-class Seen(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.addresses = set(), set(), []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-        self.addresses += [value for name, value in attrs if name in {"href", "src"}]
-
-
 def assert_harmless(results):
-    page = Seen((results / "report.html").read_text())
-    assert page.tags <= HARMLESS
+    page = Reader((results / "report.html").read_text())
+    assert set(page.tags) <= HARMLESS
     assert not {name for name in page.attributes if name.startswith("on")}
-    assert all(a.startswith(("data:image/png;base64,", "http://127.0.0.1:5000/")) for a in page.addresses)
+    addresses = page.sources + page.links
+    assert all(a.startswith(("data:image/png;base64,", "http://127.0.0.1:5000/")) for a in addresses)
     text = (results / "report.md").read_text()
     assert "<img" not in text
     assert "<script" not in text
@@ -162,8 +156,7 @@ BROKEN_PLANS = {
 @pytest.mark.parametrize("case", BROKEN_PLANS)
 def test_a_broken_plan_is_one_line(strange, case, capsys):
     strange.write(BROKEN_PLANS[case](strange.plan))
-    assert strange.report() == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    strange.assert_refused(capsys)
 
 
 BROKEN_PREDICTIONS = {
@@ -179,15 +172,13 @@ BROKEN_PREDICTIONS = {
 @pytest.mark.parametrize("case", BROKEN_PREDICTIONS)
 def test_broken_predictions_are_one_line(strange, trial, case, capsys):
     BROKEN_PREDICTIONS[case](strange.predictions(trial))
-    assert strange.report() == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    strange.assert_refused(capsys)
 
 
 @pytest.mark.parametrize(("name", "value"), [("test_acc", 1e300), ("best_epoch", -5)])
 def test_metrics_that_cannot_be_are_one_line(strange, trial, name, value, capsys):
     strange.client.log_metric(trial.run_id, name, value)
-    assert strange.report() == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    strange.assert_refused(capsys)
 
 
 @pytest.mark.parametrize("uri", ["file:///etc", "/etc", "http://127.0.0.1:1/x", "models:/../x", ""])
