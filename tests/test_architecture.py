@@ -54,9 +54,14 @@ def test_each_heavy_library_has_one_home(library):
     assert {path for path in importers if not path.startswith(f"{home}/")} <= beside
 
 
-def test_only_a_look_inside_the_models_reloads_them():
-    importers = {path for path in modules("reports") if "trainables" in imports(path)}
-    assert {path.parent.name for path in importers} == {"inside"}
+def test_only_the_look_at_attention_reloads_models():
+    assert {path.name for path in modules("reports") if "trainables" in imports(path)} == {"attention.py"}
+
+
+def test_the_readme_has_a_line_for_every_file():
+    readme = (ROOT / "README.md").read_text()
+    files = [path for place in ARROWS for path in modules(place)]
+    assert not [path for path in files if f"| `{path.name}` | " not in readme]
 
 
 def test_search_spaces_are_plain_data():

@@ -4,8 +4,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from errors import UserError
-from trainables.accumulation import autocast
 from tests.helpers import CPU, TINY_MODELS, assert_identical, message
+from trainables.accumulation import autocast
 from trainables.batches import TokenTensors
 from trainables.encoders import (
     EncoderForClassification,
