@@ -1,7 +1,6 @@
 """What a report is made of: tables, pictures and sections, and how a section is stored in a folder."""
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +107,10 @@ class _StoredSection(BaseModel, extra="forbid"):
 
 def write_section(section: Section, folder: Path) -> None:
     """Write ``folder`` anew: ``inside.json`` describes the PNG and CSV files beside it."""
-    shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
+    for earlier in folder.glob("*"):
+        if earlier.suffix in {".png", ".csv", ".json"}:  # of other kinds are somebody's own
+            earlier.unlink()
     for picture in section.pictures:
         (folder / f"{picture.name}.png").write_bytes(picture.png)
     tables = {}
