@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,12 +17,15 @@ _MARK = "BATCHSCALE_TEST_BENCH"
 _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI")
 
 
+_started: dict[Path, list[subprocess.Popen]] = defaultdict(list)  # to be reaped once they are killed
+
+
 def start(
     folder: Path, command: Sequence[str], environment: dict[str, str] | None = None, user: int | None = None
 ) -> subprocess.Popen:
     """Start a command in its own session, with its output in ``<folder>/output.log``."""
     with (folder / "output.log").open("a") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -31,6 +35,8 @@ def start(
             start_new_session=True,
             user=user,
         )
+    _started[folder].append(process)
+    return process
 
 
 def clean_environment() -> dict[str, str]:
@@ -77,6 +83,8 @@ def kill(folder: Path) -> None:
         return not family(folder)
 
     wait_until(all_gone, 30, f"{folder.name} to be gone")
+    for process in _started.pop(folder, []):
+        process.wait()
 
 
 def wait_until(happened: Callable[[], bool], seconds: float, what: str) -> float:

@@ -38,7 +38,6 @@ class Server:
         with contextlib.suppress(psutil.NoSuchProcess):
             children = psutil.Process(self.process.pid).children(recursive=True)
         processes.kill(self._folder)
-        self.process.wait()
         _, left = psutil.wait_procs(children, timeout=30)
         assert not left
 
