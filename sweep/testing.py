@@ -7,13 +7,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray
-from trainables.batches import TokenArrays, TokenTensors
 
 from errors import StoreAwayError, last_line
 from search_spaces import TrialConfig
 from sweep.cluster import Resources
 from sweep.storage import StudyStorage
 from tracking import ChangedModelError, TrialRun
+from trainables.batches import TokenArrays, TokenTensors
 from trainables.encoder_trainable import quiet_worker, worker_device
 from trainables.evaluation import Evaluation, evaluate
 from trainables.exported_model import load_exported_model
