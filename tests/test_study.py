@@ -231,15 +231,17 @@ def test_a_diverged_trial_fails_alone_and_is_named(tmp_path):
 @contextlib.contextmanager
 def background(folder, *command, **environment):
     """A server that runs, with its children, while the block does."""
-    log = (folder / "server.log").open("w")
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=os.environ | environment,
-        start_new_session=True,
-    ) as process:
+    with (
+        (folder / "server.log").open("w") as log,
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            start_new_session=True,
+        ) as process,
+    ):
         try:
             yield process
         finally:

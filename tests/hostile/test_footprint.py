@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -57,6 +58,7 @@ class Watched:
                 self._ask()
             time.sleep(0.5)
         self.waiting.kill()  # where it was never told an address
+        self.waiting.communicate()
         self.code = process.returncode
         return self
 
@@ -88,8 +90,9 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory):
-    return Watched(tmp_path_factory.mktemp("w")).run()
+def watched():
+    with tempfile.TemporaryDirectory(prefix="w-") as folder:  # Ray's sockets need a short path
+        yield Watched(Path(folder)).run()
 
 
 def files(folder):
