@@ -18,20 +18,21 @@ FAILED, INTERRUPTED = 1, 130
 def main(argv: Sequence[str]) -> int:
     """Run a command; returns the exit code."""
     command, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("sweep", argv)
+    unless = ", without --fresh if it has said that it starts anew" if "--fresh" in rest else ""
     _print_anything()
     try:
         options = parse_options(command, rest)
         _quiet_libraries()
         return COMMANDS[command](options)
     except KeyboardInterrupt:
-        unless = ", without --fresh if it has said that it starts anew" if "--fresh" in rest else ""
         print(f"stopped: run the same command again to continue{unless}", file=sys.stderr)
         return INTERRUPTED
     except (UserError, StoppedError, OSError) as error:
         if isinstance(error, OSError) and not is_mendable(error):
             raise  # a defect of this program: its traceback is needed
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR if isinstance(error, UserError) else FAILED
+        is_usage = isinstance(error, UserError)
+        print(f"error: {error}{'' if is_usage else unless}", file=sys.stderr)
+        return USAGE_ERROR if is_usage else FAILED
 
 
 def run_sweep(options: SweepOptions) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from errors import UserError, first_line
+from errors import StoppedError, UserError, first_line
 from tracking import TrialRun
 from trainables.exported_model import ExportedModel, load_exported_model
 
@@ -47,9 +47,11 @@ class Reading:
 def reload_model(run: TrialRun) -> ExportedModel:
     """Download the best-epoch model of a trial and load it with eager attention, which is exact too."""
     with tempfile.TemporaryDirectory() as folder:
-        path = run.download_model("best", Path(folder))
         try:
+            path = run.download_model("best", Path(folder))
             return load_exported_model(path, attention="eager")
+        except (UserError, StoppedError):
+            raise
         except Exception as error:  # a different type for every kind of file that is not a model's
             raise UserError(f"the model of {run.name} cannot be loaded: {first_line(error)}") from error
 

@@ -74,8 +74,10 @@ class StudyStorage:
             ) from error
         before = tempfile.tempdir
         try:
+            place = f"-{self._lock.stat().st_ino}"  # a copy of the folder is another storage
+            storage_id = storage_id if storage_id.endswith(place) else uuid4().hex + place
             process = f"process {os.getpid()} on {platform.node()}"
-            self.owner = {"process": process, "storage_id": storage_id or uuid4().hex}
+            self.owner = {"process": process, "storage_id": storage_id}
             self._lock.write_text("\n".join(self.owner.values()))
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch.mkdir(parents=True)
@@ -123,7 +125,7 @@ def check_disk_space(
 ) -> None:
     """Raise UserError where a disk lacks room for what training writes to it at any one time.
 
-    Checkpoints that the plan's trials have already are part of the room there is. More may be needed
+    Checkpoints that these trials have already are part of the room there is. More may be needed
     while MLflow is away, because trained trials then wait: ``--dry-run`` says how much at most.
     """
     by_size = sorted(to_train, key=plan.weight_bytes, reverse=True)
@@ -132,7 +134,8 @@ def check_disk_space(
     needs = {storage.path: checkpoints + scratch}
     if sqlite_file(tracking_uri) is not None:  # a server keeps the models on its own disk
         needs[Path.cwd()] = plan.model_bytes(to_train)
-    going = [folder for folder in storage.trials.glob("*") if folder.name in plan.trials]
+    hashes = {config.trial_hash for config in to_train}
+    going = [folder for folder in storage.trials.glob("*") if folder.name in hashes]
     taken = {storage.path.stat().st_dev: sum(map(_size, going))}
     on_device: defaultdict[int, int] = defaultdict(int)
     for folder, needed in needs.items():

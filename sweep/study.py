@@ -91,17 +91,20 @@ class Sweep:
     invocation: InvocationRun
     runs: dict[str, TrialRun] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)  # trial hash -> reason
+    superseded: list[InvocationRun | TrialRun] = field(default_factory=list)  # under --fresh
 
     def finish_what_is_left(self) -> None:
         """The path; a study with nothing left to do takes it with empty lists."""
         self.read()
         to_train, to_test = self.left()
         assets = self._prepare({*to_train, *to_test})
-        to_train |= self.restart_changed(assets)
-        to_test -= to_train
+        changed = self.changed(assets)
+        to_train |= changed
+        to_test -= changed
         if to_train or to_test:
             with ray_session(self.options.ray_address) as dashboard:
                 resources = self._resources(to_train)
+                self.start_anew(changed)  # nothing is refused from here on
                 self._announce(dashboard, resources)
                 self.train(to_train, assets, resources)
                 self.test(to_train | to_test, assets, resources)
@@ -122,9 +125,7 @@ class Sweep:
         for run in [*running, *(run for run in read.trials.values() if run.is_running)]:
             run.end_killed()
         if self.options.fresh:
-            self.store.supersede([*earlier, *read.trials.values()])
-            self.storage.clear()
-            say("starting anew: earlier runs stay in MLflow, and no longer count")
+            self.superseded = [*earlier, *read.trials.values()]
         else:
             self.runs = dict(read.trials)
 
@@ -151,21 +152,29 @@ class Sweep:
         with console.status("tokenising and loading weights"):
             return {model: prepare_assets(first[model], self.plan.splits) for model in sorted(first)}
 
-    def restart_changed(self, assets: Mapping[str, ModelAssets]) -> set[str]:
-        """Start anew the trials whose model or tokens have changed since, finished ones among them.
+    def changed(self, assets: Mapping[str, ModelAssets]) -> set[str]:
+        """The hashes of trials whose model or tokens have changed since, finished ones among them.
 
-        Their results say nothing about what is there now. Returns their hashes.
+        Their results say nothing about what is there now.
         """
-        changed = set()
-        for trial_hash, config in self.plan.configs.items():
-            run, now = self.runs.get(trial_hash), assets.get(config.model)
-            if run and now and run.assets_digest not in {"", now.trial.digest}:
-                say(f"{run.name}: its model or its tokens have changed: starting it anew")
-                self.storage.trial_folder(trial_hash).remove()
-                run.supersede()
-                del self.runs[trial_hash]
-                changed.add(trial_hash)
-        return changed
+        pairs = {h: (self.runs.get(h), assets.get(c.model)) for h, c in self.plan.configs.items()}
+        return {
+            trial_hash
+            for trial_hash, (run, now) in pairs.items()
+            if run and now and run.assets_digest not in {"", now.trial.digest}
+        }
+
+    def start_anew(self, changed: set[str]) -> None:
+        """Supersede what no longer counts, and remove its checkpoints."""
+        if self.options.fresh:
+            self.store.supersede(self.superseded)
+            self.storage.clear()
+            say("starting anew: earlier runs stay in MLflow, and no longer count")
+        for trial_hash in changed:
+            run = self.runs.pop(trial_hash)
+            say(f"{run.name}: its model or its tokens have changed: starting it anew")
+            self.storage.trial_folder(trial_hash).remove()
+            run.supersede()
 
     def _resources(self, to_train: set[str]) -> Resources:
         resources = resources_per_trial(self.options)

@@ -72,8 +72,9 @@ class TestPhase:
         except StoreAwayError:
             raise
         except ChangedModelError as error:
-            run.discard_models()
             self._fail(trial_hash, run, f"{error}: run again to upload it anew")
+            with self._alone(trial_hash, run, "its models cannot be deleted"):
+                run.discard_models()
         except Exception as error:
             self._fail(trial_hash, run, f"{what}: {last_line(error)}")
 

@@ -192,8 +192,8 @@ class Recorder(tune.Callback):
 
     def _fail(self, trial_hash: str, why: str) -> None:
         self.failures[trial_hash] = why
-        self._progress.trial_failed(trial_hash, why)
         self._submit(trial_hash, lambda: self.runs[trial_hash].fail(why))
+        self._progress.trial_failed(trial_hash, why)
 
     def _open(self, trial_hash: str) -> None:
         if trial_hash not in self.runs:

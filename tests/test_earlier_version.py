@@ -19,7 +19,8 @@ from tests.test_study import run
 HERE = Path(__file__).parent / "earlier_version"
 COMMAND = (
     "--space fixed_lr --demo --name earlier --models bert-tiny --dataset reviews.csv --epochs 3 "
-    "--base-lr 3e-3 --max-length 16 --precision fp32 --max-concurrent 1 --target-batch-sizes 64 256"
+    "--base-lr 3e-3 --max-length 16 --precision fp32 --max-concurrent 1 --target-batch-sizes 64 256 "
+    "--take-over"  # it was killed in a storage of which this one is a copy
 ).split()
 _PLACES = {
     "experiments": "artifact_location",

@@ -106,6 +106,8 @@ def test_fresh_leaves_earlier_runs_in_mlflow_and_they_no_longer_count(plan, stor
     now = sweep(plan, store, storage, fresh=True)
     now.read()
     assert now.left() == (set(plan.trials), set())
+    assert store.read_runs().trials.keys() == earlier.keys()  # as long as it may still be refused
+    now.start_anew(set())
     assert not store.read_runs().trials
     assert kept(storage) == []
     for run in earlier.values():
@@ -137,11 +139,13 @@ def test_trials_of_the_same_weights_are_resumed_and_of_changed_ones_start_anew(
     open_all(plan, store, storage, assets["bert-tiny"].digest)
     now = sweep(plan, store, storage)
     now.read()
-    assert now.restart_changed(model) == set()
-    assert now.restart_changed({}) == set()  # a model that nothing is left to do for is not looked at
+    assert now.changed(model) == set()
+    assert now.changed({}) == set()  # a model that nothing is left to do for is not looked at
     other = replace(assets["bert-tiny"], digest="other")
     checkpoints(plan, storage)
-    assert now.restart_changed({"bert-tiny": replace(model["bert-tiny"], trial=other)}) == set(plan.trials)
+    changed = now.changed({"bert-tiny": replace(model["bert-tiny"], trial=other)})
+    assert changed == set(plan.trials)
+    now.start_anew(changed)
     assert kept(storage) == []
     assert not store.read_runs().trials
 

@@ -1,6 +1,7 @@
 """The study's folder: one command at a time, and nothing removed that is not the study's."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +62,18 @@ def test_a_storage_is_known_by_the_same_id_to_every_command(tmp_path, storage):
         with one.owned():
             pass
     assert again.owner["storage_id"] == storage.owner["storage_id"] != other.owner["storage_id"]
+
+
+def test_a_copy_of_a_storage_is_another_one(tmp_path):
+    storage, copy = (
+        StudyStorage(str(tmp_path / "one"), "films"),
+        StudyStorage(str(tmp_path / "two"), "films"),
+    )
+    with storage.owned():
+        pass
+    shutil.copy(tmp_path / "one" / "films.lock", tmp_path / "two" / "films.lock")
+    with copy.owned():
+        assert copy.owner["storage_id"] != storage.owner["storage_id"]
 
 
 def test_temporary_files_that_a_kill_left_are_removed_by_the_next_command(storage):

@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -270,7 +271,8 @@ class BackgroundWriter:
         except StoreAwayError:
             return  # stopped: it counts as waiting
         except Exception as error:  # whatever the write raises, its trial must not look finished
-            refused(error)
+            with suppress(Exception):  # nobody would hear of it, and `finish` would wait for ever
+                refused(error)
         with self._changed:
             self._waiting[whose] -= 1
             self._changed.notify_all()

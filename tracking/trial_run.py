@@ -84,8 +84,8 @@ class TrialRun(TrackedRun):
         tags: dict[str, str] = {}
         for name, files in {"best_model": best, "last_model": last}.items():
             if files is not None:
-                tags[name] = upload_model(self.client, self._run, name, files)
                 tags[f"{name}_digest"] = folder_digest(files.folder)
+                tags[name] = upload_model(self.client, self._run, name, files)
         tags.setdefault("last_model", tags["best_model"])
         tags.setdefault("last_model_digest", tags["best_model_digest"])
         self._log_results({"best_val_acc": best_val_acc, "best_epoch": best_epoch})
