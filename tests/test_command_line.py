@@ -6,6 +6,7 @@ import socket
 import pytest
 
 import tune_main
+from errors import StoppedError
 
 DEMO = ["--space", "fixed_lr", "--demo"]
 
@@ -157,6 +158,16 @@ def test_an_error_that_the_user_cannot_mend_keeps_its_traceback(monkeypatch):
     monkeypatch.setitem(tune_main.COMMANDS, "verify", defect)
     with pytest.raises(FileNotFoundError):
         tune_main.main(["verify"])
+
+
+def test_after_fresh_the_advice_is_to_continue_without_it(monkeypatch, capsys):
+    def stopped(options):
+        raise StoppedError("training stopped: run the same command again to continue")
+
+    monkeypatch.setitem(tune_main.COMMANDS, "sweep", stopped)
+    code, _, err = run([*DEMO, "--fresh"], capsys)
+    assert code == 1
+    assert err.endswith("to continue, without --fresh if it has said that it starts anew\n")
 
 
 def test_a_full_disk_is_one_line(monkeypatch, capsys):

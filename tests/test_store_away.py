@@ -120,6 +120,14 @@ def test_a_write_that_the_store_refuses_is_handed_back_and_the_next_is_made(here
     assert here.epochs() == [1]
 
 
+def test_a_refusal_that_cannot_be_reported_does_not_hang_the_end(writer):
+    def broken(*_):
+        raise OSError("the log's disk is full")
+
+    writer.submit("trial", broken, broken)
+    assert writer.wait(10)
+
+
 def test_what_keeps_failing_although_the_store_answers_is_at_fault_itself(here):
     here.take("metrics")
     with pytest.raises(StoreFailedError, match=r"the tracking store fails .*: mend that"):
