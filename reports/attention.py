@@ -72,7 +72,7 @@ def check_view(model: ExportedModel, view: View) -> None:
 def features(model: ExportedModel, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The classifier's inputs, (n, hidden), and its predictions, (n,), for ``texts`` in order."""
     data = model.token_tensors(texts)
-    order = torch.argsort(data.lengths, descending=True, stable=True)
+    order = data.longest_first(torch.arange(len(data)))
     batches = [data.batch(chunk) for chunk in order.split(_BATCH_SIZE)]
     found = torch.cat([model.model.features(b.input_ids, b.attention_mask) for b in batches])
     found = found[torch.argsort(order)]

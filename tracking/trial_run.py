@@ -122,7 +122,7 @@ class TrialRun(TrackedRun):
 
     @retried
     def discard_models(self) -> None:
-        """Delete the models, so that the next invocation trains the trial anew and makes others."""
+        """Delete the models, so that the next invocation uploads them anew from the checkpoint."""
         self._tag({"trained": "false"})
         for model in models_of(self.client, self._run):
             self.client.delete_logged_model(model.model_id)
