@@ -47,7 +47,7 @@ class Plan:
         """Trial hash -> the cells that this trial serves."""
         return unique_trials(self.cells)
 
-    @property
+    @cached_property
     def configs(self) -> dict[str, TrialConfig]:
         """Trial hash -> the configuration that is trained."""
         return {trial_hash: cells[0] for trial_hash, cells in self.trials.items()}

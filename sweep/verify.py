@@ -9,7 +9,7 @@ from rich.text import Text
 
 from errors import printable
 from search_spaces.trial_config import ENGINES
-from sweep.terminal import console
+from sweep.terminal import console, say
 from trainables.encoders import ENCODERS, canonical_model, load_architecture, outline
 from trainables.gradient_check import PHYSICAL_BATCH_SIZES, TOLERANCE, GradientError, check_model
 
@@ -39,7 +39,7 @@ def verify(models: Sequence[str] | None) -> bool:
             errors += found
     console.print(table)
     good = [error for error in errors if error.is_small]
-    console.print(f"{len(good)} of {len(errors)} gradients equal the whole window's to rounding")
+    say(f"{len(good)} of {len(errors)} gradients equal the whole window's to rounding")
     return len(good) == len(errors)
 
 

@@ -1,6 +1,5 @@
 """The tracking store: whether it can work and answers, calls that wait for it, writes in the background."""
 
-import contextlib
 import logging
 import math
 import os
@@ -12,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -93,7 +92,7 @@ def check_store(tracking_uri: str) -> None:
 def _check_file(path: Path) -> None:
     """Raise UserError for a file that SQLite itself finds damaged."""
     try:
-        with contextlib.closing(sqlite3.connect(path)) as database:
+        with closing(sqlite3.connect(path)) as database:
             found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.OperationalError:
         return  # locked or not readable, which MLflow will say
