@@ -1,13 +1,11 @@
 import dataclasses
 
 import pytest
-from pydantic import ValidationError
 
 from errors import UserError
 from search_spaces import SPACES, TrialConfig, find_space, unique_trials
-from search_spaces.lr_scaling import scaled_learning_rate
-from search_spaces.optimization import SCHEDULERS, learning_rate_factor
-from search_spaces.trial_config import FIELDS, parse_setting
+from search_spaces.optimization import learning_rate_factor
+from search_spaces.trial_config import parse_setting
 from tests.helpers import make_config, message
 
 # -- scaling rules ---------------------------------------------------------------------------------
@@ -23,22 +21,15 @@ from tests.helpers import make_config, message
 )
 def test_scaling_rule_gives_the_learning_rates_worked_out_by_hand(rule, expected):
     for batch, learning_rate in expected.items():
-        assert scaled_learning_rate(rule, 5e-5, batch, 64) == pytest.approx(learning_rate, rel=1e-12)
         config = make_config(scaling_rule=rule, target_batch_size=batch)
         assert config.learning_rate == pytest.approx(learning_rate, rel=1e-12)
-    assert scaled_learning_rate(rule, 3e-5, 96, 96) == 3e-5
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (
-            lambda: scaled_learning_rate("cubic", 5e-5, 64, 64),
-            "rule 'cubic': choose from fixed, linear, sqrt",
-        ),
-        (lambda: make_config(scaling_rule="liner"), "unknown scaling rule 'liner': did you mean linear?"),
+        (lambda: make_config(scaling_rule="cubic"), "rule 'cubic': choose from fixed, linear, sqrt"),
         (lambda: make_config(scheduler="constnat"), "scheduler 'constnat': did you mean constant"),
-        (lambda: find_space("batch_lr_gird"), "space 'batch_lr_gird': did you mean batch_lr_grid?"),
         (lambda: stored(target_batchsize=64), "'target_batchsize': did you mean target_batch_size"),
         (lambda: stored(epochs=0), "epochs"),
         (lambda: stored(without=("seed", "head_dropout")), "configuration lacks seed, head_dropout"),
@@ -79,47 +70,22 @@ def test_every_space_is_a_question_about_valid_cells(name):
     assert all(0 < cell.learning_rate <= 8e-4 for cell in cells)
 
 
-def test_linear_ablation_compares_one_learning_rate_with_four_times_as_much_at_256():
-    cells = SPACES["linear_ablation"].cells()
-    assert {cell.target_batch_size for cell in cells} == {256}
-    for model in ("bert-base", "modernbert-base"):
-        rates = [cell.learning_rate for cell in cells if cell.model == model]
-        assert rates == pytest.approx([5e-5, 2e-4])
-
-
-def test_settings_of_a_space_reach_every_cell():
-    settings = {"epochs": 1, "head_dropout": 0.0}
-    space = dataclasses.replace(SPACES["batch_lr_grid"], target_batch_sizes=(64, 128), settings=settings)
-    found = {(c.epochs, c.head_dropout, c.target_batch_size) for c in space.cells()}
-    assert found == {(1, 0, 64), (1, 0, 128)}
-
-
 # -- TrialConfig -----------------------------------------------------------------------------------
 
+COUNTS = ("target_batch_size", "physical_batch_size", "reference_batch_size", "epochs")
 BAD_VALUES = [
-    *((name, value) for name in ("target_batch_size", "physical_batch_size") for value in (0, -64)),
-    *((name, "64") for name in ("target_batch_size", "physical_batch_size", "reference_batch_size")),
-    *((name, True) for name in ("target_batch_size", "epochs", "seed", "max_length", "train_size")),
-    *((name, None) for name in ("model", "target_batch_size", "base_lr", "epochs", "head_dropout")),
-    *((name, 2.0) for name in ("target_batch_size", "epochs", "seed", "eval_size")),
-    *(("base_lr", value) for value in (0.0, -5e-5, float("nan"), float("inf"), -float("inf"), "5e-5")),
-    *(("head_dropout", value) for value in (1.0, -0.1, 1.5, float("nan"), True)),
-    *(("warmup_ratio", value) for value in (1.0, -0.1, float("nan"))),
-    *(("weight_decay", value) for value in (-0.01, float("inf"))),
-    *((name, 0) for name in ("reference_batch_size", "epochs", "train_size", "eval_size")),
-    *((name, -1) for name in ("epochs", "seed", "split_seed", "max_length", "train_size")),
-    *((name, "") for name in ("model", "dataset", "text_column", "label_column", "engine")),
+    *((name, 0) for name in (*COUNTS, "train_size", "eval_size")),
+    *(("target_batch_size", value) for value in (-64, "64", True, None, 2.0)),
+    *(("base_lr", value) for value in (0.0, -5e-5, float("nan"), float("inf"), "5e-5", None)),
+    *((name, value) for name in ("head_dropout", "warmup_ratio") for value in (1.0, -0.1)),
+    *((name, -1) for name in ("weight_decay", "seed", "split_seed", "noise_every")),
+    *((name, "") for name in ("model", "dataset", "text_column", "label_column")),
+    *((name, "sgd") for name in ("engine", "precision", "optimizer", "scheduler", "scaling_rule")),
+    *(("keep_duplicates", value) for value in (1, "false")),
     ("max_length", 2),
     ("seed", 2**63),
     ("split_seed", 2**32),
-    ("keep_duplicates", 1),
-    ("keep_duplicates", "false"),
-    ("engine", "deepspeed"),
     ("engine", ["torch"]),
-    ("precision", "fp16"),
-    ("optimizer", "sgd"),
-    ("scheduler", "constnat"),
-    ("scaling_rule", "cubic"),
     ("model", 7),
 ]
 
@@ -138,51 +104,19 @@ def test_whole_numbers_are_accepted_where_fractions_are_meant():
     assert config.trial_hash == make_config(base_lr=1.0, head_dropout=0.0).trial_hash
 
 
-def test_config_cannot_be_changed():
-    with pytest.raises(ValidationError, match="frozen"):
-        make_config().seed = 1
-
-
-def test_config_survives_the_round_trip_through_a_dict():
-    config = make_config(train_size=10, head_dropout=0.3, dataset_digest="abc", keep_duplicates=True)
-    assert TrialConfig.from_dict(config.to_dict()) == config
-    assert tuple(config.to_dict()) == FIELDS
-
-
-def test_accumulation_steps_is_the_number_of_micro_batches_of_a_full_window():
-    for target, physical, steps in ((64, 64, 1), (64, 100, 1), (256, 64, 4), (1024, 48, 22), (65, 64, 2)):
-        config = make_config(target_batch_size=target, physical_batch_size=physical)
-        assert config.accumulation_steps == steps
-
-
-def test_steps_per_epoch_counts_the_short_last_window():
-    for examples, target, steps in (
-        (40_000, 64, 625),
-        (8_530, 64, 134),
-        (65, 64, 2),
-        (64, 64, 1),
-        (5, 64, 1),
-    ):
-        assert make_config(target_batch_size=target).steps_per_epoch(examples) == steps
-
-
 @pytest.mark.parametrize(
     ("model", "name"),
     [
-        ("bert-base", "bert-base"),
         ("nreimers/MiniLM-L6", "MiniLM-L6"),
         ("/data/encoders/minilm/", "minilm"),
         ("/site-packages/minilm/model", "minilm/model"),
         ("minilm/checkpoint/", "minilm/checkpoint"),
         ("model", "model"),
+        (".", "."),
     ],
 )
 def test_model_name_is_the_last_meaningful_part(model, name):
     assert make_config(model=model).model_name == name
-
-
-def test_the_current_folder_has_a_model_name():
-    assert make_config(model=".").model_name
 
 
 # -- schedules -------------------------------------------------------------------------------------
@@ -199,12 +133,6 @@ def test_the_current_folder_has_a_model_name():
 def test_warm_up_reaches_the_full_rate_in_its_last_step_and_wastes_none(scheduler, factors):
     found = [learning_rate_factor(scheduler, step, 2, 6) for step in range(6)]
     assert found == pytest.approx(factors)
-
-
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_without_warm_up_training_starts_at_the_full_rate_and_ends_above_nothing(scheduler):
-    assert learning_rate_factor(scheduler, 0, 0, 4) == 1
-    assert learning_rate_factor(scheduler, 3, 0, 4) > 0
 
 
 # -- trial hash ------------------------------------------------------------------------------------
@@ -236,7 +164,6 @@ def test_a_field_added_later_enters_the_hash_only_where_it_differs_from_its_defa
     [
         (True, {"physical_batch_size": 8}),
         (True, {"scaling_rule": "sqrt"}),
-        (True, {"scaling_rule": "linear"}),
         (True, {"scaling_rule": "linear", "base_lr": 2.5e-5, "reference_batch_size": 32}),
         (True, {"dataset": "/elsewhere/imdb"}),  # its digest counts
         (True, {"text_column": "review", "label_column": "sentiment"}),
@@ -246,28 +173,12 @@ def test_a_field_added_later_enters_the_hash_only_where_it_differs_from_its_defa
         (False, {"target_batch_size": 65}),
         (False, {"base_lr": 5.1e-5}),
         (False, {"scaling_rule": "sqrt", "reference_batch_size": 32}),
-        (False, {"epochs": 6}),
         (False, {"seed": 43}),
-        (False, {"optimizer": "adamw"}),
-        (False, {"weight_decay": 0.01}),
-        (False, {"scheduler": "linear"}),
-        (False, {"scheduler": "linear", "warmup_ratio": 0.1}),
-        (False, {"head_dropout": 0.2}),
-        (False, {"engine": "accelerate"}),
-        (False, {"precision": "bf16"}),
-        (False, {"max_length": 127}),
-        (False, {"dataset_digest": "abc"}),
+        (False, {"dataset_digest": "abc"}),  # the other fields are in the hashes above
     ],
 )
 def test_trial_hash_changes_with_what_is_learned_and_with_nothing_else(is_same, changes):
     assert (make_config(**changes).trial_hash == make_config().trial_hash) is is_same
-
-
-def test_trial_hash_knows_the_learning_rate_however_it_came_about():
-    rules = [make_config(target_batch_size=256, scaling_rule=rule) for rule in ("fixed", "sqrt", "linear")]
-    assert len({config.trial_hash for config in rules}) == 3
-    by_hand = make_config(target_batch_size=256, scaling_rule="fixed", base_lr=1e-4)
-    assert by_hand.trial_hash == rules[1].trial_hash
 
 
 # -- parse_setting ---------------------------------------------------------------------------------
@@ -294,12 +205,9 @@ def test_setting_is_parsed_as_its_field_is_typed(text, name, expected):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("dropout", "'dropout' is not of the form key=value"),
-        ("drop_out=0.2", "did you mean head_dropout?"),
         ("=3", "unknown configuration key ''"),
         ("epochs=3.5", "epochs must be a valid integer, not '3.5'"),
         ("epochs=", "epochs must be a valid integer, not ''"),
-        ("head_dropout=a lot", "head_dropout must be a valid number, not 'a lot'"),
         ("train_size=half", "train_size must be a valid integer, not 'half'"),
         ("keep_duplicates=maybe", "keep_duplicates must be a valid boolean, not 'maybe'"),
     ],
