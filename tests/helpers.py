@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from errors import UserError
 from search_spaces import TrialConfig
 from trainables.trial import Trial
 
@@ -66,6 +67,13 @@ def message(raised):
     text = str(raised.value)
     assert "\n" not in text
     return text
+
+
+def refusal(call, *arguments, **keywords):
+    """The one line that the user sees where this is refused."""
+    with pytest.raises(UserError) as raised:
+        call(*arguments, **keywords)
+    return message(raised)
 
 
 def needs_shared(name):

@@ -5,8 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from errors import UserError
-from tests.helpers import SHARED, make_config, message, needs_shared
+from tests.helpers import SHARED, make_config, needs_shared, refusal
 from trainables.reviews import SPLITS, load_reviews, load_splits
 
 TEXTS = [f"review number {i}" for i in range(40)]
@@ -37,12 +36,6 @@ def load(path, **overrides):
 
 def split(path, **overrides):
     return load_splits(make_config(dataset=str(path), **overrides))
-
-
-def refusal(path, **overrides):
-    with pytest.raises(UserError) as raised:
-        split(path, **overrides)
-    return message(raised)
 
 
 def by_split(splits, field):
@@ -183,8 +176,8 @@ def test_digest_changes_with_the_split_a_text_a_label_and_a_class_name_and_not_w
 
 def test_missing_file_or_folder_is_named_and_alternatives_to_the_hub_are_given():
     for place in ("missing.csv", "/nowhere/reviews", "./nowhere", "~/nowhere.jsonl", "~no-such-user/x.csv"):
-        assert f"no such data set file or folder: {place}" in refusal(place)
-    reason = refusal("someone/some-reviews")
+        assert f"no such data set file or folder: {place}" in refusal(split, place)
+    reason = refusal(split, "someone/some-reviews")
     assert "'someone/some-reviews' cannot be read" in reason
     assert "CSV" in reason
 
@@ -202,15 +195,15 @@ def test_missing_file_or_folder_is_named_and_alternatives_to_the_hub_are_given()
 def test_unreadable_file_is_refused_by_name(tmp_path, suffix, content):
     path = tmp_path / f"reviews.{suffix}"
     path.write_bytes(content)
-    assert f"'{path}' cannot be read" in refusal(path)
+    assert f"'{path}' cannot be read" in refusal(split, path)
 
 
 def test_a_folder_or_a_file_of_something_else_is_refused(tmp_path):
-    assert f"'{tmp_path}' cannot be read" in refusal(tmp_path)
+    assert f"'{tmp_path}' cannot be read" in refusal(split, tmp_path)
     (tmp_path / "reviews.txt").write_text("a fine film\n")
-    assert ".csv, .json, .jsonl, .parquet" in refusal(tmp_path / "reviews.txt")
+    assert ".csv, .json, .jsonl, .parquet" in refusal(split, tmp_path / "reviews.txt")
     write(tmp_path / "set" / "data" / "unsupervised-00000-of-00001.parquet")
-    assert "no labelled split" in refusal(tmp_path / "set")
+    assert "no labelled split" in refusal(split, tmp_path / "set")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +218,7 @@ def test_a_folder_or_a_file_of_something_else_is_refused(tmp_path):
     ],
 )
 def test_a_column_or_a_size_that_there_is_not_is_refused_with_what_there_is(tmp_path, wanted, words):
-    assert words in refusal(write(tmp_path / "reviews.csv"), **wanted)
+    assert words in refusal(split, write(tmp_path / "reviews.csv"), **wanted)
 
 
 @pytest.mark.parametrize(
@@ -248,14 +241,14 @@ def test_a_column_or_a_size_that_there_is_not_is_refused_with_what_there_is(tmp_
     ids="none nan empty-label no-text blank-text number fraction one list nine three double mix".split(),
 )
 def test_unusable_column_is_refused_with_its_reason(tmp_path, columns, words):
-    assert words in refusal(write(tmp_path / "reviews.json", FRAME.assign(**columns)))
+    assert words in refusal(split, write(tmp_path / "reviews.json", FRAME.assign(**columns)))
 
 
 @pytest.mark.parametrize("missing", [-1, None])
 def test_unlabelled_rows_of_a_class_label_are_missing(tmp_path, missing):
     path = tmp_path / "reviews.parquet"
     with_class_labels([0, 1, missing, 1] * 10).to_parquet(path)
-    assert "10 rows have no label in column 'label' (the first is row 2)" in refusal(path)
+    assert "10 rows have no label in column 'label' (the first is row 2)" in refusal(split, path)
 
 
 # -- real data -------------------------------------------------------------------------------------

@@ -2,11 +2,10 @@ import dataclasses
 
 import pytest
 
-from errors import UserError
 from search_spaces import SPACES, TrialConfig, find_space, unique_trials
 from search_spaces.optimization import learning_rate_factor
 from search_spaces.trial_config import parse_setting
-from tests.helpers import make_config, message
+from tests.helpers import make_config, refusal
 
 # -- scaling rules ---------------------------------------------------------------------------------
 
@@ -36,9 +35,7 @@ def test_scaling_rule_gives_the_learning_rates_worked_out_by_hand(rule, expected
     ],
 )
 def test_what_there_is_not_is_refused_with_the_near_miss(call, words):
-    with pytest.raises(UserError) as raised:
-        call()
-    assert words in message(raised)
+    assert words in refusal(call)
 
 
 def stored(without=(), **changes):
@@ -92,9 +89,8 @@ BAD_VALUES = [
 
 @pytest.mark.parametrize(("field", "value"), BAD_VALUES)
 def test_bad_value_is_refused_in_one_line_that_names_the_field(field, value):
-    with pytest.raises(UserError) as raised:
-        make_config(**{field: value})
-    assert field in message(raised).replace("scaling rule", "scaling_rule")
+    reason = refusal(make_config, **{field: value})
+    assert field in reason.replace("scaling rule", "scaling_rule")
 
 
 def test_whole_numbers_are_accepted_where_fractions_are_meant():
@@ -213,6 +209,4 @@ def test_setting_is_parsed_as_its_field_is_typed(text, name, expected):
     ],
 )
 def test_setting_that_cannot_be_read_says_why(text, words):
-    with pytest.raises(UserError) as raised:
-        parse_setting(text)
-    assert words in message(raised)
+    assert words in refusal(parse_setting, text)
