@@ -3,12 +3,11 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from errors import UserError
-from tests.helpers import CPU, TINY_MODELS, assert_identical, message
+from tests.helpers import CPU, TINY_MODELS, assert_identical, refusal
+from tests.hostile.models import write_encoder
 from trainables.accumulation import autocast
 from trainables.batches import TokenTensors
 from trainables.encoders import (
-    EncoderForClassification,
     canonical_model,
     count_parameters,
     load_architecture,
@@ -21,20 +20,9 @@ TEXT = "the plot was not superb , but the villain was witty ."
 
 
 @pytest.fixture(scope="module")
-def bert_folder(assets, tmp_path_factory):
+def bert_folder(tmp_path_factory):
     """A local Hugging Face folder with the pooler that hub checkpoints of BERT carry."""
-    folder = tmp_path_factory.mktemp("encoders") / "small-bert"
-    encoder = AutoModel.from_config(load_architecture("bert-tiny"))
-    assert encoder.pooler is not None
-    encoder.save_pretrained(folder)
-    assets["bert-tiny"].encoder.write_tokenizer(folder)
-    return folder
-
-
-def refusal(load, *arguments):
-    with pytest.raises(UserError) as raised:
-        load(*arguments)
-    return message(raised)
+    return write_encoder(tmp_path_factory.mktemp("encoders") / "small-bert")
 
 
 def test_every_spelling_of_a_model_becomes_its_one_name(bert_folder):
@@ -57,11 +45,6 @@ def test_a_model_out_of_reach_is_refused_with_what_can_be_had(model):
     for reason in (refusal(load_config, model), refusal(load_encoder, model, [])):
         assert f"model '{model}' cannot be loaded" in reason
         assert "bert-tiny" in reason
-
-
-def test_a_folder_whose_weights_are_missing_is_refused(bert_folder, tmp_path):
-    (tmp_path / "config.json").write_text((bert_folder / "config.json").read_text())
-    assert str(tmp_path) in refusal(load_encoder, str(tmp_path), [])
 
 
 @pytest.mark.parametrize("model", TINY_MODELS)
@@ -98,29 +81,15 @@ def test_parameters_are_counted_as_built_up_to_the_vocabulary(assets, model):
     assert count_parameters(model) == real + missing_words * encoder.config["hidden_size"]
 
 
-def test_read_only_weights_are_copied_not_shared(assets):
-    encoder = assets["bert-tiny"].encoder
-    before = encoder.weights["embeddings.word_embeddings.weight"].copy()
-    model = encoder.build(classes=2, dropout=0.1, seed=0)
-    with torch.no_grad():
-        model.encoder.embeddings.word_embeddings.weight.zero_()
-    np.testing.assert_array_equal(encoder.weights["embeddings.word_embeddings.weight"], before)
-
-
 def test_a_local_folder_gives_its_own_weights_without_the_pooler(bert_folder):
     encoder = load_encoder(str(bert_folder), [])
     stored = AutoModel.from_pretrained(bert_folder).state_dict()
     expected = {name: tensor for name, tensor in stored.items() if not name.startswith("pooler.")}
+    assert len(expected) < len(stored)
     model = encoder.build(classes=3, dropout=0.0, seed=0)
     assert_identical(dict(model.encoder.state_dict()), expected)
     assert model.classifier.out_features == 3
     assert sum(p.numel() for p in model.encoder.parameters()) == count_parameters(str(bert_folder))
-
-
-def test_every_parameter_of_the_classifier_is_trained(assets):
-    model = assets["bert-tiny"].encoder.build(classes=2, dropout=0.0, seed=0)
-    model(torch.tensor([[2, 5, 3]]), torch.ones(1, 3, dtype=torch.int64)).sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize(
@@ -144,14 +113,3 @@ def test_logits_keep_their_precision_under_autocast(assets):
     assert logits.dtype == torch.float32
     assert ((logits * 64).frac() != 0).double().mean() > 0.9
     assert len(logits[:, 0].unique()) > 0.9 * len(data)
-
-
-def test_the_head_is_a_function_of_its_seed_alone():
-    config = load_architecture("bert-tiny")
-    heads = []
-    for noise, seed in ((0, 1), (1, 1), (0, 2)):
-        torch.manual_seed(noise)
-        heads.append(EncoderForClassification(config, 2, 0.1, seed).classifier.weight)
-    assert torch.equal(heads[0], heads[1])
-    assert not torch.equal(heads[0], heads[2])
-    assert 0.01 < heads[0].std() < 0.03
