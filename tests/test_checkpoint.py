@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import CPU, assert_identical, learnt, message, tiny_config, train
+from tests.helpers import CPU, assert_identical, learnt, message, tiny_config
+from tests.hostile.models import Payload
 from trainables.checkpoint import (
     Checkpoint,
     CorruptCheckpointError,
@@ -68,19 +69,13 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def alter(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def unreadable(path):
     """Reading a process's memory at 0 is an input/output error that does not need a broken disk."""
     path.unlink()
     path.symlink_to("/proc/self/mem")
 
 
-@pytest.mark.parametrize("damage", [truncate, alter, Path.unlink, unreadable])
+@pytest.mark.parametrize("damage", [truncate, Path.unlink, unreadable])
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_damaged_checkpoint_is_recognised(written, name, damage):
     damage(written / name)
@@ -142,14 +137,6 @@ def test_a_whole_file_that_holds_something_else_is_one_line(written, name, conte
         with pytest.raises(CorruptCheckpointError) as raised:
             read(written)
         assert message(raised)
-
-
-class Payload:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def test_code_in_a_checkpoint_is_not_executed(written, tmp_path_factory):
@@ -224,20 +211,14 @@ def test_only_a_finished_trials_checkpoint_may_lack_the_optimizers_state(folder,
         Trial(CONFIG, assets["bert-tiny"], CPU).restore(older)
 
 
-def test_a_damaged_one_is_named_and_training_resumes_from_the_one_before_it(
-    folder, digest, assets, finished
-):
+def test_a_damaged_one_is_named_and_written_again_in_its_place(folder, digest, finished):
     assert not folder.newest(digest).damaged
     weights = folder.path / "epoch-000003" / "last_weights.safetensors"
     truncate(weights)
     found = folder.newest(digest)
     assert found.folder.name == "epoch-000002"
     assert [str(weights) in line for line in found.damaged] == [True]
-    trial = Trial(CONFIG, assets["bert-tiny"], CPU)
-    trial.restore(found.folder)
-    assert trial.epoch == 2
-    assert learnt(train(trial)) == learnt(finished[1])
-    folder.save(3, trial.save)  # in the place of the damaged one
+    folder.save(3, finished[1].save)
     assert folder.newest(digest).folder.name == "epoch-000003"
 
 
