@@ -12,7 +12,7 @@ import pytest
 
 from errors import UserError
 from sweep.storage import StudyStorage
-from tests.helpers import message
+from tests.helpers import message, refusal
 
 ROOT = Path(__file__).parents[1]
 HOLD = (
@@ -56,24 +56,17 @@ def test_the_lock_ends_with_its_process_even_when_that_is_killed(storage, holder
         assert storage.owner["process"].startswith(f"process {os.getpid()} on ")
 
 
-def test_a_storage_is_known_by_the_same_id_to_every_command(tmp_path, storage):
-    again, other = StudyStorage(str(tmp_path), "films"), StudyStorage(str(tmp_path / "other"), "films")
-    for one in (storage, again, other):
-        with one.owned():
-            pass
-    assert again.owner["storage_id"] == storage.owner["storage_id"] != other.owner["storage_id"]
+def storage_id(folder):
+    with (storage := StudyStorage(str(folder), "films")).owned():
+        return storage.owner["storage_id"]
 
 
-def test_a_copy_of_a_storage_is_another_one(tmp_path):
-    storage, copy = (
-        StudyStorage(str(tmp_path / "one"), "films"),
-        StudyStorage(str(tmp_path / "two"), "films"),
-    )
-    with storage.owned():
-        pass
-    shutil.copy(tmp_path / "one" / "films.lock", tmp_path / "two" / "films.lock")
-    with copy.owned():
-        assert copy.owner["storage_id"] != storage.owner["storage_id"]
+def test_a_storage_is_known_by_the_same_id_to_every_command_and_a_copy_is_another_one(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    found = storage_id(one)
+    assert storage_id(one) == found != storage_id(two)
+    shutil.copy(one / "films.lock", two / "films.lock")
+    assert storage_id(two) != found
 
 
 def test_temporary_files_that_a_kill_left_are_removed_by_the_next_command(storage):
@@ -104,18 +97,10 @@ def test_only_unfinished_trials_and_what_others_put_there_are_left(storage):
     assert {path.name for path in storage.path.iterdir()} == {"trials", "thesis.txt"}
 
 
-def test_nothing_is_left_of_a_finished_study(storage):
-    with storage.owned():
-        (storage.trial_folder("0123456789ab").path / "epoch-000001").mkdir(parents=True)
-        storage.clear()
-    assert not storage.path.exists()
-
-
 @pytest.mark.parametrize(
     "path", ["s3://bucket/folder", "/proc/nowhere", "a\0b", "~nobody-at-all/x", "x" * 5000, "/dev/null/x"]
 )
 def test_a_place_that_cannot_be_written_is_one_line(path):
-    with pytest.raises(UserError) as raised:
-        StudyStorage(path, "films")
-    assert "--storage-path" in message(raised)
-    assert message(raised).isprintable()
+    reason = refusal(StudyStorage, path, "films")
+    assert "--storage-path" in reason
+    assert reason.isprintable()
