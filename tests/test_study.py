@@ -4,11 +4,8 @@ import contextlib
 import json
 import math
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -16,45 +13,26 @@ import pytest
 import requests
 import torch
 from mlflow.tracking import MlflowClient
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
-from trainables.encoders import load_encoder
+from reports.study_data import read_study
+from tests.faults import processes
+from tests.faults.study import Command
+from tests.hostile.models import write_encoder
+from tracking import StudyStore
 
-ROOT = Path(__file__).parents[1]
 STUDY = "small"
 SMALL = "--demo --train-size 320 --eval-size 60 --max-length 32".split()
 COMMAND = [*f"--space batch_lr_grid --name {STUDY} --epochs 2 --models bert-tiny".split(), *SMALL]
 
 
-def start(folder, *arguments):
-    with (folder / "output.log").open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "tune_main.py"), *arguments],
-            cwd=folder,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
-        )
-
-
 def run(folder, *arguments):
-    before = len(output(folder))
-    code = start(folder, *arguments).wait(timeout=300)
-    return code, output(folder)[before:]
-
-
-def wait_until(happened, process):
-    """Poll; a process that ends before it happened fails the test, and so do two minutes."""
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    command = Command(folder, study=arguments)
+    return command.run(), command.said()
 
 
 def output(folder):
-    log = folder / "output.log"
-    return log.read_text() if log.exists() else ""
+    return Command(folder).output()
 
 
 def client(folder):
@@ -100,33 +78,12 @@ def test_every_trial_has_every_metric(study):
         assert [metric.step for metric in steps] == list(range(1, 2 * windows + 1))
 
 
-def test_best_epoch_is_the_highest_val_acc_and_the_earliest(study):
-    for trial in runs(study)[0]:
-        history = client(study).get_metric_history(trial.info.run_id, "val_acc")
-        best = max(history, key=lambda metric: (metric.value, -metric.step))
-        assert trial.data.metrics["best_epoch"] == best.step
-        assert trial.data.metrics["best_val_acc"] == best.value
-
-
-def test_test_accuracy_is_that_of_the_stored_predictions(study, tmp_path):
-    for trial in runs(study)[0]:
-        for prefix in ("", "last_"):
-            name = f"{prefix}test_predictions.parquet"
-            path = client(study).download_artifacts(trial.info.run_id, name, str(tmp_path))
-            frame = pd.read_parquet(path)
-            assert len(frame) == 60
-            accuracy = (frame["label"] == frame["prediction"]).mean()
-            assert trial.data.metrics[f"{prefix}test_acc"] == pytest.approx(accuracy, abs=1e-12)
-
-
-def test_all_trials_are_tested_on_the_same_rows(study, tmp_path):
-    rows = set()
-    for trial in runs(study)[0]:
-        path = client(study).download_artifacts(
-            trial.info.run_id, "test_predictions.parquet", str(tmp_path)
-        )
-        rows.add(tuple(pd.read_parquet(path)["row_id"]))
-    assert len(rows) == 1
+def test_test_accuracy_is_that_of_the_stored_predictions(study):
+    data = read_study(StudyStore(f"sqlite:///{study}/mlflow.db", STUDY).read_runs())
+    for trial in data.trials.values():
+        for which, name in {"best": "test_acc", "last": "last_test_acc"}.items():
+            assert len(trial.predictions[which]) == 60
+            assert trial.metrics[name] == pytest.approx(trial.correct(which).mean(), abs=1e-12)
 
 
 def test_tables_are_printed_and_written_and_logged(study, tmp_path):
@@ -194,18 +151,14 @@ def test_the_report_needs_mlflow_alone(study):
 def test_more_cores_than_there_are_is_one_line_and_leaves_no_run(tmp_path):
     code, text = run(tmp_path, *COMMAND, "--cpus-per-trial", "640")
     assert code == 2
-    errors = [line for line in text.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert "--cpus-per-trial 640 is more than the" in errors[0]
+    assert text.count("error: ") == 1
+    assert "error: --cpus-per-trial 640 is more than the" in text
     assert runs(tmp_path) == ([], [])
 
 
 def broken_model(folder):
     """A local encoder folder, complete but for one weight that is NaN."""
-    assets = load_encoder("bert-tiny", ["the plot was dull", "a fine film"])
-    folder.mkdir()
-    assets.write_tokenizer(folder)
-    encoder = AutoModel.from_config(AutoConfig.for_model(**assets.config))
+    encoder = AutoModel.from_pretrained(write_encoder(folder))
     torch.nn.init.constant_(encoder.embeddings.LayerNorm.weight, math.nan)
     encoder.save_pretrained(folder)
 
@@ -228,37 +181,10 @@ def test_a_diverged_trial_fails_alone_and_is_named(tmp_path):
     assert "scaling rule: fixed" in text  # the tables are printed all the same
 
 
-@contextlib.contextmanager
-def background(folder, *command, **environment):
-    """A server that runs, with its children, while the block does."""
-    with (
-        (folder / "server.log").open("w") as log,
-        subprocess.Popen(
-            command,
-            cwd=folder,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | environment,
-            start_new_session=True,
-        ) as process,
-    ):
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # it may have ended, which the test will tell
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=60)
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def accepts_connections(port):
-    with socket.socket() as client_socket:
-        return client_socket.connect_ex(("127.0.0.1", port)) == 0
+def is_up(server):
+    with contextlib.suppress(requests.ConnectionError):
+        return requests.get(f"{server}/health", timeout=60).ok
+    return False
 
 
 @pytest.mark.slow
@@ -267,18 +193,21 @@ def test_the_registered_model_answers_over_http(study, tmp_path):
     version = client(study).get_model_version_by_alias(STUDY, "best")
     assert client(study).get_run(version.run_id).data.metrics["best_val_acc"] == highest
     assert f"models:/{STUDY}@best" in output(study)
-    port = free_port()
+    port, tools = processes.free_port(), Path(sys.executable).parent
+    server = f"http://127.0.0.1:{port}"
     serve = f"models serve -m models:/{STUDY}@best --env-manager local -h 127.0.0.1 -p {port}"
-    tools = Path(sys.executable).parent
     environment = {
         "MLFLOW_TRACKING_URI": f"sqlite:///{study}/mlflow.db",
         "PATH": f"{tools}:{os.environ['PATH']}",  # as in an activated environment
     }
-    with background(tmp_path, f"{tools}/mlflow", *serve.split(), **environment) as server:
-        wait_until(lambda: accepts_connections(port), server)
+    processes.start(tmp_path, [f"{tools}/mlflow", *serve.split()], environment)
+    try:
+        processes.wait_until(lambda: is_up(server), 120, "the server of the model")
         body = {"inputs": ["a fine film", "two hours of my life"]}
-        reply = requests.post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=60)
-        assert reply.status_code == 200
-        for answer in reply.json()["predictions"]:
-            assert answer["label"] in {"positive", "negative"}
-            assert 0.5 <= answer["score"] <= 1
+        reply = requests.post(f"{server}/invocations", json=body, timeout=60)
+    finally:
+        processes.kill(tmp_path)
+    assert reply.status_code == 200
+    for answer in reply.json()["predictions"]:
+        assert answer["label"] in {"positive", "negative"}
+        assert 0.5 <= answer["score"] <= 1
