@@ -7,13 +7,12 @@ import sqlite3
 import threading
 from functools import partial
 
-import numpy as np
 import pytest
 
 from errors import StoreAwayError, StoreFailedError
 from tests.faults.servers import mlflow_server
 from tests.helpers import make_config
-from tests.test_tracking import BEST, DATASET, model_files, report
+from tests.test_tracking import BEST, DATASET, LABELS, ROWS, model_files, report
 from tracking import StudyStore, connection
 
 WAIT = 60.0
@@ -179,7 +178,7 @@ def test_files_that_come_and_go_leave_no_thread_behind(server, tmp_path):
     try:
         here.run.log_models(model_files(tmp_path / "a"), model_files(tmp_path / "b"), 1, 0.5)
         here.run.download_model("best", tmp_path / "back")
-        here.run.log_test({"best": BEST, "last": BEST}, np.array([1, 0]), np.array([17, 4]))
+        here.run.log_test({"best": BEST, "last": BEST}, LABELS, ROWS)
         here.run.predictions("best")
         for thread in set(threading.enumerate()) - before:
             thread.join(timeout=10)

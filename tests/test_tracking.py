@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import mlflow
 import numpy as np
@@ -12,7 +11,7 @@ import requests
 from mlflow.tracking import MlflowClient
 
 from errors import UserError
-from tests.helpers import make_config, message
+from tests.helpers import make_config, refusal
 from tracking import (
     ChangedModelError,
     DatasetFacts,
@@ -23,19 +22,14 @@ from tracking import (
     check_study_name,
     connection,
 )
+from trainables.evaluation import Evaluation
 
 DATASET = DatasetFacts("films", "/data", "abc123", {"train": 8, "val": 1, "test": 2}, ("no", "yes"), 3)
 LABELS, ROWS = np.array([1, 0]), np.array([17, 4])
 
 
-class Result(NamedTuple):
-    metrics: dict
-    predictions: np.ndarray
-    probabilities: np.ndarray
-
-
-BEST = Result({"loss": 0.3, "acc": 0.5}, np.array([1, 1]), np.array([[0.2, 0.8], [0.4, 0.6]]))
-LAST = Result({"loss": 0.4, "acc": 1.0}, np.array([1, 0]), np.array([[0.1, 0.9], [0.7, 0.3]]))
+BEST = Evaluation({"loss": 0.3, "acc": 0.5}, np.array([1, 1]), np.array([[0.2, 0.8], [0.4, 0.6]]))
+LAST = Evaluation({"loss": 0.4, "acc": 1.0}, np.array([1, 0]), np.array([[0.1, 0.9], [0.7, 0.3]]))
 
 
 def report(epoch, **changes):
@@ -46,6 +40,7 @@ def report(epoch, **changes):
         "val_loss": 0.6,
         "val_acc": 0.5,
         "epoch_seconds": 20.0,
+        "examples_per_second": 10.0,
         "step_curve": [(2 * epoch - 1, 0.8, 0.4, 1e-3), (2 * epoch, 0.6, 0.6, 1e-3)],
     }
     return values | changes
@@ -162,6 +157,7 @@ def test_a_run_never_holds_parts_of_two_trainings(store):
         run.log_epochs([report(1), report(2, val_loss=0.61), report(3)])
     assert found(store).epochs()["val_loss"].to_dict() == {1: 0.6, 2: 0.6}
     run.supersede()
+    assert store.client.get_run(run.run_id).info.status == "KILLED"  # it stays in MLflow
     open_trial(store).log_epochs([report(1), report(2, val_loss=0.61)])
     assert found(store).epochs()["val_loss"].to_dict() == {1: 0.6, 2: 0.61}
 
@@ -222,9 +218,7 @@ def test_predictions_that_cannot_be_read_are_one_line(store, tmp_path, harm):
     run.log_test({"best": BEST, "last": BEST}, LABELS, ROWS)
     harm(only_file(tmp_path, "last_test_predictions.parquet"))
     assert len(run.predictions("best")) == 2
-    with pytest.raises(UserError, match="last_test_predictions") as raised:
-        run.predictions("last")
-    assert message(raised)
+    assert "last_test_predictions" in refusal(run.predictions, "last")
 
 
 # -- models -----------------------------------------------------------------------------------------
@@ -279,8 +273,8 @@ def test_a_model_is_taken_from_this_store_alone(store, tmp_path):
     run = open_trial(store)
     for uri in ("file:///etc", "/etc", "http://127.0.0.1:1/x", "models:/../x", ""):
         store.client.set_tag(run.run_id, "best_model", uri)
-        with pytest.raises(UserError, match="no model of this MLflow store"):
-            found(store).download_model("best", tmp_path / "m")
+        reason = refusal(found(store).download_model, "best", tmp_path / "model")
+        assert "no model of this MLflow store" in reason
 
 
 def test_the_registered_model_is_the_best_one_and_keeps_its_version(store, tmp_path):
@@ -299,15 +293,12 @@ def test_the_registered_model_is_the_best_one_and_keeps_its_version(store, tmp_p
 
 
 def test_an_unknown_study_suggests_the_near_miss_is_not_made_by_that_and_a_deleted_one_is_explained(store):
-    with pytest.raises(UserError, match="unknown study"):
-        store.read_runs()
+    assert "unknown study" in refusal(store.read_runs)
     assert [e.name for e in store.client.search_experiments()] == ["Default"]
     start(store)
-    with pytest.raises(UserError, match="did you mean films-study"):
-        StudyStore(store.tracking_uri, "film-study").read_runs()
+    assert "did you mean films-study" in refusal(StudyStore(store.tracking_uri, "film-study").read_runs)
     store.client.delete_experiment(only_experiment(store))
-    with pytest.raises(UserError, match=r"was deleted in MLflow.*restore"):
-        StudyStore(store.tracking_uri, "films-study")
+    assert "mlflow experiments restore" in refusal(StudyStore, store.tracking_uri, "films-study")
 
 
 def test_two_invocations_that_begin_a_study_at_once_share_its_experiment(empty_store):
@@ -324,15 +315,12 @@ def test_a_plan_that_is_none_is_one_line(store, tmp_path):
     path = only_file(tmp_path, "plan.json")
     for harm in (lambda: path.write_text("[]"), lambda: path.write_text("{"), path.unlink):
         harm()
-        with pytest.raises(UserError, match=r"plan\.json") as raised:
-            invocation.plan()
-        assert message(raised)
+        assert "plan.json" in refusal(invocation.plan)
 
 
 def test_the_test_split_and_folders_come_back_as_they_were_stored(store, tmp_path):
     invocation = start(store)
-    with pytest.raises(UserError, match="run the study's command again"):
-        invocation.test_split()
+    assert "run the study's command again" in refusal(invocation.test_split)
     assert invocation.download_folder("inside", tmp_path) is None
     split = {"row_id": [17, 4], "label": [1, 0], "text": ["a fine film", "two hours — “lost”"]}
     invocation.log_test_split(ROWS, LABELS, split["text"])
@@ -342,20 +330,6 @@ def test_the_test_split_and_folders_come_back_as_they_were_stored(store, tmp_pat
     (again,) = store.read_runs().invocations
     assert again.test_split().to_dict("list") == split
     assert (again.download_folder("inside", tmp_path) / "note.txt").read_text() == "hello"
-
-
-def test_superseded_runs_stay_in_mlflow_and_no_longer_count(store):
-    first = open_trial(store)
-    first.log_epochs([report(1)])
-    before = store.read_runs()
-    invocation = start(store)
-    store.supersede([*before.invocations, *before.trials.values()])
-    runs = store.read_runs()
-    assert (list(runs.trials), [run.run_id for run in runs.invocations]) == ([], [invocation.run_id])
-    second = open_trial(store)
-    assert found(store).run_id == second.run_id != first.run_id
-    kept = store.client.get_run(first.run_id)
-    assert (kept.data.metrics["val_acc"], kept.info.status) == (0.5, "KILLED")
 
 
 def test_what_a_killed_invocation_left_running_is_ended_without_counting_its_time(store):
@@ -427,17 +401,17 @@ def test_a_write_whose_answer_was_lost_is_not_made_twice(store, model, monkeypat
 )
 def test_a_place_that_cannot_work_is_one_line(uri, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"is not a tracking URI|does not answer") as raised:
-        StudyStore(uri, "films-study")
-    assert uri in message(raised)
+    reason = refusal(StudyStore, uri, "films-study")
+    assert uri in reason
+    assert "is not a tracking URI" in reason or "does not answer" in reason
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow  # a new database takes seconds
 def test_a_new_database_is_made_whole_and_none_by_looking_for_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="run this where the study ran"):
-        check_store_exists(f"sqlite:///{tmp_path}/mlflow.db")
+    reason = refusal(check_store_exists, f"sqlite:///{tmp_path}/mlflow.db")
+    assert "run this where the study ran" in reason
     assert not list(tmp_path.iterdir())
     StudyStore("sqlite:///folder/new.db", "films-study")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new.db"]
@@ -450,7 +424,5 @@ def test_a_damaged_database_is_one_line_and_stays_as_it_is(store, tmp_path):
     half = len(whole) // 2
     for changed in (whole[:half], whole[:4096] + bytes(half), b"not a database"):
         file.write_bytes(changed)
-        with pytest.raises(UserError, match=r"mlflow\.db is damaged") as raised:
-            StudyStore(store.tracking_uri, "films-study")
-        assert message(raised)
+        assert "mlflow.db is damaged" in refusal(StudyStore, store.tracking_uri, "films-study")
         assert file.read_bytes() == changed
