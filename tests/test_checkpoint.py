@@ -26,13 +26,13 @@ WEIGHTS = {"last": "last_weights.safetensors", "best": "best_weights.safetensors
 FILES = {*WEIGHTS.values(), "manifest.json", "optimizer.pt", "progress.json"}
 
 
-def checkpoint(best=0.5):
+def checkpoint():
     return Checkpoint(
         trial_hash="0123456789ab",
         assets_digest="fedcba",
         history=[{"epoch": 1, "val_acc": 0.75, "step_curve": [[1, 0.7, 0.5]]}],
         weights={"weight": torch.full((3, 4), 1.0)},
-        best_weights=None if best is None else {"weight": torch.full((3, 4), best)},
+        best_weights={"weight": torch.full((3, 4), 0.5)},
         optimizer={"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-3}]},
         scheduler={"last_epoch": 1},
     )
@@ -54,15 +54,6 @@ def test_what_was_saved_is_loaded(written):
         assert_identical(getattr(loaded, name), getattr(original, name))
     for name in ("trial_hash", "assets_digest", "history", "scheduler"):
         assert getattr(loaded, name) == getattr(original, name)
-
-
-def test_what_there_is_not_is_not_written(tmp_path):
-    replace(checkpoint(best=None), optimizer=None, scheduler=None).save(tmp_path)
-    verify(tmp_path)
-    loaded = Checkpoint.load(tmp_path)
-    assert (loaded.best_weights, loaded.optimizer, loaded.scheduler) == (None, None, None)
-    assert {path.name for path in tmp_path.iterdir()} == FILES - {WEIGHTS["best"], "optimizer.pt"}
-    assert {path.name for path in weight_files(tmp_path).values()} == {WEIGHTS["last"]}
 
 
 def truncate(path):
@@ -178,13 +169,6 @@ def digest(assets):
 
 def names(folder):
     return sorted(path.name for path in folder.path.iterdir())
-
-
-def test_there_are_never_more_than_two_even_while_one_is_written(folder, digest):
-    seen = []
-    folder.save(4, lambda partial: seen.append(names(folder)))
-    assert len(seen[0]) == 2
-    assert names(folder) == ["epoch-000003", "epoch-000004"]
 
 
 def test_the_newest_alone_is_kept_where_no_spare_one_is_needed(folder, digest):

@@ -225,7 +225,6 @@ def test_a_column_or_a_size_that_there_is_not_is_refused_with_what_there_is(tmp_
     ("columns", "words"),
     [
         ({"label": [None, *LABELS[1:]]}, "1 rows have no label in column 'label' (the first is row 0)"),
-        ({"label": [float("nan"), *LABELS[1:]]}, "1 rows have no label"),
         ({"label": ["a", ""] * 20}, "20 rows have no label in column 'label' (the first is row 1)"),
         ({"text": [*TEXTS[:-1], None]}, "1 rows have no text in column 'text' (the first is row 3"),
         ({"text": [*TEXTS[:-2], " ", ""]}, "2 rows have no text"),
@@ -238,7 +237,7 @@ def test_a_column_or_a_size_that_there_is_not_is_refused_with_what_there_is(tmp_
         ({"text": TEXTS[:20] * 2, "label": [0] * 20 + [1] * 20}, "class '1' has 0 examples"),
         ({"label": [1, "good"] * 20}, "mixes numbers and names"),
     ],
-    ids="none nan empty-label no-text blank-text number fraction one list nine three double mix".split(),
+    ids="none empty-label no-text blank-text number fraction one list nine three double mix".split(),
 )
 def test_unusable_column_is_refused_with_its_reason(tmp_path, columns, words):
     assert words in refusal(split, write(tmp_path / "reviews.json", FRAME.assign(**columns)))
