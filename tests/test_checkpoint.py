@@ -171,15 +171,6 @@ def names(folder):
     return sorted(path.name for path in folder.path.iterdir())
 
 
-def test_the_newest_alone_is_kept_where_no_spare_one_is_needed(folder, digest):
-    folder.keep_newest()
-    assert names(folder) == ["epoch-000003"]
-    assert folder.newest(digest).folder.name == "epoch-000003"
-    folder.remove()
-    folder.keep_newest()
-    assert folder.newest(digest).folder is None
-
-
 def test_only_a_finished_trials_checkpoint_may_lack_the_optimizers_state(folder, digest, assets, finished):
     older, last = (folder.path / name for name in names(folder))
     assert Checkpoint.load(older).optimizer["state"]
@@ -211,12 +202,11 @@ def test_other_weights_or_tokens_and_other_trials_are_left_out(folder, digest):
     assert found.folder is None
     assert len(found.damaged) == 2
     assert "was trained from other pretrained weights or tokens" in found.damaged[0]
-    for change in ({"seed": 43}, {"base_lr": 2e-3}, {"dataset_digest": "other"}):
-        other = TrialFolder(folder.path.parent, CONFIG.replace(**change).trial_hash)
-        shutil.copytree(folder.path, other.path)
-        found = other.newest(digest)
-        assert found.folder is None
-        assert f"belongs to trial {CONFIG.trial_hash}, not {other.trial_hash}" in found.damaged[0]
+    other = TrialFolder(folder.path.parent, CONFIG.replace(seed=43).trial_hash)
+    shutil.copytree(folder.path, other.path)
+    found = other.newest(digest)
+    assert found.folder is None
+    assert f"belongs to trial {CONFIG.trial_hash}, not {other.trial_hash}" in found.damaged[0]
 
 
 def interrupted(partial):

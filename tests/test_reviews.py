@@ -187,7 +187,6 @@ def test_missing_file_or_folder_is_named_and_alternatives_to_the_hub_are_given()
     [
         ("parquet", b"PAR1 and then nothing of the kind"),
         ("csv", b'text,label\na,b\n"never closed,1\n'),
-        ("csv", b""),
         ("csv", b"text,label\n"),
         ("jsonl", b'{"text": "a fine film", "label"\n'),
     ],
