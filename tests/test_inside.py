@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -37,8 +36,6 @@ def runs(small_study):
     return StudyStore(small_study, STUDY).read_runs()
 
 
-# -- attention --------------------------------------------------------------------------------------
-
 SINK = np.zeros((1, 3, 3))
 SINK[:, :, 2] = 1
 
@@ -68,8 +65,6 @@ def test_eager_attention_gives_the_same_logits_and_weights_that_sum_to_one(runs,
         batch = eager.token_tensors(texts).batch(torch.arange(2))
         (tmp_path / run.run_id).mkdir()
         plain = load_exported_model(run.download_model("best", tmp_path / run.run_id))
-        assert plain.model.encoder.config._attn_implementation == "sdpa"
-        assert eager.model.encoder.config._attn_implementation == "eager"
         with torch.no_grad():
             expected = plain.model(batch.input_ids, batch.attention_mask)
             actual = eager.model(batch.input_ids, batch.attention_mask)
@@ -106,9 +101,6 @@ def test_sentences_are_the_short_ones_that_tell_trials_apart():
         ("a b c d e", "all trials are right, label bad"),
         ("j k l m", "all trials are wrong, label bad"),
     ]
-
-
-# -- errors -----------------------------------------------------------------------------------------
 
 
 def test_shared_and_lone_errors():
@@ -164,12 +156,9 @@ def test_each_text_lies_in_the_region_of_its_prediction():
     assert extent == (-0.5, 10.5, -0.5, 10.5)
 
 
-# -- the whole --------------------------------------------------------------------------------------
-
-
 def test_every_file_is_written_and_every_picture_decodes(analysed):
     section, folder = analysed
-    assert [picture.name for picture in section.pictures][-2:] == ["landscape", "error_rates"]
+    assert "On 180 of 180 predictions" in section.prose[0]  # the reloaded models repeat what they said
     described = json.loads((folder / "inside.json").read_text())
     for picture in described["pictures"]:
         assert picture["title"]
@@ -181,10 +170,6 @@ def test_every_file_is_written_and_every_picture_decodes(analysed):
     names = "attention mistakes error_overlap error_overlap_examples error_rates".split()
     assert list(described["tables"]) == names
     assert all(len(pd.read_csv(folder / f"{name}.csv")) for name in names)
-
-
-def test_reloaded_models_repeat_their_tested_predictions(analysed):
-    assert "On 180 of 180 predictions" in analysed[0].prose[0]
 
 
 def test_tables_have_a_row_per_tested_cell_and_agree_with_the_test_accuracy(analysed, runs):
@@ -277,11 +262,3 @@ def test_other_test_texts_than_those_tested_on_are_refused(runs):
     with pytest.raises(UserError) as raised:
         read_answers(study, split.assign(row_id=split["row_id"] + 1))
     assert "is not what its trials were tested on" in message(raised)
-
-
-def test_analyze_without_a_store_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tune_main.main(["analyze", "--name", "nothing"]) == 2
-    assert "there is no mlflow.db here" in capsys.readouterr().err
-    assert not list(Path().iterdir())

@@ -12,10 +12,6 @@ from reports.verdicts import BETTER, NOT_APART, WORSE, compare_cells, compare_ep
 from search_spaces import TrialConfig
 
 BATCH = {"target_batch_size": 64}
-ONE_SEED = (
-    "There is one seed, so this is about these checkpoints only: "
-    "one seed says nothing about another training."
-)
 
 
 def answers(right, wrong=0):
@@ -65,10 +61,9 @@ def test_a_verdict_by_hand():
         "tiny, fixed: target batch size 1024 is worse than 64 by 50.0 points "
         "(95 % interval 30.0 to 70.0; Holm-adjusted p = 0.002)."
     ]
-    assert headline(family) == [
-        "tiny: target batch size 1024 is worse than 64 by 50.0 points (fixed).",
-        ONE_SEED,
-    ]
+    finding, scope = headline(family)
+    assert finding == "tiny: target batch size 1024 is worse than 64 by 50.0 points (fixed)."
+    assert "these checkpoints only: one seed says nothing about another training." in scope
     other = only(compare_cells(two_cells(answers(20), answers(10, 10))))
     assert (other.outcome, other.difference_points, other.gained) == (BETTER, 50, 10)
 
