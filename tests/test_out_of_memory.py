@@ -14,16 +14,7 @@ import pytest
 import torch
 
 from errors import UserError
-from tests.helpers import (
-    CPU,
-    assert_identical,
-    learnt,
-    message,
-    tiny_config,
-    train,
-    trained,
-    weights,
-)
+from tests.helpers import CPU, assert_identical, learnt, message, tiny_config, train, trained, weights
 from tests.limited_memory import trained_with
 from trainables.accumulation import ENGINES, DoesNotFitError, is_out_of_memory
 from trainables.batches import TokenArrays
