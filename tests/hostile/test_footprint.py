@@ -1,5 +1,6 @@
 """One real sweep, watched: where it listens, whom it answers, what it leaves behind."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.faults import processes
+from tests.faults.study import Command
+
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-COMMAND = (
+SWEEP = (
     "--space fixed_lr --demo --models bert-tiny --target-batch-sizes 64 --epochs 20 --train-size 320 "
     "--eval-size 60 --max-length 32"
 ).split()
@@ -26,57 +29,43 @@ class Watched:
     """What was seen of a sweep while it ran, and where it could have written."""
 
     def __init__(self, folder):
-        self.home, self.temporary, self.work = (folder / name for name in ("home", "tmp", "work"))
-        self.stranger = folder / "stranger"
-        for place in (self.home, self.temporary, self.work, self.stranger):
+        self.home, self.temporary, self.stranger = (folder / name for name in ("home", "tmp", "stranger"))
+        for place in (self.home, self.temporary, self.stranger):
             place.mkdir()
-        inherited = {
-            k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "MPL", "XDG"))
-        }
-        self.environment = inherited | {"HOME": str(self.home), "TMPDIR": str(self.temporary)}
-        self.log = folder / "output.log"
+        places = {"HOME": str(self.home), "TMPDIR": str(self.temporary)}
+        self.command = Command(folder / "work", study=SWEEP, environment=places)
         self.listening, self.dashboard, self.joined = set(), {}, None
 
     def run(self):
-        command = [sys.executable, str(ROOT / "tune_main.py"), *COMMAND]
         without = {"HOME": str(self.stranger), "TMPDIR": str(self.stranger), "RAY_AUTH_MODE": "disabled"}
         self.waiting = subprocess.Popen(
             [sys.executable, "-c", ASK],
-            env=self.environment | without,
+            env=os.environ | without,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        with self.log.open("w") as log:
-            process = subprocess.Popen(
-                command, cwd=self.work, env=self.environment, stdout=log, stderr=subprocess.STDOUT
-            )
-        while process.poll() is None:
-            self._look(psutil.Process(process.pid))
-            if not self.dashboard and "epoch 1/" in self.log.read_text():
+        self.command.start()
+        while self.command.is_running:
+            self._look()
+            if not self.dashboard and "epoch 1/" in self.command.said():
                 self._ask()
             time.sleep(0.5)
         self.waiting.kill()  # where it was never told an address
         self.waiting.communicate()
-        self.code = process.returncode
+        assert self.command.wait() == 0, self.command.said()
         return self
 
-    def _look(self, driver):
-        try:
-            processes = [driver, *driver.children(recursive=True)]
-        except psutil.Error:
-            return
-        for process in processes:
-            try:
+    def _look(self):
+        for process in processes.family(self.command.folder):
+            with contextlib.suppress(psutil.Error):  # it ended
                 found = process.net_connections("inet")
                 self.listening |= {(process.name(), c.laddr.ip, c.laddr.port) for c in found if not c.raddr}
-            except psutil.Error:  # it ended
-                continue
 
     def _ask(self):
         """The dashboard without and with a wrong token; and the cluster from a process without one."""
-        address = next(w for w in self.log.read_text().split() if w.startswith("http://127.0.0.1:"))
+        address = next(w for w in self.command.said().split() if w.startswith("http://127.0.0.1:"))
         for token in ("", "Bearer wrong"):
             headers = {"Authorization": token} if token else {}
             request = urllib.request.Request(f"{address}/api/jobs/", headers=headers)
@@ -91,16 +80,15 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched():
-    with tempfile.TemporaryDirectory(prefix="w-") as folder:  # Ray's sockets need a short path
-        yield Watched(Path(folder)).run()
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="w-") as folder:
+        for name in list(os.environ):
+            if name.startswith(("RAY_", "MLFLOW_", "MPL", "XDG")):
+                patch.delenv(name)
+        yield Watched(Path(folder)).run()  # in a short folder, which Ray's sockets need
 
 
 def files(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-def test_the_sweep_works(watched):
-    assert watched.code == 0, watched.log.read_text()
 
 
 def test_every_server_listens_on_loopback(watched):
@@ -128,9 +116,5 @@ def test_nothing_is_left_outside_but_the_token_and_a_list_of_fonts(watched):
     assert home == {".ray/auth_token"}
     left = {name for name in files(watched.temporary) if name != "ray/prom_metrics_service_discovery.json"}
     assert not left
-    assert {path.name for path in watched.work.iterdir()} <= {
-        "mlflow.db",
-        "mlruns",
-        "ray_results",
-        "results",
-    }
+    work = {path.name for path in watched.command.folder.iterdir()}
+    assert work <= {"mlflow.db", "mlruns", "ray_results", "results", "output.log"}
