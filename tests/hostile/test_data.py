@@ -14,9 +14,9 @@ from errors import UserError
 from reports.content import csv_text
 from tests.helpers import TINY_MODELS, make_config
 from tests.hostile.junk import NASTY
-from trainables.assets import prepare_assets
+from trainables.batches import tokenize
 from trainables.encoders import load_encoder
-from trainables.reviews import load_reviews, load_splits
+from trainables.reviews import load_reviews
 
 FORMATS = (".csv", ".json", ".jsonl", ".parquet")
 unicode_texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -80,20 +80,19 @@ def test_a_file_of_any_bytes_is_read_or_refused(folder, suffix, content):
 
 
 CARELESS = {
-    "a row longer than the header": b"text,label\n1,a fine film,0\n2,dull,1\n",
-    "one longer row": b"text,label\na fine film,0,x\ndull,1\n",
-    "utf-16": "text,label\na fine film,0\ndull,1\n".encode("utf-16"),
-    "latin-1": "text,label\ncaf\u00e9,0\ndull,1\n".encode("latin-1"),
-    "a label that is too large": b"text,label\na fine film,99999999999999999999999\ndull,1\n",
-    "halves of characters": b'[{"text": "a\\ud800b", "label": 0}, {"text": "b", "label": 1}]',
+    "longer than the header.csv": b"text,label\n1,a fine film,0\n2,dull,1\n",
+    "one longer row.csv": b"text,label\na fine film,0,x\ndull,1\n",
+    "utf-16.csv": "text,label\na fine film,0\ndull,1\n".encode("utf-16"),
+    "latin-1.csv": "text,label\ncaf\u00e9,0\ndull,1\n".encode("latin-1"),
+    "a label that is too large.csv": b"text,label\na fine film,99999999999999999999999\ndull,1\n",
+    "halves of characters.json": b'[{"text": "a\\ud800b", "label": 0}, {"text": "b", "label": 1}]',
 }
 
 
-@pytest.mark.parametrize("case", CARELESS)
-def test_careless_files_are_refused(folder, case):
-    path = folder / ("careless.json" if case == "halves of characters" else "careless.csv")
-    path.write_bytes(CARELESS[case])
-    assert read(path) is None
+@pytest.mark.parametrize("name", CARELESS)
+def test_careless_files_are_refused(folder, name):
+    (folder / name).write_bytes(CARELESS[name])
+    assert read(folder / name) is None
 
 
 LABELS = st.none() | st.booleans() | st.integers() | st.floats() | unicode_texts | st.just([1])
@@ -117,41 +116,22 @@ def test_no_copy_of_the_reviews_is_left_behind(folder, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*"))
 
 
-def hostile_splits(folder):
-    texts = [f"{nasty[i % len(nasty)][:300]} {i}" for i in range(60)]
-    texts += ["\0", LONG[:9999], "\U0001f600" * 99]
-    rows = [(text, ("<b>no</b>", "=yes()")[i % 2]) for i, text in enumerate(texts)]
-    return load_splits(make_config(dataset=str(write(folder / "hostile.parquet", rows))))
-
-
-@pytest.mark.parametrize("model", TINY_MODELS)
-def test_hostile_texts_are_tokenised(folder, model):
-    splits = hostile_splits(folder)
-    assets = prepare_assets(make_config(model=model, max_length=32), splits)
-    for tokens, split in (
-        (assets.trial.train, splits.train),
-        (assets.trial.val, splits.val),
-        (assets.test, splits.test),
-    ):
-        lengths = np.diff(tokens.offsets)
-        assert len(tokens) == len(split.texts)
-        assert 2 <= lengths.min() <= lengths.max() <= 32
-
-
 @pytest.fixture(scope="module")
 def tokenizers():
-    """Tokenizers that have seen next to nothing."""
-    return {
-        model: load_encoder(model, ["a fine film", "two dull hours"]).tokenizer() for model in TINY_MODELS
-    }
+    """Tokenizers that have seen next to nothing, or nothing good."""
+    corpora = ["a fine film", "two dull hours"], ["\0", *nasty, "\U0001f600" * 99, LONG[:9999]]
+    return [load_encoder(model, corpus).tokenizer() for model in TINY_MODELS for corpus in corpora]
 
 
-@given(st.lists(unicode_texts, min_size=1, max_size=8))
+@given(st.lists(unicode_texts | st.sampled_from(nasty), min_size=1, max_size=8))
 @example([LONG])
 def test_any_text_has_tokens_of_the_vocabulary(tokenizers, texts):
-    for tokenizer in tokenizers.values():
-        ids = tokenizer(texts, truncation=True, max_length=16)["input_ids"]
-        assert all(2 <= len(own) <= 16 and max(own) < len(tokenizer) for own in ids)
+    numbers = np.arange(len(texts))
+    for tokenizer in tokenizers:
+        tokens = tokenize(texts, numbers, numbers, tokenizer, max_length=16)
+        assert len(tokens.offsets) == len(texts) + 1
+        assert 2 <= np.diff(tokens.offsets).min() <= np.diff(tokens.offsets).max() <= 16
+        assert tokens.tokens.max() < len(tokenizer)
 
 
 @given(st.lists(st.lists(unicode_texts | st.sampled_from(nasty), min_size=2, max_size=2), max_size=5))
