@@ -12,7 +12,7 @@ from search_spaces import SPACES, TrialConfig
 from search_spaces.trial_config import FIELDS, parse_setting
 from sweep.options import SweepOptions, resolve_space
 from sweep.plan import make_plan, plan_summary, plan_table
-from tests.helpers import make_config, message
+from tests.helpers import TINY_MODELS, make_config, message
 from tests.hostile.junk import texts, values
 from trainables.encoders import ENCODERS
 
@@ -55,12 +55,8 @@ def test_any_fields_are_a_valid_configuration_or_one_line(fields):
     assert TrialConfig.from_dict(config.to_dict()) == config
     assert TrialConfig.from_dict(json.loads(json.dumps(config.to_dict()))).trial_hash == config.trial_hash
     assert 0 < config.learning_rate < math.inf
-    steps, target, physical = (
-        config.accumulation_steps,
-        config.target_batch_size,
-        config.physical_batch_size,
-    )
-    assert (steps - 1) * physical < target <= steps * physical
+    examples = (config.accumulation_steps - 1) * config.physical_batch_size
+    assert examples < config.target_batch_size <= examples + config.physical_batch_size
     assert config.model_name
     for name in ("model", "dataset", "text_column", "label_column"):
         assert "\0" not in getattr(config, name)
@@ -107,35 +103,29 @@ def test_any_options_are_a_space_of_distinct_valid_cells_or_one_line(options):
         assert len({tuple(cell.to_dict().values()) for cell in cells}) == len(cells) > 0
 
 
-PLANS = {
-    "models": st.lists(
-        st.sampled_from(["bert-tiny", "modernbert-tiny"]), min_size=1, max_size=2, unique=True
-    ),
+GRID = {
+    "models": st.lists(st.sampled_from(TINY_MODELS), min_size=1, unique=True),
     "target_batch_sizes": st.lists(st.integers(1, 2**63 - 1), min_size=1, max_size=3, unique=True),
     "scaling_rules": st.lists(st.sampled_from(["fixed", "sqrt", "linear"]), min_size=1, unique=True),
     "seeds": st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=2, unique=True),
-    "physical_batch_size": st.integers(1, 2**63 - 1).map(str),
 }
 SIZES = {
+    "physical_batch_size": st.integers(1, 2**63 - 1).map(str),
     "train_size": st.integers(0, 4000),
     "eval_size": st.integers(0, 500),
     "max_length": st.integers(0, 600),
 }
 
 
-@given(st.fixed_dictionaries(PLANS), st.fixed_dictionaries({}, optional=SIZES))
-def test_a_plan_serves_every_cell_once_and_counts_its_steps(options, sizes):
-    plan = one_line_or(
-        lambda: make_plan(SweepOptions(space="batch_lr_grid", demo=True, **sizes, **options), False)
-    )
+@given(st.fixed_dictionaries(GRID), st.fixed_dictionaries({}, optional=SIZES))
+def test_a_plan_serves_every_cell_once_and_counts_its_steps(grid, sizes):
+    flags = SweepOptions(space="batch_lr_grid", demo=True, **grid, **sizes)
+    plan = one_line_or(make_plan, flags, bf16_available=False)
     if plan is None:
         return
-    assert sorted(map(id, plan.cells)) == sorted(
-        id(cell) for cells in plan.trials.values() for cell in cells
-    )
-    assert len(plan.cells) == math.prod(
-        len(options[axis]) for axis in PLANS if axis != "physical_batch_size"
-    )
+    served = [cell for cells in plan.trials.values() for cell in cells]
+    assert sorted(map(id, plan.cells)) == sorted(map(id, served))
+    assert len(served) == math.prod(map(len, grid.values()))
     for trial_hash, cells in plan.trials.items():
         assert {cell.trial_hash for cell in cells} == {trial_hash}
         assert len({cell.replace(scaling_rule="fixed") for cell in cells}) == 1
