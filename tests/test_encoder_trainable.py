@@ -83,7 +83,9 @@ def test_a_trial_that_does_not_fit_fails_at_once(trainable):
     trainable._trial.model.register_forward_pre_hook(lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
     report = trainable.step()
     assert report["done"]
-    assert report["failure"].startswith("out of memory even with one example at a time")
+    assert report["failure"].startswith("out of memory even with one example at a time: give trials more")
+    assert "you tried to allocate" in report["failure"]
+    assert report["failure"].isprintable()  # it is one line
 
 
 def test_a_trial_that_cannot_be_built_fails_in_a_step_which_tune_tries_again(trainable):

@@ -146,18 +146,6 @@ def test_another_error_is_itself(assets, place):
     assert trial.physical_batch_size == 16
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_where_one_example_does_not_fit_the_trial_says_so_in_one_line(assets, engine):
-    trial = new_trial(assets, engine=engine)
-    starve(before_forward(trial), *range(1, 100))
-    with pytest.raises(DoesNotFitError) as raised:
-        trial.run_epoch()
-    text = message(raised)
-    assert text.startswith("out of memory even with one example at a time: give trials more memory")
-    assert "you tried to allocate" in text
-    assert trial.history == []
-
-
 def test_evaluation_halves_its_batches_and_not_the_physical_batch_size(assets):
     trial, undisturbed = new_trial(assets, epochs=1), new_trial(assets, epochs=1)
     starve(before_forward(trial), 14)  # 13 micro-batches are an epoch
