@@ -12,7 +12,10 @@ DEMO = ["--space", "fixed_lr", "--demo"]
 
 
 def run(argv, capsys):
-    code = tune_main.main(argv)
+    try:
+        code = tune_main.main(argv)
+    except SystemExit as stop:  # of argparse
+        code = stop.code
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -31,6 +34,9 @@ def closed_port():
 
 BAD_INPUT = {
     "nothing": ([], "give --space NAME"),
+    "flag": (["--space", "fixed_lr", "--epoch", "3"], "did you mean --epochs"),
+    "number": ([*DEMO, "--epochs", "three"], "invalid int value"),
+    "no name": (["report"], "--name"),
     "space": (["--space", "batch_lr_gird"], "did you mean batch_lr_grid"),
     "model folder": ([*DEMO, "--models", "./no_such_folder"], "./no_such_folder"),
     "model": ([*DEMO, "--models", "bert-bse"], "bert-bse"),
@@ -75,23 +81,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, capsys, tmp_path):
     assert not out
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert not left
-
-
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        (["--space", "fixed_lr", "--epoch", "3"], "did you mean --epochs"),
-        (["--space", "fixed_lr", "--epochs", "three"], "invalid int value"),
-        (["report"], "--name"),
-    ],
-)
-def test_misspelled_flags_are_one_line(argv, expected, capsys):
-    with pytest.raises(SystemExit) as stop:
-        tune_main.main(argv)
-    err = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert expected in err
-    assert err.count("\n") == 1
 
 
 def test_list_spaces_names_every_question(capsys):

@@ -104,22 +104,11 @@ def test_sentences_are_the_short_ones_that_tell_trials_apart():
 
 
 def test_shared_and_lone_errors():
-    wrong = pd.DataFrame(
-        {
-            64: [True, True, False, False, True],
-            256: [True, False, True, False, True],
-            1024: [True, False, False, False, False],
-        },
-        index=[10, 11, 12, 13, 14],
-    )
-    assert wrong_sets(wrong) == {
-        EVERY: [10],
-        "64 alone": [11],
-        "256 alone": [12],
-        "1024 alone": [],
-        "some, not all": [14],
-    }
-    assert wrong_sets(wrong[[64, 256]]) == {EVERY: [10, 14], "64 alone": [11], "256 alone": [12]}
+    marks = {64: [1, 1, 0, 0, 1], 256: [1, 0, 1, 0, 1], 1024: [1, 0, 0, 0, 0]}
+    wrong = pd.DataFrame(marks, index=[10, 11, 12, 13, 14]).astype(bool)
+    alone = {"64 alone": [11], "256 alone": [12]}
+    assert wrong_sets(wrong) == {EVERY: [10], **alone, "1024 alone": [], "some, not all": [14]}
+    assert wrong_sets(wrong[[64, 256]]) == {EVERY: [10, 14], **alone}
 
 
 def test_negations_are_found_as_words():

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from tests.faults import processes
 
 _RAY = str(Path(sys.executable).parent / "ray")
@@ -90,10 +88,6 @@ class Cluster:
     def kill_node(self, number: int) -> None:
         """``kill -9`` the raylet and all that it started, as if the machine had lost power."""
         processes.kill(self._running.pop(number))
-
-    def processes_of(self, number: int) -> list[psutil.Process]:
-        """What runs on a node: its raylet, agents and workers."""
-        return processes.family(self._running[number])
 
     def wait_for(self, nodes: int, seconds: float = 120) -> None:
         """Wait until the head sees exactly so many nodes alive."""

@@ -18,6 +18,9 @@ import requests
 from tests.faults import processes
 
 _USER = _DATABASE = "mlflow"
+_INITDB = max(  # of the newest version
+    Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]), default=None
+)
 
 
 class Server:
@@ -85,13 +88,13 @@ class Postgres(Server):
             f"listen_addresses=127.0.0.1 port={self._port} unix_socket_directories={folder} fsync=off"
         )
         options = [word for setting in settings.split() for word in ("-c", setting)]
-        super().__init__(folder, [str(_binaries() / "postgres"), "-D", "data", *options], user)
+        super().__init__(folder, [str(_INITDB.with_name("postgres")), "-D", "data", *options], user)
 
     def create(self) -> None:
         """Initialise the data folder, start, create the database."""
         if self._user is not None:
             os.chown(self._folder, self._user, -1)
-        command = [_binaries() / "initdb", "--no-sync", "-D", "data", "-U", _USER, "--auth=trust"]
+        command = [_INITDB, "--no-sync", "-D", "data", "-U", _USER, "--auth=trust"]
         subprocess.run(command, cwd=self._folder, user=self._user, check=True, stdout=subprocess.DEVNULL)
         self.start()
         with contextlib.closing(self._connect()) as connection:
@@ -135,12 +138,4 @@ def postgres() -> Iterator[Postgres]:
 
 def postgres_missing() -> str:
     """Why there is no PostgreSQL to start, empty where there is."""
-    return "" if _found() else "no PostgreSQL in /usr/lib/postgresql: apt-get install postgresql"
-
-
-def _found() -> list[Path]:
-    return sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
-
-
-def _binaries() -> Path:
-    return _found()[-1].parent
+    return "" if _INITDB else "no PostgreSQL in /usr/lib/postgresql: apt-get install postgresql"

@@ -19,24 +19,13 @@ from tests.faults.study import ROOT, STUDY, Command, differences, facts
 
 pytestmark = pytest.mark.slow
 needs_postgres = pytest.mark.skipif(bool(postgres_missing()), reason=postgres_missing())
+needs_namespaces = pytest.mark.skipif(bool(namespaces_missing()), reason=namespaces_missing())
+NETWORK = pytest.param(True, marks=[pytest.mark.campaign, needs_namespaces])
 BOTH_TRAIN = Moment("epoch 1/", 2, 0.1)  # one trial on each machine
 
 
 @needs_postgres
-@pytest.mark.parametrize(
-    "over_network",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=[
-                pytest.mark.campaign,
-                pytest.mark.skipif(bool(namespaces_missing()), reason=namespaces_missing()),
-            ],
-        ),
-    ],
-    ids=["power", "cable"],
-)
+@pytest.mark.parametrize("over_network", [False, NETWORK], ids=["power", "cable"])
 def test_the_trials_of_a_lost_machine_go_on_elsewhere(uninterrupted, tmp_path, over_network):
     with bench.machines(tmp_path, over_network) as where:
         where.command.start()

@@ -2,27 +2,20 @@
 
 import random
 
-import pytest
-
 from tests.faults import in_process
 
 
-@pytest.fixture(scope="module")
-def trial_assets(assets):
-    return assets["bert-tiny"]
-
-
-def test_no_byte_range_of_a_checkpoint_can_change_unnoticed(trial_assets, tmp_path):
-    results = list(in_process.every_byte_range(trial_assets, tmp_path, ranges=12))
+def test_no_byte_range_of_a_checkpoint_can_change_unnoticed(assets, tmp_path):
+    results = list(in_process.every_byte_range(assets["bert-tiny"], tmp_path, ranges=12))
     assert len(results) > 50
     assert not [what for what, problem in results if problem]
 
 
-def test_a_trial_whose_newest_checkpoint_is_damaged_ends_where_it_would_have(trial_assets, tmp_path):
-    for what, problem in in_process.damaged_checkpoints(trial_assets, tmp_path, 8, random.Random(1)):
+def test_a_trial_whose_newest_checkpoint_is_damaged_ends_where_it_would_have(assets, tmp_path):
+    for what, problem in in_process.damaged_checkpoints(assets["bert-tiny"], tmp_path, 8, random.Random(1)):
         assert not problem, what
 
 
-def test_a_trial_that_runs_out_of_memory_ends_as_if_told_to_halve_there(trial_assets):
-    for what, problem in in_process.exhausted_memory(trial_assets, 4, random.Random(1)):
+def test_a_trial_that_runs_out_of_memory_ends_as_if_told_to_halve_there(assets):
+    for what, problem in in_process.exhausted_memory(assets["bert-tiny"], 4, random.Random(1)):
         assert not problem, what
