@@ -29,7 +29,6 @@ class Bench:
 
     @property
     def storage(self) -> Path:
-        """The study's checkpoints and journal."""
         return self.command.folder / "ray_results" / "faults"
 
     def processes(self, name: str) -> list[psutil.Process]:

@@ -68,12 +68,10 @@ class Campaign:
             print(f"PROBLEM {name} ({what}): {problems[:5]}", flush=True)
 
     def in_process(self, line: int, name: str, results: in_process.Results) -> None:
-        """Faults of single trials."""
         for what, problem in results:
             self.note(line, name, what, [problem] if problem else [])
 
     def scripted(self, count: int) -> None:
-        """Each script ``count`` times."""
         for script in SCRIPTS * count:
             self.note(script.line, script.name, "", script.play(self.folder(), self.wanted))
 

@@ -41,7 +41,6 @@ class Network:
         _ip(f"link set {self._link(number)} down")
 
     def mend(self, number: int) -> None:
-        """Plug it in again."""
         _ip(f"link set {self._link(number)} up")
 
     def remove(self) -> None:

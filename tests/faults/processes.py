@@ -69,7 +69,6 @@ def family(folder: Path, since: float = 0.0) -> list[psutil.Process]:
 
 
 def send(folder: Path, what: signal.Signals) -> None:
-    """Send a signal to the whole family."""
     for process in family(folder):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(what)
@@ -98,7 +97,6 @@ def wait_until(happened: Callable[[], bool], seconds: float, what: str) -> float
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on."""
     with socket.socket() as server:
         server.bind((host, 0))
         return server.getsockname()[1]

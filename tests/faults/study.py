@@ -67,12 +67,10 @@ class Command:
 
     @property
     def sqlite_uri(self) -> str:
-        """The store that the command makes in its folder."""
         return f"sqlite:///{self.folder}/mlflow.db"
 
     @property
     def is_running(self) -> bool:
-        """Whether the latest run has not ended."""
         return self.process is not None and self.process.poll() is None
 
     def wait_until(self, happened: Callable[[], bool], seconds: float, what: str) -> float:
@@ -90,7 +88,6 @@ class Command:
         return self.process.returncode
 
     def run(self, *more: str) -> int:
-        """Start it and wait for its end."""
         return self.start(*more).wait()
 
     def family(self, all_runs: bool = True) -> list[str]:

@@ -141,8 +141,6 @@ BROKEN_PLANS = {
     "one class": in_dataset(label_names=["a"]),
     "classes that are numbers": in_dataset(label_names=[1, 2]),
     "a config that is a text": in_cell(config="x"),
-    "a config without settings": in_cell(config={}),
-    "a batch size that is a text": in_config(target_batch_size="64"),
     "a batch size too large": in_config(target_batch_size=10**30),
     "an unknown rule": in_config(scaling_rule="cubic"),
 }
