@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 import tune_main
-from errors import UserError
 from reports.attention import Reading, readings, reload_model, text_statistics
 from reports.content import INSIDE, read_section
 from reports.inside import View, write_inside
@@ -18,7 +17,7 @@ from reports.inside_pictures import MOST_TOKENS, attention_map, decision_regions
 from reports.mistakes import EVERY, NEGATION, choose_sentences, length_bins, read_answers, wrong_sets
 from reports.prose import shorten
 from reports.study_data import read_study
-from tests.helpers import message
+from tests.helpers import refusal
 from tests.small_study import STUDY, UNTRAINED
 from tracking import StudyStore
 from trainables.exported_model import load_exported_model
@@ -226,28 +225,23 @@ def test_the_command_takes_sentences_rule_layer_and_head(small_study, tmp_path, 
     ],
 )
 def test_a_view_that_is_not_there_is_one_line(small_study, view, expected, tmp_path):
-    with pytest.raises(UserError) as raised:
-        write_inside(small_study, STUDY, str(tmp_path), view)
-    assert expected in message(raised)
+    assert expected in refusal(write_inside, small_study, STUDY, str(tmp_path), view)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_unknown_and_unfinished_studies_are_one_line(small_study, runs, tmp_path):
-    def refusal(study):
-        with pytest.raises(UserError) as raised:
-            write_inside(small_study, study, str(tmp_path))
-        return message(raised)
+    def refused(study):
+        return refusal(write_inside, small_study, study, str(tmp_path))
 
-    assert "did you mean films" in refusal("film")
+    assert "did you mean films" in refused("film")
     plan = runs.invocations[0].plan() | {"study": "empty"}
     invocation = StudyStore(small_study, "empty").start_invocation("title", plan, {})
-    assert "run the study's command again, which stores it" in refusal("empty")
+    assert "run the study's command again, which stores it" in refused("empty")
     invocation.log_test_split(np.array([1]), np.array([0]), ["a film"])
-    assert "no trial of study 'empty' has been tested yet" in refusal("empty")
+    assert "no trial of study 'empty' has been tested yet" in refused("empty")
 
 
 def test_other_test_texts_than_those_tested_on_are_refused(runs):
     study, split = read_study(runs), runs.invocations[0].test_split()
-    with pytest.raises(UserError) as raised:
-        read_answers(study, split.assign(row_id=split["row_id"] + 1))
-    assert "is not what its trials were tested on" in message(raised)
+    reason = refusal(read_answers, study, split.assign(row_id=split["row_id"] + 1))
+    assert "is not what its trials were tested on" in reason

@@ -3,7 +3,6 @@
 import json
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +11,7 @@ from search_spaces import SPACES, TrialConfig
 from search_spaces.trial_config import FIELDS, parse_setting
 from sweep.options import SweepOptions, resolve_space
 from sweep.plan import make_plan, plan_summary, plan_table
-from tests.helpers import TINY_MODELS, make_config, message
+from tests.helpers import TINY_MODELS, make_config, refusal
 from tests.hostile.junk import texts, values
 from trainables.encoders import ENCODERS
 
@@ -142,6 +141,5 @@ def test_two_folders_of_one_name_are_refused(tmp_path, tiny_folder):
         (tmp_path / parent).mkdir()
         (tmp_path / parent / "encoder-a").symlink_to(tiny_folder)
     models = [str(tmp_path / parent / "encoder-a") for parent in ("first", "second")]
-    with pytest.raises(UserError) as raised:
-        make_plan(SweepOptions(space="fixed_lr", demo=True, models=models), False)
-    assert "are both called encoder-a" in message(raised)
+    options = SweepOptions(space="fixed_lr", demo=True, models=models)
+    assert "are both called encoder-a" in refusal(make_plan, options, bf16_available=False)

@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import psutil
 import pytest
@@ -38,22 +38,15 @@ class Watched:
 
     def run(self):
         without = {"HOME": str(self.stranger), "TMPDIR": str(self.stranger), "RAY_AUTH_MODE": "disabled"}
-        self.waiting = subprocess.Popen(
-            [sys.executable, "-c", ASK],
-            env=os.environ | without,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.command.start()
-        while self.command.is_running:
-            self._look()
-            if not self.dashboard and "epoch 1/" in self.command.said():
-                self._ask()
-            time.sleep(0.5)
-        self.waiting.kill()  # where it was never told an address
-        self.waiting.communicate()
+        stranger, streams = [sys.executable, "-c", ASK], dict.fromkeys(("stdin", "stdout", "stderr"), PIPE)
+        with Popen(stranger, env=os.environ | without, text=True, **streams) as waiting:
+            with self.command.start():
+                while self.command.is_running:
+                    self._look()
+                    if not self.dashboard and "epoch 1/" in self.command.said():
+                        self._ask(waiting)
+                    time.sleep(0.5)
+            waiting.kill()  # where it was never told an address
         assert self.command.wait() == 0, self.command.said()
         return self
 
@@ -63,7 +56,7 @@ class Watched:
                 found = process.net_connections("inet")
                 self.listening |= {(process.name(), c.laddr.ip, c.laddr.port) for c in found if not c.raddr}
 
-    def _ask(self):
+    def _ask(self, waiting):
         """The dashboard without and with a wrong token; and the cluster from a process without one."""
         address = next(w for w in self.command.said().split() if w.startswith("http://127.0.0.1:"))
         for token in ("", "Bearer wrong"):
@@ -74,7 +67,7 @@ class Watched:
             except urllib.error.HTTPError as error:
                 self.dashboard[token] = error.code
         gcs = next(f"127.0.0.1:{port}" for name, _, port in self.listening if name == "gcs_server")
-        out, why = self.waiting.communicate(gcs)
+        out, why = waiting.communicate(gcs)
         self.joined = "joined" in out, why
 
 

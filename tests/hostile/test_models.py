@@ -8,10 +8,9 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 import tune_main
-from errors import UserError
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
-from tests.helpers import message
+from tests.helpers import refusal
 from tests.hostile.models import Payload, add_code
 from trainables.encoders import EncoderForClassification, count_parameters, load_encoder
 from trainables.exported_model import ClassifierCard, export_model, load_exported_model
@@ -31,20 +30,14 @@ def proof(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def refused(load, *arguments):
-    with pytest.raises(UserError) as raised:
-        load(*arguments)
-    return message(raised)
-
-
 def test_code_that_a_known_model_brings_is_left_alone_and_a_model_that_needs_it_is_refused(
     model, proof, capsys
 ):
     add_code(model, proof)
     assert load_encoder(str(model), TEXTS).tokenizer()(TEXTS)["input_ids"]
     add_code(model, proof, model_type="evil")
-    for refusal in (refused(count_parameters, str(model)), refused(load_encoder, str(model), TEXTS)):
-        assert "cannot be loaded" in refusal
+    for reason in (refusal(count_parameters, str(model)), refusal(load_encoder, str(model), TEXTS)):
+        assert "cannot be loaded" in reason
     capsys.readouterr()
     assert tune_main.main(["verify", "--models", str(model)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -53,7 +46,7 @@ def test_code_that_a_known_model_brings_is_left_alone_and_a_model_that_needs_it_
 def test_weights_are_never_unpickled(model, proof):
     (model / "model.safetensors").unlink()
     torch.save({"weight": Payload(proof)}, model / "pytorch_model.bin")
-    assert "cannot be loaded" in refused(load_encoder, str(model), TEXTS)
+    assert "cannot be loaded" in refusal(load_encoder, str(model), TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +67,7 @@ def test_weights_are_never_unpickled(model, proof):
 def test_a_config_of_anything_else_is_one_line(model, config, capsys):
     (model / "config.json").write_text(config)
     options = SweepOptions(space="fixed_lr", demo=True, models=[str(model)])
-    refused(make_plan, options, False)
+    refusal(make_plan, options, False)
     assert tune_main.main(["verify", "--models", str(model)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
