@@ -73,12 +73,8 @@ def moment(rng: random.Random) -> Moment:
 @contextlib.contextmanager
 def local(folder: Path) -> Iterator[Bench]:
     """Ray and SQLite, as on a laptop."""
-    command = Command(folder / "study")
-    where = Bench(command, command.sqlite_uri, folder)
-    try:
-        yield where
-    finally:
-        where.command.kill()
+    with Command(folder / "study") as command:
+        yield Bench(command, command.sqlite_uri, folder)
 
 
 @contextlib.contextmanager
@@ -87,12 +83,8 @@ def served(folder: Path) -> Iterator[Bench]:
     with postgres() as database, mlflow_server(folder / "mlflow", database.uri) as server:
         # a server that is paused must be found out soon, as a real one is by its longer timeouts
         impatient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-        command = Command(folder / "study", "--tracking-uri", server.uri, environment=impatient)
-        where = Bench(command, server.uri, folder, server=server, database=database)
-        try:
-            yield where
-        finally:
-            where.command.kill()
+        with Command(folder / "study", "--tracking-uri", server.uri, environment=impatient) as command:
+            yield Bench(command, server.uri, folder, server=server, database=database)
 
 
 @contextlib.contextmanager
@@ -108,6 +100,5 @@ def machines(folder: Path, over_network: bool = False, dashboard: bool = False) 
         cluster.wait_for(3)
         options = ("--ray-address", cluster.address, "--tracking-uri", server.uri)
         surroundings = {"environment": cluster.environment, "enter": cluster.enter()}
-        command = Command(folder / "study", *options, **surroundings)
-        stack.callback(command.kill)
+        command = stack.enter_context(Command(folder / "study", *options, **surroundings))
         yield Bench(command, server.uri, folder, server, database, cluster, net)

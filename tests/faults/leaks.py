@@ -100,13 +100,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="leaks-") as folder:
         for stop in (signal.SIGINT, signal.SIGTERM):
             signal.signal(stop, signal.default_int_handler)
-        command = Command(Path(folder), study=[*_STUDY, *map(str, range(trials))])
-        watch = Watch(command.start())
-        try:
+        with Command(Path(folder), study=[*_STUDY, *map(str, range(trials))]) as command:
+            watch = Watch(command.start())
             code = watch.follow()
-        finally:
-            command.kill()
-        announced = announced_bytes(command.output())
+            announced = announced_bytes(command.output())
     found = courses(pd.DataFrame(watch.uses))
     took = watch.most_checkpoint_bytes
     print(f"{trials} trials, {len(watch.workers)} worker, exit code {code}")

@@ -55,15 +55,12 @@ def elsewhere(where: Bench, wanted: dict) -> list[str]:
     where.command.start().wait_for("epoch 1/")
     for worker in where.processes("ray::"):
         worker.suspend()  # so that the first one is still at work when the other has started
-    other = Command(where.folder / "elsewhere", "--tracking-uri", where.tracking_uri)
-    try:
+    with Command(where.folder / "elsewhere", "--tracking-uri", where.tracking_uri) as other:
         code = other.run()
         refused = code == 2 and "give --take-over if it was killed" in other.output()
         where.command.kill()
         where.command = other
         other.run("--take-over")
-    finally:
-        other.kill()
     return [] if refused else [f"not refused: exit code {code}"]
 
 

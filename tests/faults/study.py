@@ -49,6 +49,12 @@ class Command:
         self._started = 0.0
         self.process: subprocess.Popen | None = None
 
+    def __enter__(self) -> "Command":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.kill()
+
     def start(self, *more: str) -> "Command":
         """Start it, or start it again."""
         self._said_before = len(self.output())
