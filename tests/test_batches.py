@@ -84,22 +84,3 @@ def test_a_tokenizer_without_a_pad_token_pads_with_0(assets):
     assert pad_token(tokenizer) == tokenizer.mask_token_id != 0
     tokenizer.pad_token = None
     assert pad_token(tokenizer) == 0
-
-
-@pytest.mark.parametrize("model", TINY_MODELS)
-def test_neither_padding_nor_its_token_changes_the_logits(assets, model):
-    classifier = assets[model].encoder.build(classes=2, dropout=0.1, seed=0).double().eval()
-    val, other = (TokenTensors(assets[model].val, pad, CPU) for pad in (assets[model].pad_token, 7))
-    assert len(set(val.lengths.tolist())) > 3  # or there is nothing to pad
-
-    def logits(data, *examples, masked=True):
-        batch = data.batch(torch.tensor(examples))
-        mask = batch.attention_mask if masked else torch.ones_like(batch.attention_mask)
-        with torch.no_grad():
-            return classifier(batch.input_ids, mask)
-
-    together = logits(val, *range(20))
-    alone = torch.cat([logits(val, i) for i in range(20)])
-    for same in (alone, logits(other, *range(20))):
-        torch.testing.assert_close(same, together, rtol=0, atol=1e-10)
-    assert not torch.allclose(logits(val, *range(20), masked=False), together, rtol=0, atol=1e-10)
