@@ -149,6 +149,7 @@ def _section(
     tables = {
         name: Table(title, frames[name].rename(columns=axis_words), note.format(where=view.where))
         for name, (title, note) in _TABLES.items()
+        if not frames[name].empty
     }
     shown = {
         (cell.model, cell.target_batch_size): looks[cell.trial_hash]

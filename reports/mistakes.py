@@ -43,7 +43,7 @@ def read_answers(study: StudyData, test_split: pd.DataFrame) -> pd.DataFrame:
     More seeds would show the same texts again, which are no new evidence about them.
     """
     tested = {trial_hash: trial for trial_hash, trial in study.trials.items() if trial.is_tested}
-    cells = study.cells[study.cells["seed"] == study.cells["seed"].iloc[0]]
+    cells = study.cells[study.cells["seed"].isin(study.axis_values("seed")[:1])]
     cells = cells[cells["trial_hash"].isin(tested)][[*GRID, "trial_hash"]].reset_index(drop=True)
     if cells.empty:
         raise UserError(
@@ -95,7 +95,11 @@ def overlaps(answers: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             counts.append(group | {"texts": len(row_ids), "share_of_wrong": len(row_ids) / any_wrong})
             first = texts.loc[row_ids[:_EXAMPLES], ["label", "text"]].reset_index()
             examples += [group | row for row in first.to_dict("records")]
-    return pd.DataFrame(counts), pd.DataFrame(examples)
+    columns = ["model", "scaling_rule", "wrong_at"]
+    return (
+        pd.DataFrame(counts, columns=[*columns, "texts", "share_of_wrong"]),
+        pd.DataFrame(examples, columns=[*columns, "row_id", "label", "text"]),
+    )
 
 
 def wrong_sets(wrong: pd.DataFrame) -> dict[str, list[int]]:

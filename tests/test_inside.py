@@ -14,7 +14,17 @@ from reports.attention import Reading, readings, reload_model, text_statistics
 from reports.content import INSIDE, read_section
 from reports.inside import View, write_inside
 from reports.inside_pictures import MOST_TOKENS, attention_map, decision_regions, project
-from reports.mistakes import EVERY, NEGATION, choose_sentences, length_bins, read_answers, wrong_sets
+from reports.mistakes import (
+    EVERY,
+    NEGATION,
+    choose_sentences,
+    length_bins,
+    overlaps,
+    read_answers,
+    readable,
+    shared_errors_sentences,
+    wrong_sets,
+)
 from reports.prose import shorten
 from reports.study_data import read_study
 from tests.helpers import refusal
@@ -108,6 +118,15 @@ def test_shared_and_lone_errors():
     alone = {"64 alone": [11], "256 alone": [12]}
     assert wrong_sets(wrong) == {EVERY: [10], **alone, "1024 alone": [], "some, not all": [14]}
     assert wrong_sets(wrong[[64, 256]]) == {EVERY: [10, 14], **alone}
+
+
+def test_one_batch_size_shares_no_errors(runs):
+    answers = read_answers(read_study(runs), runs.invocations[0].test_split())
+    one = answers[answers["target_batch_size"] == answers["target_batch_size"].iloc[0]]
+    shared, examples = overlaps(one)
+    assert shared.empty
+    assert readable(examples, ("negative", "positive")).empty
+    assert list(shared_errors_sentences(shared)) == []
 
 
 def test_negations_are_found_as_words():
