@@ -41,11 +41,13 @@ def run_sweep(options: SweepOptions) -> int:
         say(list_spaces())
         return 0
     resolve_space(options, bf16_available=False)  # typing errors, before the slow imports
-    from sweep.study import run_study, show_plan
-
     if options.dry_run:
+        from sweep.plan import show_plan
+
         show_plan(options)
         return 0
+    from sweep.study import run_study
+
     outcome = run_study(options)
     _print_report(options.tracking_uri, outcome.study, options.results_path)
     for name, reason in outcome.failures.items():

@@ -56,12 +56,14 @@ def legend_below(drawn: Figure, axes: Axes, columns: int, **style: Any) -> None:
     )
 
 
-def png(drawn: Figure) -> bytes:
-    """The figure as PNG, the same bytes each time."""
-    out = io.BytesIO()
+def png(drawn: Figure, cropped: bool = False) -> bytes:
+    """The figure as PNG, the same bytes each time; ``cropped`` to what is drawn, also beyond its edge."""
+    out, metadata = io.BytesIO(), {"Software": None}
     with warnings.catch_warnings():
         # a review may hold characters that the font lacks; a box stands in for them
         warnings.filterwarnings("ignore", message=r"Glyph \d+")
-        # not print_figure, which draws everything twice
-        FigureCanvasAgg(drawn).print_png(out, metadata={"Software": None})
+        if cropped:
+            drawn.savefig(out, format="png", dpi=_DPI, bbox_inches="tight", metadata=metadata)
+        else:  # draws once, not twice
+            FigureCanvasAgg(drawn).print_png(out, metadata=metadata)
     return out.getvalue()

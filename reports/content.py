@@ -20,12 +20,13 @@ _STARTS_A_FORMULA = frozenset("=+-@\t\n＝＋－＠")  # a spreadsheet would com
 
 
 class Picture(BaseModel, frozen=True, extra="forbid"):
-    """A figure as PNG; ``name`` is its file's name without the ending."""
+    """A figure as PNG; ``name`` is its file's name without the ending; ``broad``: by itself in a row."""
 
     name: FileName
     title: str
     caption: str
     alt: str
+    broad: bool = False
     png: bytes = Field(b"", exclude=True)
 
 

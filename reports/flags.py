@@ -52,7 +52,7 @@ def _edge(name: str, grid: pd.Series, best: pd.Series) -> list[str]:
 
 def short_training_flags(study: StudyData) -> list[str]:
     """Target batch sizes with fewer steps than the half-life of the optimizer's second-moment average."""
-    optimizer = OPTIMIZERS[study.plan.cells[0].config.optimizer]  # all cells share it
+    optimizer = OPTIMIZERS[study.plan.shared.optimizer]  # all cells share it
     if optimizer.beta2 is None:
         return []
     half_life = math.log(2) / (1 - optimizer.beta2)

@@ -7,10 +7,10 @@ from functools import cached_property
 from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
 
 from errors import UserError, printable
-from search_spaces import TrialConfig
+from search_spaces import SearchSpace, TrialConfig
 from search_spaces.space import AXES
 from tracking import DatasetFacts, TrialRun
 from tracking.study_store import StudyRuns
@@ -36,17 +36,25 @@ class StoredPlan(BaseModel):
     study: str
     question: str
     dataset: DatasetFacts
-    cells: Annotated[list[StoredCell], Field(min_length=1)]
+    cells: list[StoredCell]  # of a search: what confirms its best, empty before
     baselines: dict[str, str | int] = {}
+    search: SearchSpace | None = None
     metrics: dict[str, str] = {"loss": "cross entropy (nats)", "acc": "accuracy"}  # name -> axis label
 
     @model_validator(mode="after")
     def _check(self) -> "StoredPlan":
         if not all(self.dataset.sizes.get(split, 0) > 0 for split in ("train", "val", "test")):
             raise ValueError("a split without examples")
+        if not (self.cells or self.search):
+            raise ValueError("no cells")
         if not set(self.baselines) <= set(GRID):
             raise ValueError(f"a baseline on an axis other than {', '.join(GRID)}")
         return self
+
+    @property
+    def shared(self) -> TrialConfig:
+        """Any trial, for the settings that all have in common."""
+        return self.cells[0].config if self.search is None else next(self.search.corners())
 
 
 @dataclass(frozen=True)
@@ -106,10 +114,9 @@ class StudyData:
     def cells(self) -> pd.DataFrame:
         """A row per cell in reading order: the coordinates AXES, learning_rate, trial_hash."""
         names = ("target_batch_size", "scaling_rule", "seed", "learning_rate")
-        found = pd.DataFrame({"model": cell.config.model_name} for cell in self.plan.cells)
-        for name in names:
-            found[name] = [getattr(cell.config, name) for cell in self.plan.cells]
-        return found.assign(trial_hash=[cell.trial_hash for cell in self.plan.cells])
+        found = {"model": [cell.config.model_name for cell in self.plan.cells]}
+        found |= {name: [getattr(cell.config, name) for cell in self.plan.cells] for name in names}
+        return pd.DataFrame(found | {"trial_hash": [cell.trial_hash for cell in self.plan.cells]})
 
     def axis_values(self, axis: str) -> list[Any]:
         return list(dict.fromkeys(self.cells[axis]))

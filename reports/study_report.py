@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from reports import searches
 from reports.charts import accuracy_pictures, curve_pictures, noise_pictures
 from reports.content import (
     INSIDE,
@@ -24,6 +25,8 @@ from reports.content import (
 )
 from reports.flags import flags
 from reports.prose import markdown_text
+from reports.search_pictures import search_pictures
+from reports.searches import read_search
 from reports.study_data import StudyData, read_study
 from reports.tables import facts, finding_tables, result_tables, results_frame, runs_table
 from reports.verdicts import compare_cells, compare_epochs, headline
@@ -70,12 +73,18 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
     data = read_study(runs)
     families = {"comparisons": compare_cells(data), "last_against_best_epoch": compare_epochs(data)}
     tables, pictures, inside = finding_tables(data, families), _pictures(data), _inside(runs.invocations)
-    paragraphs = headline(families["comparisons"])
+    paragraphs, warnings = headline(families["comparisons"]), flags(data)
+    if data.plan.search:
+        search = read_search(data.plan.search, runs)
+        paragraphs = searches.headline(search, data)
+        warnings = searches.flags(search, data.plan.dataset.sizes["val"]) + warnings
+        tables = {"best_trials": searches.best_table(search)} | tables
+        pictures = {"The search": list(search_pictures(search))} | pictures
     page = {
         "study": data.plan.study,
         "question": data.plan.question,
         "headline": paragraphs,
-        "flags": flags(data),
+        "flags": warnings,
         "results": result_tables(data),
         "tables": tables,
         "sentences": [family.sentences() for family in families.values()],

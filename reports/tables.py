@@ -27,7 +27,8 @@ def results_frame(study: StudyData) -> pd.DataFrame:
     frame["trial_hash"] = study.cells["trial_hash"]
     for name in ("test_acc", "last_test_acc"):
         ends = [_interval(value, study.plan.dataset.sizes["test"]) for value in frame[name]]
-        frame[[f"{name}_low", f"{name}_high"]] = ends
+        columns = [f"{name}_low", f"{name}_high"]
+        frame[columns] = pd.DataFrame(ends, frame.index, columns, dtype=float)
     for metric in further_metrics(study):
         for name in (f"test_{metric}", f"last_test_{metric}"):
             frame[name] = study.metric(name)
@@ -200,7 +201,7 @@ def runs_table(study: StudyData, store: StudyStore) -> Table:
 
 def facts(study: StudyData, invocations: Iterable[InvocationRun]) -> dict[str, str]:
     """How the study was made, in the order in which it is told."""
-    dataset, config = study.plan.dataset, study.plan.cells[0].config
+    dataset, config = study.plan.dataset, study.plan.shared
     sizes, trials = dataset.sizes, study.trials.values()
     tags = pd.DataFrame(
         [trial.tags for trial in trials], columns=["hardware", "versions", "gpus_per_trial"]

@@ -4,21 +4,22 @@ import importlib
 import pkgutil
 
 from errors import unknown
+from search_spaces.search_space import SearchSpace
 from search_spaces.space import Space, trial_name, unique_trials
 from search_spaces.trial_config import TrialConfig
 
 _MODULES = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
 
-SPACES: dict[str, Space] = {
+SPACES: dict[str, Space | SearchSpace] = {
     module.SPACE.name: module.SPACE for module in _MODULES if hasattr(module, "SPACE")
 }
 
 
-def find_space(name: str) -> Space:
+def find_space(name: str) -> Space | SearchSpace:
     """The space of this name, or a UserError that suggests near misses."""
     if name not in SPACES:
         raise unknown("space", name, SPACES)
     return SPACES[name]
 
 
-__all__ = ["SPACES", "Space", "TrialConfig", "find_space", "trial_name", "unique_trials"]
+__all__ = ["SPACES", "SearchSpace", "Space", "TrialConfig", "find_space", "trial_name", "unique_trials"]

@@ -27,12 +27,14 @@ PRECISIONS = ("fp32", "bf16")
 RENAMED = {"dropout": "head_dropout"}  # old key -> field
 _LARGEST = 2**63 - 1  # what PyTorch, Arrow and SQLite can count to
 
-# The hash identifies what is learned. These fields change how a trial is computed or spelled instead:
-# the learning rate stands in for the three it derives from, the digest of the data for its place.
-_NOT_IN_HASH = frozenset(
-    "physical_batch_size noise_every scaling_rule base_lr reference_batch_size "
-    "dataset text_column label_column keep_duplicates train_size eval_size".split()
+# The hash identifies what is learned. These fields say how a trial is computed, or where its data lie,
+# for which the digest stands in.
+LEARN_NOTHING = frozenset(
+    "physical_batch_size noise_every dataset text_column label_column keep_duplicates train_size "
+    "eval_size".split()
 )
+# the learning rate stands in for the three that it derives from
+_NOT_IN_HASH = LEARN_NOTHING | {"scaling_rule", "base_lr", "reference_batch_size"}
 # A field added after these enters the hash only where it differs from its default, so that nobody's
 # finished study is trained again; a renamed field is hashed under its old key.
 _ALWAYS_IN_HASH = frozenset(
@@ -136,11 +138,7 @@ class TrialConfig(BaseModel):
 
     @property
     def model_name(self) -> str:
-        """The model's name for tables and plots: the last meaningful part of an id or a folder."""
-        parts = PurePath(self.model).parts
-        if len(parts) > 1 and parts[-1] in {"model", "encoder", "checkpoint"}:
-            return "/".join(parts[-2:])
-        return parts[-1] if parts else self.model
+        return model_name(self.model)
 
     @property
     def trial_hash(self) -> str:
@@ -174,6 +172,14 @@ class TrialConfig(BaseModel):
     def from_stored(cls, values: Mapping[str, Any]) -> "TrialConfig":
         """Build from what any version of this program stored: old keys are read, new ones may be absent."""
         return cls(**{RENAMED.get(str(name), str(name)): value for name, value in values.items()})
+
+
+def model_name(model: str) -> str:
+    """A model's name for tables and plots: the last meaningful part of an id or a folder."""
+    parts = PurePath(model).parts
+    if len(parts) > 1 and parts[-1] in {"model", "encoder", "checkpoint"}:
+        return "/".join(parts[-2:])
+    return parts[-1] if parts else model
 
 
 FIELDS: tuple[str, ...] = tuple(TrialConfig.model_fields)

@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from errors import StoppedError, UserError, first_line, last_line
 from sweep.options import SweepOptions
+from sweep.terminal import say
 
 _TINY = 1e-9  # 1.0 // 0.1 is 9
 _TOKEN = Path.home() / ".ray" / "auth_token"
@@ -185,6 +186,22 @@ def _fits(gpus: float, cpus: float, has_gpus: float, has_cpus: float) -> int:
         return by_cores
     # a share is of one GPU: two trials at 0.4 on each, however many there are
     return min(by_cores, int(has_gpus) * int(1 / gpus + _TINY))
+
+
+def announce(options: SweepOptions, dashboard: str, resources: Resources) -> None:
+    """Say what trials run on, and where they can be watched."""
+    if not resources.gpus:
+        say("no GPU in use: trials run on the CPU")
+    say(
+        f"{resources.concurrent} trials at once, each with {resources.cpus:g} CPU"
+        + (f" and {resources.gpus:g} GPU" if resources.gpus else "")
+    )
+    if dashboard:
+        token = "it asks for the token of `ray get-auth-token`"
+        say(f"Ray dashboard  http://{dashboard}  ({token})")
+    uri = options.tracking_uri
+    page = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    say(f"MLflow         {page}")
 
 
 def environment_tags(resources: Resources) -> dict[str, str]:

@@ -1,22 +1,27 @@
 """The options of every command. Add one: a field here."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from errors import UserError
-from search_spaces import SPACES, Space, find_space
+from search_spaces import SPACES, SearchSpace, Space, find_space
+from search_spaces.search_space import SAMPLERS, Choice, LogUniform, Parameter
 from search_spaces.space import AXES
 from search_spaces.trial_config import FIELDS, RENAMED, parse_setting
 from sweep.command_line import Options, flag_of, option
 from trainables import demo_reviews
 
 CPU_PHYSICAL_BATCH_SIZE = 64  # on a CPU it makes no difference
+_SEARCH_OPTIONS = ("trials", "sampler", "stopping", "generation_size", "confirm_seeds")
 _RESOLVED = ("physical_batch_size", "precision")  # from "auto" to a TrialConfig field
 _DEMO_MODELS = ("bert-tiny", "modernbert-tiny")
 _DEMO_BASE_LR = 5e-4
+_DEMO_BASE_LRS = LogUniform(1e-4, 1e-2)
 _CELLS, _DATA, _TRAINING = "cells (defaults come from the space)", "data", "training"
+_SEARCH = "search (of a space such as best_config; defaults come from the space)"
 _PLACES = "where it runs and what it leaves"
 _EPILOG = """\
 other commands:
@@ -48,6 +53,18 @@ class SweepOptions(Options):
     target_batch_sizes: Sequence[int] | None = option("examples per optimizer step", _CELLS, "N")
     scaling_rules: Sequence[str] | None = option("fixed, sqrt, linear", _CELLS, "RULE")
     seeds: Sequence[int] | None = option("default 42", _CELLS, "N", flag="--seed")
+
+    trials: int | None = option("how many to search", _SEARCH, "N", ge=1)
+    sampler: str | None = option(", ".join(SAMPLERS), _SEARCH)
+    stopping: str | None = option("none, or median: stop trials below it", _SEARCH, "RULE")
+    generation_size: int | None = option("trials that are proposed at once", _SEARCH, "N", ge=1)
+    confirm_seeds: int | None = option("seeds that the best is trained with again", _SEARCH, "N", ge=1)
+    optuna_storage: str = option(
+        "a copy for optuna-dashboard (default sqlite:///optuna.db)",
+        _SEARCH,
+        "URL",
+        default="sqlite:///optuna.db",
+    )
 
     # fields of TrialConfig, which has their defaults and their checks
     dataset: str | None = option("a hub id, a folder, or a CSV, JSON or Parquet file", _DATA)
@@ -163,7 +180,7 @@ def parse_options(command: str, argv: Sequence[str]) -> Any:
     return options
 
 
-def resolve_space(options: SweepOptions, bf16_available: bool) -> Space:
+def resolve_space(options: SweepOptions, bf16_available: bool) -> Space | SearchSpace:
     """The space with the flags applied: explicit flags beat ``--demo``, which beats the space.
 
     Cheap: a misspelled flag value is found before PyTorch, Ray and MLflow have been imported.
@@ -172,11 +189,18 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space:
     space = find_space(options.space)
     settings = dict(space.settings)
     if options.demo:
-        space = replace(space, models=_DEMO_MODELS)
         settings |= {"dataset": demo_reviews.NAME, "base_lr": _DEMO_BASE_LR}
     settings |= options.settings
     settings["physical_batch_size"] = _physical_batch_size(options.physical_batch_size)
     settings["precision"] = _precision(options, bf16_available)
+    if isinstance(space, SearchSpace):
+        check_copy(options)
+        return _narrowed(space, options, settings)
+    for name in _SEARCH_OPTIONS:
+        if getattr(options, name) is not None:
+            raise UserError(f"{flag_of(SweepOptions, name)} is for a search, and {space.name} is a grid")
+    if options.demo:
+        space = replace(space, models=_DEMO_MODELS)
     space = replace(
         space,
         models=tuple(options.models or space.models),
@@ -188,6 +212,45 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space:
     check_distinct(space)
     space.cells()  # every TrialConfig is validated here, before anything is loaded
     return space
+
+
+def _narrowed(space: SearchSpace, options: SweepOptions, settings: dict[str, Any]) -> SearchSpace:
+    """The search with the flags applied: a list narrows a parameter, a single value fixes it."""
+    parameters = dict(space.parameters)
+    if options.demo:
+        demo: dict[str, Parameter] = {"model": Choice(_DEMO_MODELS), "base_lr": _DEMO_BASE_LRS}
+        parameters |= {name: value for name, value in demo.items() if name in parameters}
+    if options.seeds and len(options.seeds) > 1:
+        raise UserError(
+            "a search takes one --seed: --confirm-seeds says how often its best is trained again"
+        )
+    listed = {axis: getattr(options, f"{axis}s") for axis in AXES if axis != "seed"}
+    parameters |= {axis: Choice(tuple(values)) for axis, values in listed.items() if values}
+    parameters = {name: value for name, value in parameters.items() if name not in options.settings}
+    for name in [name for name, value in parameters.items() if value.ends == value.ends[:1]]:
+        settings[name] = parameters.pop(name).ends[0]
+    if not parameters:
+        raise UserError("every parameter has one value: there is nothing to search")
+    settings = {name: value for name, value in settings.items() if name not in parameters}
+    given = {name: getattr(options, name) for name in _SEARCH_OPTIONS}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if options.sampler == "gp":
+        changes.setdefault("stopping", "none")
+    if options.seeds:
+        changes["seed"] = options.seeds[0]
+    narrowed = space.replace(parameters=parameters, settings=settings, **changes)
+    for _ in narrowed.corners():  # each validates a TrialConfig
+        pass
+    return narrowed
+
+
+def check_copy(options: SweepOptions) -> None:
+    """Raise UserError for an Optuna storage that cannot work, or that is MLflow's database."""
+    url = options.optuna_storage
+    if not re.match(r"(sqlite|postgresql|mysql)(\+\w+)?://", url):
+        raise UserError(f"--optuna-storage '{url}' is not the URL of a database: use sqlite:///FILE.db")
+    if url == options.tracking_uri:
+        raise UserError("--optuna-storage is MLflow's database: each needs one of its own")
 
 
 def list_spaces() -> str:

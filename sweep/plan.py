@@ -1,6 +1,6 @@
 """The plan: cells, the unique trials that serve them, and what they will cost."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,9 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from errors import UserError, printable
-from search_spaces import Space, TrialConfig, trial_name, unique_trials
+from search_spaces import SearchSpace, Space, TrialConfig, trial_name, unique_trials
+from search_spaces.search_space import Choice
+from search_spaces.trial_config import model_name
 from sweep.options import SweepOptions, check_distinct, resolve_space
-from tracking import DatasetFacts
+from sweep.terminal import console, say
+from tracking import DatasetFacts, check_study_name
 from trainables.encoders import canonical_model, check_max_length, count_parameters
 from trainables.evaluation import METRICS
 from trainables.reviews import ReviewSplits, load_splits
@@ -36,11 +39,13 @@ class Plan:
     """What a study will do. Made before anything is trained or written."""
 
     study: str
-    space: Space
-    cells: Sequence[TrialConfig]
+    space: Space | SearchSpace
+    cells: Sequence[TrialConfig]  # of a search: those that confirm its best, once it is known
     splits: ReviewSplits
     parameters: dict[str, int]  # of each model
+    shared: TrialConfig  # any trial, for the settings that all have in common
     notes: Sequence[str] = ()
+    sized_for_gpu: bool = False
 
     @cached_property
     def trials(self) -> dict[str, list[TrialConfig]]:
@@ -54,12 +59,62 @@ class Plan:
 
     def name(self, trial_hash: str) -> str:
         """The trial's name in tables and in MLflow."""
-        return trial_name(self.trials[trial_hash], len(self.space.seeds))
+        return trial_name(self.trials[trial_hash], self.seeds)
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds the cells have."""
+        return len({cell.seed for cell in self.cells})
+
+    @property
+    def in_training(self) -> list[TrialConfig]:
+        """The trials that may have checkpoints at once; of a search, as many of the largest model."""
+        if not isinstance(self.space, SearchSpace):
+            return list(self.configs.values())
+        return [self._largest] * max(self.space.generation_size, self.space.confirm_seeds)
+
+    @property
+    def kept(self) -> list[TrialConfig]:
+        """The trials whose models stay in MLflow."""
+        if not isinstance(self.space, SearchSpace):
+            return list(self.configs.values())
+        return [self._largest] * self.space.confirm_seeds
+
+    @property
+    def _largest(self) -> TrialConfig:
+        return self.shared.replace(model=max(self.parameters, key=lambda model: self.parameters[model]))
+
+    @property
+    def target_batch_sizes(self) -> Sequence[int]:
+        if isinstance(self.space, SearchSpace):
+            parameter = self.space.parameters.get("target_batch_size")
+            return parameter.ends if parameter else [self.shared.target_batch_size]  # type: ignore[return-value]
+        return self.space.target_batch_sizes
+
+    def cells_of(self, trial_hash: str) -> Sequence[TrialConfig]:
+        """The cells that a trial serves."""
+        return self.trials[trial_hash]
+
+    def tags(self, trial_hash: str) -> dict[str, str]:
+        """What MLflow shows of a trial's role."""
+        return {"role": "confirm"} if isinstance(self.space, SearchSpace) else {}
+
+    def searched(self, values: Mapping[str, Any]) -> TrialConfig:
+        """A trial of the search, with these values of its parameters."""
+        assert isinstance(self.space, SearchSpace)
+        config = self.space.config(values)
+        return _sized_for_gpu(config) if self.sized_for_gpu else config
+
+    def confirming(self, best: TrialConfig) -> "Plan":
+        """The plan that trains the best of a search again, with fresh seeds."""
+        assert isinstance(self.space, SearchSpace)
+        seeds = range(best.seed + 1, best.seed + 1 + self.space.confirm_seeds)
+        return replace(self, cells=[best.replace(seed=seed) for seed in seeds])
 
     @property
     def dataset(self) -> DatasetFacts:
         """The data set, as tracking describes it."""
-        config = self.cells[0]
+        config = self.shared
         return DatasetFacts(
             name=config.dataset.rstrip("/").rsplit("/", 1)[-1],
             source=config.dataset,
@@ -96,11 +151,13 @@ class Plan:
             | {name: getattr(cell, name) for name in shown}
             for cell in self.cells
         ]
-        axes = {axis: self.space.axis_values(axis) for axis in self.space.baselines}
-        baselines = {
-            axis: baseline if baseline in axes[axis] else axes[axis][0]  # flags may have left it out
-            for axis, baseline in self.space.baselines.items()
-        }
+        baselines, search = {}, None
+        if isinstance(self.space, SearchSpace):
+            search = self.space.model_dump(mode="json")
+        else:
+            for axis, baseline in self.space.baselines.items():
+                values = self.space.axis_values(axis)  # flags may have left the baseline out
+                baselines[axis] = baseline if baseline in values else values[0]
         return {
             "study": self.study,
             "space": self.space.name,
@@ -109,25 +166,40 @@ class Plan:
             "dataset": vars(self.dataset),
             "metrics": {name: metric.label for name, metric in METRICS.items()},
             "cells": cells,
+            "search": search,
         }
 
 
 def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
     """Resolve the options, load the data and count; raises UserError for anything wrong."""
-    space = resolve_space(options, bf16_available)
-    space = replace(space, models=tuple(map(canonical_model, space.models)))
-    check_distinct(space)
-    cells = space.cells()
-    _check_model_names(cells)
+    space = _canonical(resolve_space(options, bf16_available))
+    cells = [] if isinstance(space, SearchSpace) else space.cells()
+    shared = next(space.corners()) if isinstance(space, SearchSpace) else cells[0]
+    _check_model_names(space.models)
     for model in space.models:
-        check_max_length(model, cells[0].max_length)
+        check_max_length(model, shared.max_length)
     parameters = {model: count_parameters(model) for model in space.models}
-    splits = load_splits(cells[0])
+    splits = load_splits(shared)
     digest = splits.digest()
-    cells = [cell.replace(dataset_digest=digest) for cell in cells]
-    if options.physical_batch_size == "auto" and gpu_expected(options):
+    shared, *cells = [cell.replace(dataset_digest=digest) for cell in (shared, *cells)]
+    if isinstance(space, SearchSpace):
+        space = space.replace(settings={**space.settings, "dataset_digest": digest})
+    sized_for_gpu = options.physical_batch_size == "auto" and gpu_expected(options)
+    if sized_for_gpu:
         cells = [_sized_for_gpu(cell) for cell in cells]
-    return Plan(options.study, space, cells, splits, parameters, options.notes)
+    return Plan(options.study, space, cells, splits, parameters, shared, options.notes, sized_for_gpu)
+
+
+def _canonical(space: Space | SearchSpace) -> Space | SearchSpace:
+    """The space with its models as they are known to the table of encoders."""
+    if isinstance(space, Space):
+        space = replace(space, models=tuple(map(canonical_model, space.models)))
+        check_distinct(space)
+        return space
+    models = tuple(map(canonical_model, space.models))
+    if "model" in space.parameters:
+        return space.replace(parameters={**space.parameters, "model": Choice(models)})
+    return space.replace(settings={**space.settings, "model": models[0]})
 
 
 def gpu_expected(options: SweepOptions) -> bool:
@@ -150,48 +222,61 @@ def _sized_for_gpu(cell: TrialConfig) -> TrialConfig:
     return cell.replace(physical_batch_size=min(cell.target_batch_size, fitting))
 
 
-def _check_model_names(cells: Sequence[TrialConfig]) -> None:
+def _check_model_names(models: Iterable[str]) -> None:
     """Tables and pictures name a model by its last part: two of one name would become one."""
-    models: dict[str, str] = {}
-    for cell in cells:
-        other = models.setdefault(cell.model_name, cell.model)
-        if other != cell.model:
-            raise UserError(
-                f"models '{other}' and '{cell.model}' are both called {cell.model_name}: rename a folder"
-            )
+    by_name: dict[str, str] = {}
+    for model in models:
+        other = by_name.setdefault(name := model_name(model), model)
+        if other != model:
+            raise UserError(f"models '{other}' and '{model}' are both called {name}: rename a folder")
 
 
 def plan_summary(plan: Plan) -> str:
     """The plan in a few lines."""
-    sizes, dataset, configs = plan.splits.sizes(), plan.dataset, list(plan.configs.values())
-    first = configs[0]
+    sizes, dataset, shared = plan.splits.sizes(), plan.dataset, plan.shared
+    checkpoints, models = plan.checkpoint_bytes(plan.in_training), plan.model_bytes(plan.kept)
     lines = [
         f"study {plan.study}: {plan.space.question}",
         f"data {dataset.source}: {sizes['train']:,} train, {sizes['val']:,} val, "
         f"{sizes['test']:,} test; {dataset.duplicates_dropped:,} exact duplicates dropped; "
         f"classes {', '.join(dataset.label_names)}",
-        f"{len(plan.cells)} cells, {len(configs)} unique trials, {first.engine} engine, {first.precision}",
-        f"disk: checkpoints {gigabytes(plan.checkpoint_bytes(configs))} at most, until their trial is "
-        f"tested; models in MLflow {gigabytes(plan.model_bytes(configs))} at most",
+        f"{_extent(plan)}, {shared.engine} engine, {shared.precision}",
+        f"disk: checkpoints {gigabytes(checkpoints)} at most, until their trial is "
+        f"tested; models in MLflow {gigabytes(models)} at most",
         *plan.notes,
     ]
-    largest = max(cell.target_batch_size for cell in plan.cells)
+    largest = max(plan.target_batch_sizes)
     if largest > sizes["train"]:
         lines.append(
             f"note: target batch size {largest} is more than the {sizes['train']:,} training examples: "
             "its windows are whole epochs"
         )
-    shared = sum(len(cells) > 1 for cells in plan.trials.values())
-    if shared:
+    serving = sum(len(cells) > 1 for cells in plan.trials.values())
+    if serving:
         lines.append(
-            f"{shared} {'trials serve' if shared > 1 else 'trial serves'} several cells: at batch size "
-            f"{first.reference_batch_size} every scaling rule gives the same learning rate"
+            f"{serving} {'trials serve' if serving > 1 else 'trial serves'} several cells: at batch size "
+            f"{shared.reference_batch_size} every scaling rule gives the same learning rate"
         )
     return "\n".join(map(printable, lines))
 
 
+def _extent(plan: Plan) -> str:
+    space = plan.space
+    if not isinstance(space, SearchSpace):
+        return f"{len(plan.cells)} cells, {len(plan.trials)} unique trials"
+    return (
+        f"{space.trials} trials in generations of {space.generation_size}, sampler {space.sampler}, "
+        f"stopping {space.stopping}; the best is trained again with {space.confirm_seeds} seeds and tested"
+    )
+
+
 def plan_table(plan: Plan) -> Table:
-    """A row per trial."""
+    """A row per trial; of a search, a row per parameter."""
+    if isinstance(plan.space, SearchSpace):
+        table = Table("parameter", "values", title="search", title_justify="left")
+        for name, parameter in plan.space.parameters.items():
+            table.add_row(name, Text(printable(str(parameter))))
+        return table
     train = plan.splits.sizes()["train"]
     table = Table("trial", "model", "rules served", title="trials", title_justify="left")
     for column in _NUMBERS:
@@ -210,6 +295,14 @@ def plan_table(plan: Plan) -> Table:
         rules = ", ".join(cell.scaling_rule for cell in cells)
         table.add_row(trial_hash, Text(printable(config.model_name)), rules, *map(str, numbers))
     return table
+
+
+def show_plan(options: SweepOptions) -> None:
+    """Print what the command would do."""
+    check_study_name(options.study)
+    plan = make_plan(options, bf16_available(options))
+    say(plan_summary(plan))
+    console.print(plan_table(plan))
 
 
 def gigabytes(count: int) -> str:

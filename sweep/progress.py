@@ -1,11 +1,11 @@
 """What the user watches: one live table in a terminal, one plain line per epoch elsewhere."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import RenderableType
 from rich.progress import Progress as RichProgress
-from rich.progress import Task, TextColumn
+from rich.progress import Task, TaskID, TextColumn
 from rich.table import Column
 
 from errors import printable
@@ -18,14 +18,13 @@ _URGENCY = {"training": 0, "failed": 1, "done": 2, "waiting": 3}
 class Progress(RichProgress):
     """A context manager that shows the trials of one sweep; its methods may be called from any thread.
 
-    ``names`` and ``epochs`` are by trial hash; ``metrics`` are those of an epoch that have a column.
+    ``metrics`` are those of an epoch that have a column. ``expected`` trials are to be added.
     """
 
-    def __init__(
-        self, names: Mapping[str, str], epochs: Mapping[str, int], metrics: Sequence[str], concurrent: int
-    ) -> None:
+    def __init__(self, metrics: Sequence[str], concurrent: int, expected: int) -> None:
         self._metrics = metrics
         self._concurrent = concurrent
+        self._expected = expected
         columns = ("epoch", *metrics, "best", "examples/s", "ETA")
         super().__init__(
             TextColumn("{task.description}", markup=False, table_column=Column("trial", no_wrap=True)),
@@ -34,15 +33,13 @@ class Progress(RichProgress):
             refresh_per_second=4,
             disable=not console.is_terminal,
         )
-        blank: dict[str, Any] = dict.fromkeys(columns, "") | {
-            "state": "waiting",
-            "ETA": "waiting",
-            "seconds": None,
-        }
-        self._trials = {
-            trial_hash: self.add_task(printable(name), total=epochs[trial_hash], **blank)
-            for trial_hash, name in names.items()
-        }
+        waiting = {"state": "waiting", "ETA": "waiting", "seconds": None}
+        self._blank: dict[str, Any] = dict.fromkeys(columns, "") | waiting
+        self._trials: dict[str, TaskID] = {}
+
+    def add_trial(self, trial_hash: str, name: str, epochs: int) -> None:
+        """A trial that is to be trained gets a row."""
+        self._trials[trial_hash] = self.add_task(printable(name), total=epochs, **self._blank)
 
     def trial_started(self, trial_hash: str) -> None:
         """A trial begins, or is resumed."""
@@ -71,7 +68,7 @@ class Progress(RichProgress):
             console.print(f"{line}  {speed} examples/s  ETA {self._eta()}", markup=False)
 
     def trial_finished(self, trial_hash: str) -> None:
-        """A trial is trained, and its models are in MLflow."""
+        """A trial is trained, and what is kept of it is in MLflow."""
         self._set(trial_hash, "done")
 
     def trial_failed(self, trial_hash: str, reason: str) -> None:
@@ -92,7 +89,7 @@ class Progress(RichProgress):
         shown = sorted(tasks, key=lambda task: _URGENCY[task.fields["state"]])[:rows]
         table = self.make_tasks_table(task for task in tasks if task in shown)
         done = sum(task.fields["state"] in {"done", "failed"} for task in tasks)
-        table.title, table.title_justify = f"{done}/{len(tasks)} trials · ETA {self._eta()}", "left"
+        table.title, table.title_justify = f"{done}/{self._expected} trials · ETA {self._eta()}", "left"
         table.show_header = True
         yield table
 
@@ -109,6 +106,7 @@ class Progress(RichProgress):
             return "…"
         going = [task for task in self.tasks if task.fields["state"] in {"waiting", "training"}]
         epochs = sum((task.total or 0) - task.completed for task in going)
+        epochs += (self._expected - len(self.tasks)) * (self.tasks[-1].total or 0)
         return _duration(epochs * sum(seconds) / len(seconds) / self._concurrent)
 
 

@@ -122,18 +122,21 @@ def check_disk_space(
     concurrent: int,
     storage: StudyStorage,
     tracking_uri: str,
+    *,
+    kept: Sequence[TrialConfig],
 ) -> None:
     """Raise UserError where a disk lacks room for what training writes to it at any one time.
 
-    Checkpoints that these trials have already are part of the room there is. More may be needed
-    while MLflow is away, because trained trials then wait: ``--dry-run`` says how much at most.
+    The models of the trials in ``kept`` stay in MLflow. Checkpoints that these trials have already are part
+    of the room there is. More may be needed while MLflow is away, because trained trials then wait:
+    ``--dry-run`` says how much at most.
     """
     by_size = sorted(to_train, key=plan.weight_bytes, reverse=True)
     scratch = _SCRATCH_COPIES * max(map(plan.weight_bytes, to_train), default=0)
     checkpoints = plan.checkpoint_bytes(by_size[:concurrent]) + plan.trained_bytes(by_size[concurrent:])
     needs = {storage.path: checkpoints + scratch}
     if sqlite_file(tracking_uri) is not None:  # a server keeps the models on its own disk
-        needs[Path.cwd()] = plan.model_bytes(to_train)
+        needs[Path.cwd()] = plan.model_bytes(kept)
     hashes = {config.trial_hash for config in to_train}
     going = [folder for folder in storage.trials.glob("*") if folder.name in hashes]
     taken = {storage.path.stat().st_dev: sum(map(_size, going))}

@@ -1,29 +1,31 @@
 """A study from options to tested models, along one path: own, read, plan what is left, train, test."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from threading import Thread
 
-from ray.exceptions import RayError
-from ray.tune import TuneError
-
-from errors import StoppedError, UserError, last_line, printable
-from sweep.cluster import Resources, check_shared, environment_tags, ray_session, resources_per_trial
+from errors import StoppedError, UserError, printable
+from search_spaces import SearchSpace, TrialConfig
+from sweep.cluster import (
+    Resources,
+    announce,
+    check_shared,
+    environment_tags,
+    ray_session,
+    resources_per_trial,
+)
 from sweep.options import SweepOptions
-from sweep.plan import Plan, bf16_available, make_plan, plan_summary, plan_table
-from sweep.progress import Progress
+from sweep.optuna_copy import OptunaCopy
+from sweep.plan import Plan, bf16_available, make_plan, plan_summary
+from sweep.search import IDENTITY, Proposer, Search, Values, check_same_search, identity
 from sweep.storage import StudyStorage, check_disk_space, writable_folder
 from sweep.terminal import console, say
 from sweep.testing import TestPhase
-from sweep.training import Recorder, train
+from sweep.training import in_time, train
 from tracking import InvocationRun, StudyStore, TrialRun, check_study_name
 from trainables.assets import ModelAssets, prepare_assets
-from trainables.evaluation import METRICS
-
-_LAST_WRITES = 3.0  # seconds for MLflow to take what is left when the user wants to stop
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,6 @@ class StudyOutcome:
 
     study: str
     failures: dict[str, str]
-
-
-def show_plan(options: SweepOptions) -> None:
-    """Print what ``run_study`` would do."""
-    check_study_name(options.study)
-    plan = make_plan(options, bf16_available(options))
-    say(plan_summary(plan))
-    console.print(plan_table(plan))
 
 
 def run_study(options: SweepOptions) -> StudyOutcome:
@@ -59,7 +53,7 @@ def run_study(options: SweepOptions) -> StudyOutcome:
             sweep = Sweep(plan, options, store, storage, invocation)
             sweep.finish_what_is_left()
             invocation.finish("FAILED" if sweep.failures else "FINISHED")
-    return StudyOutcome(plan.study, {plan.name(h): reason for h, reason in sweep.failures.items()})
+    return StudyOutcome(plan.study, sweep.failures)
 
 
 @contextlib.contextmanager
@@ -67,16 +61,21 @@ def _invocation(plan: Plan, store: StudyStore, storage: StudyStorage) -> Iterato
     """The parent run, with the plan and the test split in it; a refused one is taken back."""
     title = f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
     tags = {"space": plan.space.name, "question": plan.space.question, **storage.owner}
+    if isinstance(plan.space, SearchSpace):
+        tags[IDENTITY] = identity(plan.space)
     invocation = store.start_invocation(title, plan.to_dict(), tags)
     try:
         test = plan.splits.test
         invocation.log_test_split(test.row_ids, test.labels, test.texts)
         yield invocation
     except UserError:
-        invocation.discard()
+        if invocation.generations:  # of a search that has begun
+            invocation.finish("KILLED")
+        else:
+            invocation.discard()
         raise
     except BaseException:
-        _in_time(lambda: invocation.finish("KILLED"))
+        in_time(lambda: invocation.finish("KILLED"))
         raise
 
 
@@ -90,25 +89,90 @@ class Sweep:
     storage: StudyStorage
     invocation: InvocationRun
     runs: dict[str, TrialRun] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)  # trial hash -> reason
+    failures: dict[str, str] = field(default_factory=dict)  # a trial's name -> reason
     superseded: list[InvocationRun | TrialRun] = field(default_factory=list)  # under --fresh
+    generations: dict[int, list[Values]] = field(default_factory=dict)  # of a search, that are in MLflow
+    assets: dict[str, ModelAssets] = field(default_factory=dict)
+    resources: Resources | None = None  # once Ray runs
+
+    def __post_init__(self) -> None:
+        self.copy = OptunaCopy(self.options.optuna_storage, self.plan.study)
 
     def finish_what_is_left(self) -> None:
         """The path; a study with nothing left to do takes it with empty lists."""
         self.read()
+        with contextlib.ExitStack() as self._session:
+            if isinstance(self.plan.space, SearchSpace):
+                search = self.search(self.plan.space)
+                if not search.is_finished:
+                    return
+                self.confirm(search)
+            self.finish_cells()
+        self.register_best()
+
+    def finish_cells(self) -> None:
+        """Train and test what the plan's cells lack."""
         to_train, to_test = self.left()
-        assets = self._prepare({*to_train, *to_test})
-        changed = self.changed(assets)
+        configs = self.plan.configs
+        self._prepare(config for h, config in configs.items() if h in to_train | to_test)
+        changed = self.changed(configs)
         to_train |= changed
         to_test -= changed
         if to_train or to_test:
-            with ray_session(self.options.ray_address) as dashboard:
-                resources = self._resources(to_train)
-                self.start_anew(changed)  # nothing is refused from here on
-                self._announce(dashboard, resources)
-                self.train(to_train, assets, resources)
-                self.test(to_train | to_test, assets, resources)
-        self.register_best()
+            left = [config for h, config in configs.items() if h in to_train]
+            resources = self._machines(left, left)
+            self.start_anew(changed)  # nothing is refused from here on
+            if left:
+                self.train(left, self.plan, resources)
+            self.test(to_train | to_test, resources)
+
+    def search(self, space: SearchSpace) -> Search:
+        """Train what the search lacks; returns it with the outcomes of its trials."""
+        search = Search(
+            space,
+            Proposer(space, 1 / len(self.plan.splits.label_names)),
+            resolve=self.plan.searched,
+            known=self.generations,
+            outcomes={h: known for h, run in self.runs.items() if (known := run.outcome())},
+            keep=self._keep,
+        )
+        self.copy.update(search)
+        if search.is_finished:
+            say(f"all {space.trials} trials of the search have ended")
+            return search
+        if ended := space.trials - search.left:
+            say(f"resuming: {ended} of {space.trials} trials of the search have ended")
+        self._prepare(self.plan.shared.replace(model=model) for model in space.models)
+        if changed := self.changed({each.config.trial_hash: each.config for each in search.proposals}):
+            names = ", ".join(sorted(map(search.name, changed)))
+            raise UserError(
+                f"the models or tokens of {names} have changed since: give --fresh, or another --name"
+            )
+        resources = self._machines(self.plan.in_training, self.plan.kept)
+        self.start_anew(set())
+        try:
+            self.train(search, search, resources)
+        finally:
+            self.copy.update(search)
+        return search
+
+    def _keep(self, search: Search, generation: int, proposals: list[Values]) -> None:
+        self.invocation.log_generation(generation, proposals)
+        self.copy.update(search)
+
+    def confirm(self, search: Search) -> None:
+        """Plan to train the best of a search again, with fresh seeds."""
+        best = search.winner()
+        if best is None:
+            raise StoppedError(
+                "no trial of the search came to its last epoch: search smaller learning rates"
+            )
+        self.plan = self.plan.confirming(best.config)
+        self.invocation.log_plan(self.plan.to_dict())
+        val_acc = search.outcomes[best.config.trial_hash].best_val_acc
+        seeds = ", ".join(str(cell.seed) for cell in self.plan.cells)
+        say(f"best of {search.space.trials}: {best.name}, val_acc {val_acc:.4f}")
+        say(f"trained again with seeds {seeds}")
 
     def read(self) -> None:
         """Read the study, having made sure that nobody else is at work on it."""
@@ -126,8 +190,12 @@ class Sweep:
             run.end_killed()
         if self.options.fresh:
             self.superseded = [*earlier, *read.trials.values()]
-        else:
-            self.runs = dict(read.trials)
+            return
+        self.runs = dict(read.trials)
+        if isinstance(self.plan.space, SearchSpace):
+            check_same_search(self.invocation.tags, [run.tags for run in earlier])
+            for run in reversed(earlier):  # the newest last; a generation is proposed once
+                self.generations = run.generations | self.generations
 
     def left(self) -> tuple[set[str], set[str]]:
         """The hashes of the trials that lack training, and of those that lack only the test."""
@@ -139,25 +207,27 @@ class Sweep:
         done, count = len(planned) - len(to_train) - len(to_test), len(planned)
         if done == count:
             say(f"all {count} trials are already trained and tested")
-        elif self.runs:
+        elif any(planned.values()):
             say(
                 f"resuming: {done} of {count} trials are finished, {len(to_test)} lack their test, "
                 f"{len(to_train)} are to be trained"
             )
         return to_train, to_test
 
-    def _prepare(self, trial_hashes: set[str]) -> dict[str, ModelAssets]:
-        configs = self.plan.configs
-        first = {configs[h].model: configs[h] for h in sorted(trial_hashes)}
+    def _prepare(self, configs: Iterable[TrialConfig]) -> None:
+        """Load and tokenise what these trials read, each model once."""
+        first = {config.model: config for config in configs if config.model not in self.assets}
         with console.status("tokenising and loading weights"):
-            return {model: prepare_assets(first[model], self.plan.splits) for model in sorted(first)}
+            self.assets |= {
+                model: prepare_assets(first[model], self.plan.splits) for model in sorted(first)
+            }
 
-    def changed(self, assets: Mapping[str, ModelAssets]) -> set[str]:
+    def changed(self, configs: Mapping[str, TrialConfig]) -> set[str]:
         """The hashes of trials whose model or tokens have changed since, finished ones among them.
 
         Their results say nothing about what is there now.
         """
-        pairs = {h: (self.runs.get(h), assets.get(c.model)) for h, c in self.plan.configs.items()}
+        pairs = {h: (self.runs.get(h), self.assets.get(c.model)) for h, c in configs.items()}
         return {
             trial_hash
             for trial_hash, (run, now) in pairs.items()
@@ -166,7 +236,7 @@ class Sweep:
 
     def start_anew(self, changed: set[str]) -> None:
         """Supersede what no longer counts, and remove its checkpoints."""
-        if self.options.fresh:
+        if self.options.fresh and not self.runs:
             self.store.supersede(self.superseded)
             self.storage.clear()
             say("starting anew: earlier runs stay in MLflow, and no longer count")
@@ -176,93 +246,64 @@ class Sweep:
             self.storage.trial_folder(trial_hash).remove()
             run.supersede()
 
-    def _resources(self, to_train: set[str]) -> Resources:
-        resources = resources_per_trial(self.options)
-        check_shared(self.storage.path)
-        configs = [self.plan.configs[trial_hash] for trial_hash in to_train]
-        check_disk_space(self.plan, configs, resources.concurrent, self.storage, self.options.tracking_uri)
-        return resources
-
-    def _announce(self, dashboard: str, resources: Resources) -> None:
-        if not resources.gpus:
-            say("no GPU in use: trials run on the CPU")
-        say(
-            f"{resources.concurrent} trials at once, each with {resources.cpus:g} CPU"
-            + (f" and {resources.gpus:g} GPU" if resources.gpus else "")
-        )
-        if dashboard:
-            token = "it asks for the token of `ray get-auth-token`"
-            say(f"Ray dashboard  http://{dashboard}  ({token})")
+    def _machines(self, to_train: Sequence[TrialConfig], kept: Sequence[TrialConfig]) -> Resources:
+        """Start Ray, the first time, and see that there is room for what is trained and kept."""
+        if self.resources is None:
+            dashboard = self._session.enter_context(ray_session(self.options.ray_address))
+            self.resources = resources_per_trial(self.options)
+            check_shared(self.storage.path)
+            announce(self.options, dashboard, self.resources)
+        at_once = self.resources.concurrent
         uri = self.options.tracking_uri
-        page = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
-        say(f"MLflow         {page}")
+        check_disk_space(self.plan, to_train, at_once, self.storage, uri, kept=kept)
+        return self.resources
 
-    def train(self, to_train: set[str], assets: Mapping[str, ModelAssets], resources: Resources) -> None:
-        """Train to the end, and wait until all of it is in MLflow."""
-        if not to_train:
-            return
-        configs = {h: config for h, config in self.plan.configs.items() if h in to_train}
-        trial_assets = {model: value.trial for model, value in assets.items()}
-        names, epochs = {h: self.plan.name(h) for h in configs}, {h: c.epochs for h, c in configs.items()}
-        metrics = ["train_loss", "train_acc", *(f"val_{name}" for name in METRICS)]
+    def train(
+        self, trials: Sequence[TrialConfig] | Search, group: Plan | Search, resources: Resources
+    ) -> None:
+        """Train to the end; ``group`` says what the trials are called and what they are for."""
+        assets = {model: value.trial for model, value in self.assets.items()}
         tags = environment_tags(resources)
-        writer = self.store.background()
 
-        def open_run(trial_hash: str) -> TrialRun:
-            digest = trial_assets[configs[trial_hash].model].digest
+        def open_run(config: TrialConfig) -> TrialRun:
+            trial_hash, digest = config.trial_hash, assets[config.model].digest
             return self.store.open_trial(
-                self.plan.trials[trial_hash],
-                len(self.plan.space.seeds),
+                group.cells_of(trial_hash),
+                group.name(trial_hash),
                 self.plan.dataset,
                 self.invocation,
-                tags | {"assets_digest": digest},
+                {"assets_digest": digest, **tags, **group.tags(trial_hash)},
             )
 
-        with Progress(names, epochs, metrics, resources.concurrent) as progress:
-            recorder = Recorder(
-                self.plan,
-                open_run,
-                assets=trial_assets,
-                storage=self.storage,
-                writer=writer,
-                progress=progress,
-            )
-            try:
-                train(
-                    list(configs.values()),
-                    trial_assets,
-                    resources,
-                    self.storage,
-                    recorder=recorder,
-                    max_failures=self.options.max_failures,
-                )
-                writer.finish()
-            except (KeyboardInterrupt, OSError, RayError, TuneError) as error:
-                recorder.interrupt()
-                writer.wait(_LAST_WRITES)
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-                raise StoppedError(
-                    f"training stopped ({last_line(error)}): run the same command again to continue"
-                ) from error
-            finally:
-                writer.stop()
-        self.failures |= recorder.failures
+        recorder = train(
+            trials,
+            self.plan,
+            open_run,
+            assets=assets,
+            resources=resources,
+            storage=self.storage,
+            writer=self.store.background(),
+            max_failures=self.options.max_failures,
+        )
         self.runs |= recorder.runs
+        self._fail(recorder.failures, group.name)
 
-    def test(self, trial_hashes: set[str], assets: Mapping[str, ModelAssets], resources: Resources) -> None:
+    def _fail(self, failures: Mapping[str, str], name: Callable[[str], str]) -> None:
+        self.failures |= {name(trial_hash): reason for trial_hash, reason in failures.items()}
+
+    def test(self, trial_hashes: set[str], resources: Resources) -> None:
         """Test every trained trial that lacks its test."""
         untested = {
             trial_hash: (config, self.runs[trial_hash])
             for trial_hash, config in self.plan.configs.items()
-            if trial_hash in trial_hashes and trial_hash not in self.failures
+            if trial_hash in trial_hashes and self.runs[trial_hash].is_trained
         }
         say(f"testing {len(untested)} trials, reloaded from MLflow")
-        splits = {model: value.test for model, value in assets.items()}
+        splits = {model: value.test for model, value in self.assets.items()}
         phase = TestPhase(splits, resources, self.storage)
         with console.status("testing"):
             phase.run(untested)
-        self.failures |= phase.failures
+        self._fail(phase.failures, self.plan.name)
 
     def register_best(self) -> None:
         """Register the model of the trial with the highest val_acc, the earliest in the plan on ties."""
@@ -273,15 +314,3 @@ class Sweep:
             uri = self.store.register_best(best)
             val_acc = best.metrics["best_val_acc"]
             say(printable(f"best model     {uri}  ({best.name}, val_acc {val_acc:.4f})"))
-
-
-def _in_time(call: Callable[[], None]) -> None:
-    """Give a last call to MLflow some seconds: a server that hangs must not hold up Ctrl-C."""
-
-    def attempt() -> None:
-        with contextlib.suppress(Exception):
-            call()
-
-    thread = Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(_LAST_WRITES)

@@ -68,6 +68,6 @@ def write_small_study(folder):
                 continue
             if config.model not in assets:
                 assets[config.model] = prepare_assets(config, plan.splits)
-            run = store.open_trial(plan.trials[trial_hash], 1, plan.dataset, invocation)
+            run = store.open_trial(plan.trials[trial_hash], plan.name(trial_hash), plan.dataset, invocation)
             add_trial(plan, run, config, assets[config.model], folder / trial_hash)
         return store.tracking_uri

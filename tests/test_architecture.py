@@ -16,7 +16,10 @@ ARROWS = {
     "tune_main.py": {"errors", "sweep", "reports"},
 }
 ONLY_IMPORTER = {"mlflow": "tracking", "ray": "sweep", "optuna": "sweep", "datasets": "trainables"}
-ALLOWED_BESIDE = {"ray": {"trainables/encoder_trainable.py"}}
+ALLOWED_BESIDE = {
+    "ray": {"trainables/encoder_trainable.py"},
+    "optuna": {"search_spaces/optuna_trials.py", "reports/search_pictures.py"},
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -86,7 +86,7 @@ def test_list_spaces_names_every_question(capsys):
     code, out, _ = run(["--list-spaces"], capsys)
     assert code == 0
     names = [line.split()[0] for line in out.splitlines()]
-    assert names == ["batch_lr_grid", "fixed_lr", "linear_ablation", "sqrt_lr"]
+    assert names == ["batch_lr_grid", "best_config", "fixed_lr", "linear_ablation", "sqrt_lr"]
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):

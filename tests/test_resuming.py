@@ -64,7 +64,7 @@ def open_all(plan, store, storage, digest):
     """An earlier run of the command that opened every trial and was killed."""
     invocation = store.start_invocation("title", plan.to_dict(), storage.owner)
     for cells in plan.trials.values():
-        store.open_trial(cells, 1, plan.dataset, invocation, {"assets_digest": digest})
+        store.open_trial(cells, "trial", plan.dataset, invocation, {"assets_digest": digest})
     return store.read_runs().trials
 
 
@@ -132,11 +132,13 @@ def test_only_trials_whose_model_has_changed_start_anew(plan, store, storage, as
     model = {"bert-tiny": ModelAssets(assets["bert-tiny"], assets["bert-tiny"].val)}
     open_all(plan, store, storage, assets["bert-tiny"].digest)
     now = sweep(plan, store, storage)
-    assert now.changed(model) == set()
-    assert now.changed({}) == set()  # a model that nothing is left to do for is not looked at
+    assert now.changed(plan.configs) == set()  # a model that nothing is left to do for is not looked at
+    now.assets = model
+    assert now.changed(plan.configs) == set()
     other = replace(assets["bert-tiny"], digest="other")
     checkpoints(plan, storage)
-    changed = now.changed({"bert-tiny": replace(model["bert-tiny"], trial=other)})
+    now.assets = {"bert-tiny": replace(model["bert-tiny"], trial=other)}
+    changed = now.changed(plan.configs)
     assert changed == set(plan.trials)
     now.start_anew(changed)
     assert kept(storage) == []
@@ -160,15 +162,15 @@ def recording(plan, store, storage, assets=MappingProxyType({})):
     """A recorder of the plan's first trial, its writer, and that trial as Tune would hand it over."""
     invocation = store.start_invocation("title", plan.to_dict(), {})
     writer = store.background()
-    names, epochs = {h: plan.name(h) for h in plan.trials}, {h: c.epochs for h, c in plan.configs.items()}
     recorder = Recorder(
         plan,
-        lambda trial_hash: store.open_trial(plan.trials[trial_hash], 1, plan.dataset, invocation, {}),
+        lambda config: store.open_trial([config], "trial", plan.dataset, invocation, {}),
         assets=assets,
         storage=storage,
         writer=writer,
-        progress=Progress(names, epochs, ["val_acc"], 1),
+        progress=Progress(["val_acc"], concurrent=1, expected=1),
     )
+    recorder.trial_proposed(first(plan), "trial")
     trial = TuneTrial("noop", config={"trial": first(plan).to_dict()}, stub=True)
     recorder.on_trial_start(0, [], trial)
     return recorder, writer, trial
@@ -201,7 +203,7 @@ def test_a_trial_trained_again_to_other_numbers_gets_a_run_of_its_own(plan, stor
     after, losses = record(plan, store, storage, [report(1), report(2, val_loss=0.61)])
     assert before != after
     assert losses == {1: 0.6, 2: 0.61}
-    assert "epoch 2 of bert-tiny" in capsys.readouterr().out
+    assert "epoch 2 of trial is there with another val_loss" in capsys.readouterr().out
 
 
 def train_and_report(plan, store, storage, assets):
@@ -244,7 +246,7 @@ def test_a_trial_of_which_an_epoch_was_refused_is_not_uploaded(plan, store, stor
 
 
 def check_room(plan, store, storage, configs):
-    check_disk_space(plan, configs, 2, storage, store.tracking_uri)
+    check_disk_space(plan, configs, 2, storage, store.tracking_uri, kept=configs)
 
 
 def test_a_study_that_cannot_fit_is_one_line_and_one_that_fits_is_let_through(plan, storage, store):

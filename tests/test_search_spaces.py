@@ -57,8 +57,8 @@ def test_batch_lr_grid_is_18_cells_and_14_trials_of_each_seed(seeds):
     assert set(shared) == {64}  # the reference batch size, where the rules are the same
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_every_space_is_a_question_about_valid_cells(name):
+@pytest.mark.parametrize("name", [name for name in SPACES if name != "best_config"])
+def test_every_grid_is_a_question_about_valid_cells(name):
     space = find_space(name)
     cells = space.cells()
     assert space.name == name

@@ -34,7 +34,7 @@ class Store:
         self.was_told.set()
 
     def open_trial(self, tags):
-        return self.store.open_trial([make_config()], 1, DATASET, self._invocation, tags)
+        return self.store.open_trial([make_config()], "trial", DATASET, self._invocation, tags)
 
     def take(self, *tables):
         self._execute(*(f"ALTER TABLE {table} RENAME TO {table}_taken" for table in tables or ALL))

@@ -11,6 +11,7 @@ import requests
 from mlflow.tracking import MlflowClient
 
 from errors import UserError
+from search_spaces import trial_name
 from tests.helpers import make_config, refusal
 from tracking import (
     ChangedModelError,
@@ -61,7 +62,8 @@ def start(store, plan=None, **tags):
 
 
 def open_trial(store, *cells):
-    return store.open_trial(cells or [make_config()], 1, DATASET, start(store))
+    cells = cells or [make_config()]
+    return store.open_trial(cells, trial_name(cells), DATASET, start(store))
 
 
 def found(store, config=None):
@@ -97,7 +99,7 @@ def model_files(folder, content="{}"):
 
 def test_a_trial_has_params_tags_parent_name_and_data_set(store):
     cells = [make_config(scaling_rule=rule) for rule in ("fixed", "sqrt", "linear")]
-    run = store.open_trial(cells, 2, DATASET, start(store))  # of a study with two seeds
+    run = store.open_trial(cells, trial_name(cells, seeds=2), DATASET, start(store))
     data = store.client.get_run(run.run_id)
     assert data.data.params == {key: str(value) for key, value in cells[0].to_dict().items()} | {
         "learning_rate": "5e-05",

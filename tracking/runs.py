@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from mlflow.entities import Metric, Run, RunTag
+from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 from pandas.api.types import is_integer_dtype, is_string_dtype
 
 from errors import UserError, first_line
@@ -20,6 +21,7 @@ PLAN = "plan.json"
 _TEST_SPLIT = "test_split.parquet"
 _TEST_SPLIT_COLUMNS = {"row_id": is_integer_dtype, "label": is_integer_dtype, "text": is_string_dtype}
 _BATCH = 1000  # metrics that MLflow takes in one call
+_GENERATION = "generation."  # the tag of each generation of a search begins so
 
 
 class TrackedRun:
@@ -120,6 +122,27 @@ class InvocationRun(TrackedRun):
             raise UserError(f"{PLAN} of {self.name} is not a plan: give the --name of a study")
         return plan
 
+    @property
+    def generations(self) -> dict[int, list[dict[str, Any]]]:
+        """The generations of a search that this invocation has proposed; UserError for other content."""
+        found = {key: value for key, value in self.tags.items() if key.startswith(_GENERATION)}
+        try:
+            return {int(key.removeprefix(_GENERATION)): _dictionaries(text) for key, text in found.items()}
+        except ValueError as error:
+            raise UserError(f"{self.name} in MLflow holds generations that no search has stored") from error
+
+    @retried
+    def log_generation(self, number: int, proposals: Sequence[Mapping[str, Any]]) -> None:
+        """Store what a generation of a search consists of, the parameters of each trial, all at once."""
+        text = json.dumps(proposals)
+        if len(text) > MAX_TAG_VAL_LENGTH:
+            raise UserError(f"{len(proposals)} trials are too many for a generation: give fewer")
+        self._tag({f"{_GENERATION}{number:04d}": text})
+
+    @retried
+    def log_plan(self, plan: Mapping[str, Any]) -> None:
+        self.client.log_dict(self.run_id, dict(plan), PLAN)
+
     @retried
     def log_test_split(self, row_ids: np.ndarray, labels: np.ndarray, texts: Sequence[str]) -> None:
         """Store the test split: what trials were tested on, (n,) each, in the split's own order."""
@@ -146,3 +169,10 @@ class InvocationRun(TrackedRun):
     @retried
     def discard(self) -> None:
         self.client.delete_run(self.run_id)
+
+
+def _dictionaries(text: str) -> list[dict[str, Any]]:
+    found = json.loads(text)
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise ValueError("not a list of dictionaries")
+    return found

@@ -14,10 +14,10 @@ from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Param, 
 from mlflow.utils import get_results_from_paginated_fn
 
 from errors import UserError, unknown
-from search_spaces import TrialConfig, trial_name
+from search_spaces import TrialConfig
 from search_spaces.space import AXES
 from tracking.connection import BackgroundWriter, Connection, check_store, quiet_mlflow, retried
-from tracking.runs import PLAN, SUPERSEDED, InvocationRun, TrackedRun
+from tracking.runs import SUPERSEDED, InvocationRun, TrackedRun
 from tracking.trial_run import TrialRun
 
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which pages the UI shows
@@ -99,8 +99,9 @@ class StudyStore:
 
         def start() -> InvocationRun:
             run = self._only_run("invocation_id", identity, title, {"role": "invocation", **tags})
-            self.client.log_dict(run.info.run_id, dict(plan), PLAN)
-            return InvocationRun(self.connection, run)
+            invocation = InvocationRun(self.connection, run)
+            invocation.log_plan(plan)
+            return invocation
 
         return self.connection.repeat(start)
 
@@ -108,13 +109,16 @@ class StudyStore:
     def open_trial(
         self,
         cells: Sequence[TrialConfig],
-        seeds: int,
+        name: str,
         dataset: DatasetFacts,
         parent: InvocationRun,
         tags: Mapping[str, str] | None = None,
     ) -> TrialRun:
-        """The run of the trial that serves ``cells``, marked as running: the one it has, or a new one."""
-        config, name = cells[0], trial_name(cells, seeds)
+        """The run of the trial that serves ``cells``, marked as running: the one it has, or a new one.
+
+        ``name`` is what MLflow shows.
+        """
+        config = cells[0]
         run = self._only_run("trial_hash", config.trial_hash, name, {"mlflow.parentRunId": parent.run_id})
         run_id = run.info.run_id
         params = config.to_dict() | {

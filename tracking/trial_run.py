@@ -14,6 +14,7 @@ from mlflow.utils.time import get_current_time_millis
 from pandas.api.types import is_float_dtype, is_integer_dtype
 
 from errors import UserError
+from search_spaces.search_space import COMPLETE, Outcome
 from tracking.artifacts import ModelFiles, download_model, folder_digest, models_of, upload_model
 from tracking.connection import retried
 from tracking.runs import TrackedRun
@@ -22,6 +23,7 @@ _STEP_METRICS = ("train_loss_per_step", "train_acc_per_step", "learning_rate_per
 _PER_STEP = "_per_step"
 _NO_METRICS = {"epoch", "reported_at"}  # numbers of a report that say when
 _PREFIXES = {"best": "test_", "last": "last_test_"}  # of what the test of that model yields
+_LONGEST_REASON = 5000  # characters
 _PREDICTIONS = "predictions.parquet"
 _PREDICTION_COLUMNS = {
     **dict.fromkeys(("row_id", "label", "prediction"), is_integer_dtype),
@@ -41,6 +43,14 @@ class TrialRun(TrackedRun):
     def is_trained(self) -> bool:
         """Whether its models are in MLflow, so that only the test may be missing."""
         return self.tags.get("trained") == "true"
+
+    @retried
+    def outcome(self) -> Outcome | None:
+        """How its training ended, for a search; None until it has."""
+        state = self.tags.get("outcome", COMPLETE if self.is_trained else "")
+        if not state:
+            return None
+        return Outcome(state, tuple(value for _, value in sorted(self._values("val_acc").items())))
 
     @property
     def is_tested(self) -> bool:
@@ -91,6 +101,16 @@ class TrialRun(TrackedRun):
         self._log_results({"best_val_acc": best_val_acc, "best_epoch": best_epoch})
         self._tag(tags | {"trained": "true"})
 
+    @retried
+    def log_outcome(self, state: str, results: Mapping[str, float], reason: str = "") -> None:
+        """Finish the run of a trial of a search, which keeps no model and is not tested.
+
+        ``reason`` says why a trial failed that will not be trained again.
+        """
+        self._log_results(results)
+        self._tag({"outcome": state, "failure": reason[:_LONGEST_REASON]})
+        self._end("FAILED" if reason else "FINISHED")
+
     def _log_results(self, values: Mapping[str, float]) -> None:
         """Write results of the trial as a whole, without those that an earlier attempt has written."""
         known, now = self.client.get_run(self.run_id).data.metrics, get_current_time_millis()
@@ -106,7 +126,7 @@ class TrialRun(TrackedRun):
 
     @retried
     def fail(self, reason: str) -> None:
-        self._tag({"failure": reason[:5000]})
+        self._tag({"failure": reason[:_LONGEST_REASON]})
         self._end("FAILED")
 
     @retried

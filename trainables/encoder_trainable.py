@@ -46,7 +46,7 @@ class EncoderTrainable(tune.Trainable):
 
         The first step after resuming trains nothing. It reports the last epoch there is, and the
         ``earlier`` ones, because the worker that trained them may have been killed before they were
-        written down. It says which checkpoints were ``damaged``. A trial that diverged or does not fit
+        written down. It says which checkpoints were ``damaged``. A trial that ``diverged`` or does not fit
         into memory reports its ``failure``: a retry would end the same way.
         """
         earlier: list[EpochReport] = []
@@ -62,7 +62,8 @@ class EncoderTrainable(tune.Trainable):
             try:
                 report = trial.run_epoch()
             except (NonFiniteLossError, DoesNotFitError) as error:
-                return {"failure": str(error), "done": True}
+                diverged = isinstance(error, NonFiniteLossError)
+                return {"failure": str(error), "diverged": diverged, "done": True}
             self._folder.save(trial.epoch, trial.save)
         return {"report": report, "earlier": earlier, "damaged": damaged, "done": trial.is_finished}
 

@@ -1,0 +1,219 @@
+"""What a search has found: the best configuration, and what it is worth when it is trained again."""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from errors import UserError, printable
+from reports.content import Table, rows
+from reports.prose import accuracy_text, cell_text, counted, learning_rate_text, listed
+from reports.study_data import StudyData
+from search_spaces import TrialConfig
+from search_spaces.search_space import COMPLETE, DIVERGED, STOPPED, Choice, LogUniform, Outcome, SearchSpace
+from tracking import TrialRun
+from tracking.study_store import StudyRuns
+
+_SHOWN = 10  # of the best trials
+_EDGE = 0.02  # of a range: what lies nearer to its end is at the edge
+# of the command that trains the best again: options of their own, and what it says otherwise or not at all
+_OPTIONS = "dataset text_column label_column max_length train_size eval_size epochs base_lr engine".split()
+_SAID = "model target_batch_size scaling_rule seed precision physical_batch_size dataset_digest".split()
+
+
+@dataclass(frozen=True)
+class SearchData:
+    """A search as it lies in MLflow: what was proposed, by number, and how it ended."""
+
+    space: SearchSpace
+    values: Sequence[Mapping[str, Any]]  # of the parameters of each trial
+    outcomes: Sequence[Outcome | None]  # None: not ended
+    runs: Sequence[TrialRun | None]
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """A row per trial: number, generation, the parameters, state, best_val_acc, best_epoch, epochs."""
+        numbers = pd.DataFrame({"number": range(len(self.values))})
+        found = numbers.assign(generation=numbers["number"] // self.space.generation_size)
+        for name in self.space.parameters:
+            found[name] = [values[name] for values in self.values]
+        accuracies = [outcome.val_accs if outcome else () for outcome in self.outcomes]
+        found["state"] = [outcome.state if outcome else "" for outcome in self.outcomes]
+        found["best_val_acc"] = [max(each, default=math.nan) for each in accuracies]
+        found["best_epoch"] = [each.index(max(each)) + 1 if each else 0 for each in accuracies]
+        found["epochs"] = [len(each) for each in accuracies]
+        found["run_id"] = [run.run_id if run else "" for run in self.runs]
+        return found
+
+    @property
+    def ended(self) -> int:
+        return int((self.trials["state"] != "").sum())
+
+    @cached_property
+    def complete(self) -> pd.DataFrame:
+        """The trials that came to their last epoch, the best first; ties by number."""
+        complete = self.trials[self.trials["state"] == COMPLETE]
+        return complete.sort_values(["best_val_acc", "number"], ascending=[False, True])
+
+    @property
+    def best(self) -> Any:
+        """The best complete trial; None where there is none."""
+        return next(rows(self.complete), None)
+
+    def config(self, number: int) -> TrialConfig:
+        return self.space.config(self.values[number])
+
+
+def read_search(space: SearchSpace, runs: StudyRuns) -> SearchData:
+    """The proposals are in the tags of the invocations, the outcomes in the runs of the trials."""
+    generations: dict[int, list[dict[str, Any]]] = {}
+    for invocation in runs.invocations:
+        generations |= invocation.generations
+    in_order = [generations[number] for number in sorted(generations)]
+    values = [each for generation in in_order for each in generation][: space.trials]
+    if any(each.keys() != space.parameters.keys() for each in values):
+        raise UserError("the proposals of the search in MLflow are not of its parameters")
+    values = [{name: _printable(value) for name, value in each.items()} for each in values]
+    found = [runs.trials.get(space.config(each).trial_hash) for each in values]
+    return SearchData(space, values, [run.outcome() if run else None for run in found], found)
+
+
+def _printable(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
+
+
+def headline(search: SearchData, confirmation: StudyData) -> list[str]:
+    """The best, what it is worth, and how to train it."""
+    if search.best is None:
+        return [f"Of {counted(search.ended, 'trial')} that have ended none came to its last epoch."]
+    trials, best = search.space.trials, search.best
+    named = ", ".join(f"{name} {_text(getattr(best, name))}" for name in search.space.parameters)
+    found = f"val_acc {accuracy_text(best.best_val_acc)} at epoch {best.best_epoch}"
+    if search.ended < trials:
+        so_far = f"{search.ended} of {counted(trials, 'trial')} have ended. The best so far is"
+        return [f"{so_far} trial {best.number}: {named} ({found})."]
+    return [
+        f"The best of {counted(trials, 'trial')} is trial {best.number}: {named} ({found}).",
+        _worth(search, confirmation),
+        f"Train it again: {train_again(search.config(best.number))}",
+    ]
+
+
+def _worth(search: SearchData, confirmation: StudyData) -> str:
+    in_search = search.best.best_val_acc
+    chosen = f"{accuracy_text(in_search)} in the search is the best of {search.ended}"
+    val_acc, test_acc = (confirmation.metric(name).dropna() for name in ("best_val_acc", "test_acc"))
+    if test_acc.empty:
+        return f"{chosen} and flatters; it has not been trained again yet."
+    seconds = [sum(trial.epochs.get("epoch_seconds", [])) for trial in confirmation.trials.values()]
+    minutes = float(np.mean(seconds)) / 60
+    flatters = " and flatters" if in_search > val_acc.mean() else ""
+    return (
+        f"{chosen}{flatters}; trained again with {counted(len(test_acc), 'seed')} it has "
+        f"val_acc {_spread(val_acc)} and test_acc {_spread(test_acc)}. "
+        f"One training takes {minutes:.1f} minutes."
+    )
+
+
+def _spread(values: pd.Series) -> str:
+    """Mean and standard deviation over seeds."""
+    deviation = f" ± {values.std():.4f}" if len(values) > 1 else ""
+    return f"{values.mean():.4f}{deviation}"
+
+
+def train_again(config: TrialConfig) -> str:
+    """The command that trains this configuration as a plain study."""
+    parts = ["python tune_main.py --space fixed_lr --name best", "--models", shlex.quote(config.model)]
+    parts += ["--target-batch-sizes", str(config.target_batch_size), "--scaling-rules", config.scaling_rule]
+    parts += ["--precision", config.precision, "--seed", str(config.seed)]
+    for name, value in config.to_dict().items():
+        if name in _SAID or value == TrialConfig.model_fields[name].default:
+            continue
+        if name == "keep_duplicates":
+            parts.append("--keep-duplicates")
+        elif name in _OPTIONS:
+            parts += ["--" + name.replace("_", "-"), shlex.quote(str(value))]
+        else:
+            parts += ["--set", shlex.quote(f"{name}={value}")]
+    return " ".join(parts)
+
+
+def flags(search: SearchData, val_examples: int) -> list[str]:
+    """What a reader should know before believing a search."""
+    if search.best is None:
+        return []
+    return [*_edge_flags(search), *_order_flags(search, val_examples), *_ending_flags(search)]
+
+
+def _edge_flags(search: SearchData) -> list[str]:
+    found = []
+    for name, parameter in search.space.parameters.items():
+        best = getattr(search.best, name)
+        edge = _edge(parameter, best)
+        if edge:
+            found.append(f"the {edge} {name} ({_text(best)})")
+    if not found:
+        return []
+    return [f"The best configuration has {listed(found)} that was searched: beyond it there may be better."]
+
+
+def _edge(parameter: Any, value: Any) -> str:
+    """Whether a value is the ``smallest`` or ``largest`` of its range, or nearly; empty elsewhere."""
+    if isinstance(parameter, Choice):
+        numbers = [each for each in parameter.values if isinstance(each, int | float)]
+        if len(numbers) < max(3, len(parameter.values)):
+            return ""
+        return "smallest" if value == min(numbers) else "largest" if value == max(numbers) else ""
+    scale = math.log if isinstance(parameter, LogUniform) else float
+    low, high = scale(parameter.low), scale(parameter.high)
+    place = (scale(value) - low) / (high - low)
+    if parameter.low == 0 and place < _EDGE:
+        return ""  # there is nothing below 0
+    return "smallest" if place < _EDGE else "largest" if place > 1 - _EDGE else ""
+
+
+def _order_flags(search: SearchData, val_examples: int) -> list[str]:
+    """Whether the best trials are further apart than their validation examples alone would scatter them."""
+    top = search.complete["best_val_acc"].head(_SHOWN)
+    mean = top.mean()
+    within = 1.96 * math.sqrt(2 * mean * (1 - mean) / val_examples)
+    if len(top) < 2 or top.max() - top.min() > within:
+        return []
+    return [
+        f"The best {len(top)} trials lie within {100 * (top.max() - top.min()):.1f} points. With "
+        f"{val_examples:,} validation examples two equal trials differ by up to {100 * within:.1f}: "
+        "their order says little."
+    ]
+
+
+def _ending_flags(search: SearchData) -> list[str]:
+    ended = search.trials[search.trials["state"] != ""]
+    found, states, all_of_them = [], ended["state"].value_counts(), counted(len(ended), "trial")
+    if diverged := states.get(DIVERGED):
+        found.append(f"{diverged} of {all_of_them} diverged: search lower learning rates.")
+    if stopped := states.get(STOPPED):
+        planned = sum(search.config(number).epochs for number in ended["number"])
+        found.append(
+            f"{stopped} of {all_of_them} were stopped early, below the median of the earlier ones: "
+            f"{ended['epochs'].sum()} of {counted(planned, 'epoch')} were trained."
+        )
+    return found
+
+
+def best_table(search: SearchData) -> Table:
+    """The ten best trials."""
+    top = search.complete.head(_SHOWN)
+    shown = {"trial": top["number"].map("#{}".format)}
+    shown |= {name: top[name].map(_text) for name in search.space.parameters}
+    shown |= {"val_acc": top["best_val_acc"].map(accuracy_text), "best epoch": top["best_epoch"]}
+    note = f"Of {counted(search.ended, 'trial')}; {len(search.complete)} came to their last epoch."
+    return Table("The best trials of the search", pd.DataFrame(shown), note)
+
+
+def _text(value: Any) -> str:
+    return learning_rate_text(value) if isinstance(value, float) and value else cell_text(value)

@@ -1,0 +1,58 @@
+"""A search's trials in Optuna's words, for its samplers, its pictures and its dashboard."""
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.search_space import COMPLETE, DIVERGED, Choice, LogUniform, Outcome, SearchSpace
+
+if TYPE_CHECKING:  # loading Optuna takes a while, and most commands do without
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+
+def empty_study() -> "Study":
+    """An Optuna study in memory."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    return optuna.create_study(direction="maximize")
+
+
+def distributions(space: SearchSpace) -> "dict[str, BaseDistribution]":
+    """The box. Listed values are categorical, so that the sampler presumes no order."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    found: dict[str, BaseDistribution] = {}
+    for name, parameter in space.parameters.items():
+        if isinstance(parameter, Choice):
+            found[name] = CategoricalDistribution(parameter.values)
+            continue
+        low, high = parameter.low, parameter.high
+        is_log = isinstance(parameter, LogUniform)
+        if isinstance(low, int) and isinstance(high, int):
+            found[name] = IntDistribution(low, high, log=is_log)
+        else:
+            found[name] = FloatDistribution(low, high, log=is_log)
+    return found
+
+
+def finished_trial(space: SearchSpace, values: Mapping[str, Any], outcome: Outcome) -> "FrozenTrial":
+    """A trial with the epochs' val_acc as intermediate values.
+
+    One that diverged counts as pruned without a value: samplers ignore failed trials, and go there again.
+    """
+    import optuna
+    from optuna.trial import TrialState, create_trial
+
+    val_accs = {} if outcome.state == DIVERGED else dict(enumerate(outcome.val_accs, start=1))
+    value = outcome.best_val_acc if outcome.state == COMPLETE else val_accs.get(len(val_accs))
+    return create_trial(
+        state=TrialState.COMPLETE if outcome.state == COMPLETE else optuna.trial.TrialState.PRUNED,
+        value=value,
+        params=dict(values),
+        distributions=distributions(space),
+        intermediate_values=val_accs,
+    )

@@ -1,0 +1,178 @@
+"""A search: a box of settings, how it is searched, and what became of a trial. Plain data."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as validated
+
+from errors import UserError, unknown
+from search_spaces.trial_config import FIELDS, LEARN_NOTHING, TrialConfig, user_error
+
+SAMPLERS = ("tpe", "random", "qmc", "gp")
+STOPPING_RULES = ("none", "median")
+COMPLETE, STOPPED, DIVERGED = "complete", "stopped", "diverged"
+DIGITS = 6  # significant: the hash, MLflow's text and the sampler's number are then one number
+
+# The splits and tokens are prepared once for a study, and the seed is what a confirmation varies.
+_SHARED = frozenset(
+    "dataset text_column label_column keep_duplicates max_length split_seed train_size eval_size "
+    "dataset_digest seed".split()
+)
+_MOST_CORNERS = 4096
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Value = bool | int | float | str | None
+
+
+@validated(frozen=True, config=_STRICT)
+class Choice:
+    """One of some values, which have no order: ``Choice((16, 32, 64))``."""
+
+    values: Annotated[tuple[Value, ...], Field(min_length=1)]
+    kind: Literal["choice"] = "choice"
+
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        """The values that must all be possible."""
+        return self.values
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.values))
+
+
+@validated(frozen=True, config=_STRICT)
+class Uniform:
+    """A number from ``low`` to ``high``; whole where both are."""
+
+    low: int | float
+    high: int | float
+    kind: Literal["uniform"] = "uniform"
+
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        return self.low, self.high
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}"
+
+
+@validated(frozen=True, config=_STRICT)
+class LogUniform:
+    """A number from ``low`` to ``high``, above 0; its logarithm is uniform."""
+
+    low: Annotated[int | float, Field(gt=0)]
+    high: Annotated[int | float, Field(gt=0)]
+    kind: Literal["log_uniform"] = "log_uniform"
+
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        return self.low, self.high
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}, by its logarithm"
+
+
+Parameter = Annotated[Choice | Uniform | LogUniform, Discriminator("kind")]
+
+
+class SearchSpace(BaseModel):
+    """A question for the best configuration, and how it is searched.
+
+    ``parameters`` are the TrialConfig fields that vary, ``settings`` those that every trial shares where
+    they differ from the defaults. A generation of ``generation_size`` trials is proposed at once. The best
+    of ``trials`` is trained again with ``confirm_seeds`` fresh seeds. ``seed`` is the sampler's and the
+    trials'. Raises UserError, one line, for what is not valid.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    question: str
+    parameters: Mapping[str, Parameter]
+    settings: Mapping[str, Any] = {}
+    trials: Annotated[int, Field(ge=1)] = 30
+    generation_size: Annotated[int, Field(ge=1)] = 4
+    sampler: str = "tpe"
+    stopping: str = "median"
+    confirm_seeds: Annotated[int, Field(ge=1)] = 3
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _one_line(error) from None
+
+    @model_validator(mode="after")
+    def _check(self) -> "SearchSpace":
+        for name, parameter in self.parameters.items():
+            if name not in FIELDS:
+                raise unknown("configuration key", name, FIELDS)
+            if name in _SHARED:
+                raise UserError(f"{name} cannot be searched: all trials of a study share it")
+            _check_parameter(name, parameter)
+        for kind, name, known in (
+            ("sampler", self.sampler, SAMPLERS),
+            ("stopping rule", self.stopping, STOPPING_RULES),
+        ):
+            if name not in known:
+                raise unknown(kind, name, known)
+        if self.sampler == "gp" and self.stopping != "none":
+            raise UserError("sampler gp learns nothing from stopped trials: give --stopping none")
+        return self
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that a trial may have."""
+        parameter = self.parameters.get("model")
+        return tuple(map(str, parameter.ends)) if parameter else (self.settings["model"],)
+
+    def config(self, values: Mapping[str, Any]) -> TrialConfig:
+        """The trial with these values of the parameters."""
+        return TrialConfig(**{**self.settings, "seed": self.seed, **values})
+
+    def corners(self) -> Iterator[TrialConfig]:
+        """The trials with values from the ends of the ranges; UserError for one that is not possible."""
+        ends = [parameter.ends for parameter in self.parameters.values()]
+        for values in itertools.islice(itertools.product(*ends), _MOST_CORNERS):
+            yield self.config(dict(zip(self.parameters, values, strict=True)))
+
+    def identity(self) -> dict[str, Any]:
+        """What the proposals are a function of, beside the outcomes; JSON."""
+        how = self.model_dump(include={"generation_size", "sampler", "stopping", "seed"})
+        box = self.model_dump(mode="json")["parameters"]
+        return how | box | {name: v for name, v in self.settings.items() if name not in LEARN_NOTHING}
+
+    def replace(self, **changes: Any) -> "SearchSpace":
+        return SearchSpace(**dict(self) | changes)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: ``complete``, ``stopped`` early or ``diverged``; the val_acc of each epoch."""
+
+    state: str
+    val_accs: tuple[float, ...]
+
+    @property
+    def best_val_acc(self) -> float:
+        return max(self.val_accs, default=math.nan)
+
+
+def _check_parameter(name: str, parameter: Parameter) -> None:
+    if isinstance(parameter, Choice):
+        if len(set(parameter.values)) < len(parameter.values):
+            raise UserError(f"{name} names a value twice: {', '.join(map(str, parameter.values))}")
+    elif not parameter.low < parameter.high:
+        raise UserError(f"{name} has a range from {parameter.low} to {parameter.high}: give low < high")
+
+
+def _one_line(error: ValidationError) -> UserError:
+    first = error.errors(include_url=False)[0]
+    if first["loc"] and first["loc"][0] == "parameters" and len(first["loc"]) > 1:
+        return UserError(f"{first['loc'][1]} has an impossible range: {first['msg']}")
+    return user_error(error)

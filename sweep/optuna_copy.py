@@ -1,0 +1,82 @@
+"""A copy of a search for ``optuna-dashboard`` and for people's own Optuna scripts; MLflow has the truth."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
+
+from errors import first_line
+from search_spaces.optuna_trials import finished_trial
+from sweep.search import Search
+from sweep.terminal import say
+
+_SQLITE = "sqlite:///"
+
+
+class OptunaCopy:
+    """The study of this name at ``url``; a search never stops because its copy cannot be written."""
+
+    def __init__(self, url: str, study: str) -> None:
+        self._url = url
+        self._name = study
+        self._study: optuna.Study | None = None
+        self._written = 0
+        self._is_broken = False
+
+    def update(self, search: Search) -> None:
+        """Add the trials that have ended since, in their order."""
+        while not self._is_broken:
+            try:
+                self._study = self._study or self._open(_ended(search, 0))
+                for trial in _ended(search, self._written):
+                    self._study.add_trial(trial)
+                    self._written += 1
+                return
+            except Exception as error:  # the database, its driver and Optuna each have their own
+                self._is_broken = not self._set_aside()
+                if self._is_broken:
+                    say(f"note: the copy in {self._url} cannot be written ({first_line(error)})")
+
+    def _open(self, trials: Sequence[FrozenTrial]) -> optuna.Study:
+        """The study as it is, or an empty one where it holds anything else than these trials."""
+        storage = RDBStorage(self._url)
+        names = optuna.get_all_study_names(storage)
+        if self._name in names:
+            study = optuna.load_study(study_name=self._name, storage=storage)
+            there = study.get_trials(deepcopy=False)
+            if list(map(_facts, there)) == list(map(_facts, trials[: len(there)])):
+                self._written = len(there)
+                return study
+            optuna.delete_study(study_name=self._name, storage=storage)
+        return optuna.create_study(storage=storage, study_name=self._name, direction="maximize")
+
+    def _set_aside(self) -> bool:
+        """Move a damaged SQLite file away; it may hold studies that are not ours."""
+        path = Path(self._url.removeprefix(_SQLITE))
+        if not self._url.startswith(_SQLITE) or not path.is_file() or self._study is not None:
+            return False
+        damaged = path.with_name(f"{path.name}.damaged")
+        if damaged.exists():
+            return False
+        path.rename(damaged)
+        say(f"note: {path} is damaged, and now called {damaged.name}; the copy is made anew")
+        return True
+
+
+def _ended(search: Search, start: int) -> list[FrozenTrial]:
+    """The trials from number ``start`` up to the first that has not ended."""
+    trials = []
+    for proposal in search.proposals[start:]:
+        outcome = search.outcomes.get(proposal.config.trial_hash)
+        if outcome is None:
+            break
+        trial = finished_trial(search.space, proposal.values, outcome)
+        trial.set_user_attr("trial_hash", proposal.config.trial_hash)
+        trials.append(trial)
+    return trials
+
+
+def _facts(trial: FrozenTrial) -> tuple:
+    return trial.state, trial.values, trial.params, trial.intermediate_values, trial.user_attrs
