@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from tests.faults import bench, catalog, in_process
+from tests.faults import bench, catalog, in_process, searches
 from tests.faults.catalog import Fault
 from tests.faults.networks import namespaces_missing
 from tests.faults.rounds import Round
@@ -35,7 +35,7 @@ from trainables.reviews import load_splits
 
 _FAULTS_PER_ROUND = 5
 _IDLE_ROUNDS = 5  # in which no fault found anything to do; then those that are left never will
-PARTS = ("bytes", "damage", "memory", "scripted", "disk", "cluster", "network", "served", "local")
+PARTS = "bytes damage memory scripted searches disk cluster network served local".split()
 
 
 @dataclass
@@ -139,12 +139,14 @@ def run(campaign: Campaign, scale: float, only: set[str]) -> None:
     ranges = in_process.every_byte_range(assets, campaign.folder(), times(40))
     damaged = in_process.damaged_checkpoints(assets, campaign.folder(), times(100), campaign.rng)
     starved = in_process.exhausted_memory(assets, times(50), campaign.rng)
+    killed = searches.killed(campaign.folder(), times(20), campaign.rng)
     over_network = partial(bench.machines, over_network=True)
     parts: dict[str, Callable[[], None]] = {
         "bytes": partial(campaign.in_process, 5, "a byte range of a checkpoint changed", ranges),
         "damage": partial(campaign.in_process, 5, "newest checkpoint damaged, trial resumed", damaged),
         "memory": partial(campaign.in_process, 3, "out of memory in a pass", starved),
         "scripted": partial(campaign.scripted, times(2)),
+        "searches": partial(campaign.in_process, 2, "search killed", killed),
         "disk": partial(campaign.studies, small_disk, catalog.FULL_DISK, times(5)),
         "cluster": partial(campaign.studies, bench.machines, catalog.CLUSTER, times(3)),
         "network": partial(campaign.studies, over_network, catalog.NETWORK, times(2)),

@@ -40,11 +40,12 @@ class Command:
         study: Sequence[str] = STUDY,
         environment: dict[str, str] | None = None,
         enter: Sequence[str] = (),
+        script: Path = ROOT / "tune_main.py",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._command = [*enter, sys.executable, str(ROOT / "tune_main.py"), *study, *more]
-        self._environment = _QUIET | (environment or {})
+        self._command = [*enter, sys.executable, str(script), *study, *more]
+        self._environment = _QUIET | {"PYTHONPATH": str(ROOT)} | (environment or {})
         self._said_before = 0
         self._started = 0.0
         self.process: subprocess.Popen | None = None
