@@ -26,6 +26,7 @@ from search_spaces.search_space import (
 from sweep.options import SweepOptions, resolve_space
 from sweep.optuna_copy import OptunaCopy
 from sweep.search import IDENTITY, Proposer, Search, check_same_search, identity
+from tests.faults.servers import postgres, postgres_missing
 from tests.helpers import message
 
 EPOCHS = 4
@@ -442,5 +443,17 @@ def test_a_damaged_copy_is_set_aside_and_made_anew(finished, tmp_path, capsys):
     assert (tmp_path / "optuna.db.damaged").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(bool(postgres_missing()), reason=postgres_missing())
+def test_the_copy_may_be_on_postgresql(finished):
+    with postgres() as server:
+        OptunaCopy(server.uri, "films").update(finished)
+        trials = copied(server.uri)
+    assert [trial.params for trial in trials] == [each.values for each in finished.proposals]
+
+
 def test_a_copy_that_cannot_be_written_stops_nothing(finished, capsys):
-    OptunaCopy("sqlite:////no/such/folder/optuna.db", "films").update(finished)
+    copy = OptunaCopy("sqlite:////no/such/folder/optuna.db", "films")
+    for _ in range(2):
+        copy.update(finished)
+    assert capsys.readouterr().out.count("cannot be written") == 1
