@@ -28,7 +28,7 @@ from sweep.terminal import say
 _TINY = 1e-9  # 1.0 // 0.1 is 9
 _TOKEN = Path.home() / ".ray" / "auth_token"
 _PROJECT = Path(__file__).resolve().parent.parent
-_NOT_FOR_WORKERS = ".git .venv mlruns mlflow.db results ray_results tests docs".split()
+_NOT_FOR_WORKERS = ".git .venv mlruns mlflow.db optuna.db results ray_results tests docs".split()
 _PACKAGES = ("torch", "transformers", "accelerate", "ray", "mlflow")
 _ACCELERATOR = "accelerator_type:"  # how Ray names the kinds of GPU in a cluster
 
