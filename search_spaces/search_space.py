@@ -95,7 +95,7 @@ class SearchSpace(BaseModel):
     parameters: Mapping[str, Parameter]
     settings: Mapping[str, Any] = {}
     trials: Annotated[int, Field(ge=1)] = 30
-    generation_size: Annotated[int, Field(ge=1)] = 4
+    generation_size: Annotated[int, Field(ge=1, le=32)] = 4  # MLflow keeps it in one tag
     sampler: str = "tpe"
     stopping: str = "median"
     confirm_seeds: Annotated[int, Field(ge=1)] = 3

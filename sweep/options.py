@@ -57,7 +57,7 @@ class SweepOptions(Options):
     trials: int | None = option("how many to search", _SEARCH, "N", ge=1)
     sampler: str | None = option(", ".join(SAMPLERS), _SEARCH)
     stopping: str | None = option("none, or median: stop trials below it", _SEARCH, "RULE")
-    generation_size: int | None = option("trials that are proposed at once", _SEARCH, "N", ge=1)
+    generation_size: int | None = option("trials proposed at once, 1 to 32", _SEARCH, "N", ge=1, le=32)
     confirm_seeds: int | None = option("seeds that the best is trained with again", _SEARCH, "N", ge=1)
     optuna_storage: str = option(
         "a copy for optuna-dashboard (default sqlite:///optuna.db)",

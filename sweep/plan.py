@@ -71,7 +71,8 @@ class Plan:
         """The trials that may have checkpoints at once; of a search, as many of the largest model."""
         if not isinstance(self.space, SearchSpace):
             return list(self.configs.values())
-        return [self._largest] * max(self.space.generation_size, self.space.confirm_seeds)
+        at_once = min(self.space.generation_size, self.space.trials)
+        return [self._largest] * max(at_once, self.space.confirm_seeds)
 
     @property
     def kept(self) -> list[TrialConfig]:

@@ -89,6 +89,14 @@ def test_list_spaces_names_every_question(capsys):
     assert names == ["batch_lr_grid", "best_config", "fixed_lr", "linear_ablation", "sqrt_lr"]
 
 
+def test_dry_run_of_a_search_prints_its_box(capsys, tmp_path):
+    code, out, _ = run(["--space", "best_config", "--demo", "--trials", "9", "--dry-run"], capsys)
+    assert code == 0
+    assert "9 trials in generations of 4, sampler tpe, stopping median" in out
+    assert "0.0001 to 0.01, by its logarithm" in out
+    assert not list(tmp_path.iterdir())
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
     code, out, _ = run(["--space", "batch_lr_grid", "--demo", "--dry-run"], capsys)
     assert code == 0
