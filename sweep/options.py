@@ -220,6 +220,8 @@ def _narrowed(space: SearchSpace, options: SweepOptions, settings: dict[str, Any
     if options.demo:
         demo: dict[str, Parameter] = {"model": Choice(_DEMO_MODELS), "base_lr": _DEMO_BASE_LRS}
         parameters |= {name: value for name, value in demo.items() if name in parameters}
+        if "model" in settings:
+            settings["model"] = _DEMO_MODELS[0]
     if options.seeds and len(options.seeds) > 1:
         raise UserError(
             "a search takes one --seed: --confirm-seeds says how often its best is trained again"

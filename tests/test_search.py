@@ -354,6 +354,14 @@ def test_options_that_a_search_cannot_have_are_one_line(options, told):
     assert told in message(raised)
 
 
+def test_the_demo_of_a_search_for_one_model_is_tiny(monkeypatch):
+    parameters = {"base_lr": LogUniform(1e-5, 1e-3)}
+    one = SPACE.replace(name="one", parameters=parameters, settings=DEFAULTS | {"model": "bert-base"})
+    monkeypatch.setitem(SPACES, "one", one)
+    found = resolve_space(SweepOptions(space="one", demo=True), bf16_available=False)
+    assert found.models == ("bert-tiny",)
+
+
 def test_a_grid_has_no_trials_to_count():
     with pytest.raises(UserError, match="--trials is for a search, and batch_lr_grid is a grid"):
         resolve_space(SweepOptions(space="batch_lr_grid", trials=5), bf16_available=False)
