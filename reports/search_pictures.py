@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from optuna import Study
 from optuna.visualization import matplotlib as drawing
 
-from reports.canvas import COLOURS, png
+from reports.canvas import COLOURS, plain, png
 from reports.content import Picture
 from reports.searches import SearchData
 from search_spaces.optuna_trials import empty_study, finished_trial
+from search_spaces.search_space import Choice
 
 _VALUE = "val_acc"
 _SIZE = (5.4, 4.0)  # inches
@@ -26,10 +27,15 @@ def search_pictures(search: SearchData) -> Iterator[Picture]:
     """History, importances, slices and parallel coordinates; none before two trials are complete."""
     if len(search.complete) < _FEWEST:
         return
-    study = empty_study()
+    study, space = empty_study(), search.space
+    shown = {
+        name: Choice(tuple(map(_plain, parameter.values))) if isinstance(parameter, Choice) else parameter
+        for name, parameter in space.parameters.items()
+    }
     for values, outcome in zip(search.values, search.outcomes, strict=True):
         if outcome:
-            study.add_trial(finished_trial(search.space, values, outcome))
+            plain_values = {name: _plain(value) for name, value in values.items()}
+            study.add_trial(finished_trial(space.replace(parameters=shown), plain_values, outcome))
     parameters = list(search.space.parameters)
     broad = (max(8.0, _PER_PARAMETER * len(parameters)), _SIZE[1])
     yield _picture(
@@ -60,6 +66,10 @@ def search_pictures(search: SearchData) -> Iterator[Picture]:
         "A line is a complete trial, darker the higher its val_acc.",
         broad=True,
     )
+
+
+def _plain(value: Any) -> Any:
+    return plain(value) if isinstance(value, str) else value
 
 
 def _drawn(draw: Callable[..., Any], study: Study, size: tuple[float, float], **named: Any) -> Figure:

@@ -76,7 +76,7 @@ def read_search(space: SearchSpace, runs: StudyRuns) -> SearchData:
         generations |= invocation.generations
     in_order = [generations[number] for number in sorted(generations)]
     values = [each for generation in in_order for each in generation][: space.trials]
-    if any(each.keys() != space.parameters.keys() for each in values):
+    if not all(map(space.holds, values)):
         raise UserError("the proposals of the search in MLflow are not of its parameters")
     values = [{name: _printable(value) for name, value in each.items()} for each in values]
     found = [runs.trials.get(space.config(each).trial_hash) for each in values]

@@ -98,7 +98,7 @@ class SearchSpace(BaseModel):
     generation_size: Annotated[int, Field(ge=1, le=32)] = 4  # MLflow keeps it in one tag
     sampler: str = "tpe"
     stopping: str = "median"
-    confirm_seeds: Annotated[int, Field(ge=1)] = 3
+    confirm_seeds: Annotated[int, Field(ge=1, le=100)] = 3
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
     def __init__(self, **values: Any) -> None:
@@ -135,6 +135,12 @@ class SearchSpace(BaseModel):
         """The trial with these values of the parameters."""
         return TrialConfig(**{**self.settings, "seed": self.seed, **values})
 
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether these are values of all parameters, each within its range."""
+        return values.keys() == self.parameters.keys() and all(
+            _holds(parameter, values[name]) for name, parameter in self.parameters.items()
+        )
+
     def corners(self) -> Iterator[TrialConfig]:
         """The trials with values from the ends of the ranges; UserError for one that is not possible."""
         ends = [parameter.ends for parameter in self.parameters.values()]
@@ -169,6 +175,12 @@ def _check_parameter(name: str, parameter: Parameter) -> None:
             raise UserError(f"{name} names a value twice: {', '.join(map(str, parameter.values))}")
     elif not parameter.low < parameter.high:
         raise UserError(f"{name} has a range from {parameter.low} to {parameter.high}: give low < high")
+
+
+def _holds(parameter: Parameter, value: Any) -> bool:
+    if isinstance(parameter, Choice):
+        return value in parameter.values
+    return isinstance(value, int | float) and parameter.low <= value <= parameter.high
 
 
 def _one_line(error: ValidationError) -> UserError:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from errors import UserError
@@ -58,7 +59,7 @@ class SweepOptions(Options):
     sampler: str | None = option(", ".join(SAMPLERS), _SEARCH)
     stopping: str | None = option("none, or median: stop trials below it", _SEARCH, "RULE")
     generation_size: int | None = option("trials proposed at once, 1 to 32", _SEARCH, "N", ge=1, le=32)
-    confirm_seeds: int | None = option("seeds that the best is trained with again", _SEARCH, "N", ge=1)
+    confirm_seeds: int | None = option("seeds to train the best again", _SEARCH, "N", ge=1, le=100)
     optuna_storage: str = option(
         "a copy for optuna-dashboard (default sqlite:///optuna.db)",
         _SEARCH,
@@ -251,7 +252,8 @@ def check_copy(options: SweepOptions) -> None:
     url = options.optuna_storage
     if not re.match(r"(sqlite|postgresql|mysql)(\+\w+)?://", url):
         raise UserError(f"--optuna-storage '{url}' is not the URL of a database: use sqlite:///FILE.db")
-    if url == options.tracking_uri:
+    ours, store = (f"{at}".removeprefix("sqlite:///") for at in (url, options.tracking_uri))
+    if Path(ours).absolute() == Path(store).absolute():
         raise UserError("--optuna-storage is MLflow's database: each needs one of its own")
 
 

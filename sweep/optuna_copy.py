@@ -1,5 +1,7 @@
 """A copy of a search for ``optuna-dashboard`` and for people's own Optuna scripts; MLflow has the truth."""
 
+import re
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,12 +9,13 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
-from errors import first_line
+from errors import UserError, first_line
 from search_spaces.optuna_trials import finished_trial
 from sweep.search import Search
 from sweep.terminal import say
 
 _SQLITE = "sqlite:///"
+_DAMAGED = ("file is not a database", "malformed")
 
 
 class OptunaCopy:
@@ -35,9 +38,10 @@ class OptunaCopy:
                     self._written += 1
                 return
             except Exception as error:  # the database, its driver and Optuna each have their own
-                self._is_broken = not self._set_aside()
+                self._is_broken = not (_is_damaged(error) and self._set_aside())
                 if self._is_broken:
-                    say(f"note: the copy in {self._url} cannot be written ({first_line(error)})")
+                    place = re.sub("//[^/@]*@", "//", self._url)  # without a password
+                    say(f"note: the copy in {place} cannot be written ({first_line(error)})")
 
     def _open(self, trials: Sequence[FrozenTrial]) -> optuna.Study:
         """The study as it is, or an empty one where it holds anything else than these trials."""
@@ -49,6 +53,8 @@ class OptunaCopy:
             if list(map(_facts, there)) == list(map(_facts, trials[: len(there)])):
                 self._written = len(there)
                 return study
+            if any("trial_hash" not in trial.user_attrs for trial in there):
+                raise UserError(f"its study {self._name} holds trials that are not of this search")
             optuna.delete_study(study_name=self._name, storage=storage)
         return optuna.create_study(storage=storage, study_name=self._name, direction="maximize")
 
@@ -63,6 +69,15 @@ class OptunaCopy:
         path.rename(damaged)
         say(f"note: {path} is damaged, and now called {damaged.name}; the copy is made anew")
         return True
+
+
+def _is_damaged(error: BaseException | None) -> bool:
+    """Whether SQLite says that the file is not a database; Optuna wraps what it met."""
+    while error is not None:
+        if isinstance(error, sqlite3.DatabaseError) and any(words in str(error) for words in _DAMAGED):
+            return True
+        error = getattr(error, "orig", None) or error.__cause__ or error.__context__
+    return False
 
 
 def _ended(search: Search, start: int) -> list[FrozenTrial]:

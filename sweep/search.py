@@ -139,25 +139,34 @@ class Proposal(NamedTuple):
 
 
 def identity(space: SearchSpace) -> str:
-    """What the proposals of a search are a function of, as JSON."""
-    return json.dumps({"Optuna": optuna.__version__} | space.identity())
+    """What the proposals of a search are a function of, as JSON; the parameters in their order."""
+    order = {"order of parameters": list(space.parameters)}
+    return json.dumps({"Optuna": optuna.__version__} | order | space.identity(), sort_keys=True)
 
 
 def check_same_search(ours: Mapping[str, str], earlier: Iterable[Mapping[str, str]]) -> None:
     """Raise UserError where an earlier invocation, by its tags, began another search."""
+    now = json.loads(ours[IDENTITY])
     for tags in earlier:
-        if tags.get(IDENTITY, ours[IDENTITY]) != ours[IDENTITY]:
-            before, now = json.loads(tags[IDENTITY]), json.loads(ours[IDENTITY])
-            key = next(key for key in before | now if before.get(key) != now.get(key))
+        before = _identity(tags.get(IDENTITY, ours[IDENTITY]))
+        if key := next((key for key in before | now if before.get(key) != now.get(key)), ""):
             raise UserError(
                 f"this search was begun with another {key}, {_shown(before.get(key))} and not "
                 f"{_shown(now.get(key))}: go on with the same, or give --fresh or another --name"
             )
 
 
+def _identity(text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise UserError("the search in MLflow is not one that this program stores: give --fresh") from error
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, dict):  # a parameter's values
-        return ", ".join(map(str, value.get("values", ()))) or f"{value['low']} to {value['high']}"
+        values = value.get("values", (value.get("low"), value.get("high")))
+        return (", " if value.get("kind") == "choice" else " to ").join(map(str, values))
     return "the default" if value is None else str(value)
 
 
@@ -265,8 +274,8 @@ class Search:
             if proposed is None:
                 proposed = self._proposer.ask(generation)
                 self._keep(self, generation, proposed)
-            if len(proposed) != size:
-                raise UserError(f"generation {generation} in MLflow has {len(proposed)} trials, not {size}")
+            if len(proposed) != size or not all(map(self.space.holds, proposed)):
+                raise UserError(f"generation {generation} in MLflow is not of this search: give --fresh")
             first = generation * size
             self._generation = [
                 Proposal(first + place, values, self._resolve(values))

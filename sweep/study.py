@@ -137,6 +137,8 @@ class Sweep:
             keep=self._keep,
         )
         self.copy.update(search)
+        for trial_hash in search.outcomes.keys() - self.plan.trials.keys():
+            self.storage.trial_folder(trial_hash).remove()  # a kill may have left its checkpoint
         if search.is_finished:
             say(f"all {space.trials} trials of the search have ended")
             return search
@@ -193,7 +195,8 @@ class Sweep:
             return
         self.runs = dict(read.trials)
         if isinstance(self.plan.space, SearchSpace):
-            check_same_search(self.invocation.tags, [run.tags for run in earlier])
+            # one that was stopped before it proposed anything has begun nothing
+            check_same_search(self.invocation.tags, [run.tags for run in earlier if run.generations])
             for run in reversed(earlier):  # the newest last; a generation is proposed once
                 self.generations = run.generations | self.generations
 
@@ -296,7 +299,7 @@ class Sweep:
         untested = {
             trial_hash: (config, self.runs[trial_hash])
             for trial_hash, config in self.plan.configs.items()
-            if trial_hash in trial_hashes and self.runs[trial_hash].is_trained
+            if trial_hash in trial_hashes and trial_hash in self.runs and self.runs[trial_hash].is_trained
         }
         say(f"testing {len(untested)} trials, reloaded from MLflow")
         splits = {model: value.test for model, value in self.assets.items()}

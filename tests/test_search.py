@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections import defaultdict
 from statistics import median
 
@@ -345,6 +346,7 @@ def test_flags_narrow_the_box():
         ({"seeds": [1, 2]}, "one --seed"),
         ({"optuna_storage": "journal.log"}, "use sqlite:///FILE.db"),
         ({"optuna_storage": "sqlite:///a.db", "tracking_uri": "sqlite:///a.db"}, "one of its own"),
+        ({"optuna_storage": "sqlite:///./a.db", "tracking_uri": "sqlite:///a.db"}, "one of its own"),
         ({"assignments": ["scheduler=constant"]}, "warmup_ratio does nothing"),
     ],
 )
@@ -385,6 +387,24 @@ def test_another_search_under_the_same_name_is_refused(changes, told):
     with pytest.raises(UserError) as raised:
         check_same_search(ours, [earlier])
     assert told in message(raised)
+
+
+def test_the_order_of_settings_is_none_and_that_of_parameters_counts():
+    ours = {IDENTITY: identity(SPACE)}
+    settings = dict(reversed(SPACE.settings.items()))
+    check_same_search(ours, [{IDENTITY: identity(SPACE.replace(settings=settings))}])
+    parameters = dict(reversed(SPACE.parameters.items()))
+    with pytest.raises(UserError, match="another order of parameters"):
+        check_same_search(ours, [{IDENTITY: identity(SPACE.replace(parameters=parameters))}])
+
+
+def test_what_a_stranger_stored_is_one_line():
+    with pytest.raises(UserError, match="not one that this program stores"):
+        check_same_search({IDENTITY: identity(SPACE)}, [{IDENTITY: "{"}])
+    store = Store()
+    store.generations[0] = [{"base_lr": 2.0, "model": "bert-tiny"}] * 4
+    with pytest.raises(UserError, match="is not of this search"):
+        store.open(space())
 
 
 def test_more_trials_and_other_passes_are_the_same_search():
@@ -449,6 +469,22 @@ def test_a_damaged_copy_is_set_aside_and_made_anew(finished, tmp_path, capsys):
     OptunaCopy(url, "films").update(finished)
     assert len(copied(url)) == 18
     assert (tmp_path / "optuna.db.damaged").exists()
+
+
+def test_a_study_of_somebody_else_is_left_alone(finished, tmp_path, capsys):
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    theirs = optuna.create_study(storage=url, study_name="films")
+    theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    OptunaCopy(url, "films").update(finished)
+    assert [set(trial.params) for trial in copied(url)] == [{"x"}, {"x"}]
+    assert "holds trials that are not of this search" in capsys.readouterr().out
+
+
+def test_a_database_of_another_program_is_left_alone(finished, tmp_path, capsys, migrated_database):
+    shutil.copyfile(migrated_database, tmp_path / "other.db")
+    OptunaCopy(f"sqlite:///{tmp_path}/other.db", "films").update(finished)
+    assert [path.name for path in tmp_path.iterdir()] == ["other.db"]
+    assert "cannot be written" in capsys.readouterr().out
 
 
 @pytest.mark.slow
