@@ -27,16 +27,16 @@ def search_pictures(search: SearchData) -> Iterator[Picture]:
     """History, importances, slices and parallel coordinates; none before two trials are complete."""
     if len(search.complete) < _FEWEST:
         return
-    study, space = empty_study(), search.space
-    shown = {
+    study = empty_study()
+    parameters = {
         name: Choice(tuple(map(_plain, parameter.values))) if isinstance(parameter, Choice) else parameter
-        for name, parameter in space.parameters.items()
+        for name, parameter in search.space.parameters.items()
     }
+    shown = search.space.replace(parameters=parameters)
     for values, outcome in zip(search.values, search.outcomes, strict=True):
         if outcome:
             plain_values = {name: _plain(value) for name, value in values.items()}
-            study.add_trial(finished_trial(space.replace(parameters=shown), plain_values, outcome))
-    parameters = list(search.space.parameters)
+            study.add_trial(finished_trial(shown, plain_values, outcome))
     broad = (max(8.0, _PER_PARAMETER * len(parameters)), _SIZE[1])
     yield _picture(
         _drawn(drawing.plot_optimization_history, study, _SIZE, target_name=_VALUE),

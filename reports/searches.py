@@ -16,7 +16,6 @@ from reports.prose import accuracy_text, cell_text, counted, learning_rate_text,
 from reports.study_data import StudyData
 from search_spaces import TrialConfig
 from search_spaces.search_space import COMPLETE, DIVERGED, STOPPED, Choice, LogUniform, Outcome, SearchSpace
-from tracking import TrialRun
 from tracking.study_store import StudyRuns
 
 _SHOWN = 10  # of the best trials
@@ -33,13 +32,11 @@ class SearchData:
     space: SearchSpace
     values: Sequence[Mapping[str, Any]]  # of the parameters of each trial
     outcomes: Sequence[Outcome | None]  # None: not ended
-    runs: Sequence[TrialRun | None]
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """A row per trial: number, generation, the parameters, state, best_val_acc, best_epoch, epochs."""
-        numbers = pd.DataFrame({"number": range(len(self.values))})
-        found = numbers.assign(generation=numbers["number"] // self.space.generation_size)
+        """A row per trial: number, the parameters, state, best_val_acc, best_epoch, epochs."""
+        found = pd.DataFrame({"number": range(len(self.values))})
         for name in self.space.parameters:
             found[name] = [values[name] for values in self.values]
         accuracies = [outcome.val_accs if outcome else () for outcome in self.outcomes]
@@ -47,7 +44,6 @@ class SearchData:
         found["best_val_acc"] = [max(each, default=math.nan) for each in accuracies]
         found["best_epoch"] = [each.index(max(each)) + 1 if each else 0 for each in accuracies]
         found["epochs"] = [len(each) for each in accuracies]
-        found["run_id"] = [run.run_id if run else "" for run in self.runs]
         return found
 
     @property
@@ -80,7 +76,7 @@ def read_search(space: SearchSpace, runs: StudyRuns) -> SearchData:
         raise UserError("the proposals of the search in MLflow are not of its parameters")
     values = [{name: _printable(value) for name, value in each.items()} for each in values]
     found = [runs.trials.get(space.config(each).trial_hash) for each in values]
-    return SearchData(space, values, [run.outcome() if run else None for run in found], found)
+    return SearchData(space, values, [run.outcome() if run else None for run in found])
 
 
 def _printable(value: Any) -> Any:

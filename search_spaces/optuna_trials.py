@@ -44,13 +44,12 @@ def finished_trial(space: SearchSpace, values: Mapping[str, Any], outcome: Outco
 
     One that diverged counts as pruned without a value: samplers ignore failed trials, and go there again.
     """
-    import optuna
     from optuna.trial import TrialState, create_trial
 
     val_accs = {} if outcome.state == DIVERGED else dict(enumerate(outcome.val_accs, start=1))
     value = outcome.best_val_acc if outcome.state == COMPLETE else val_accs.get(len(val_accs))
     return create_trial(
-        state=TrialState.COMPLETE if outcome.state == COMPLETE else optuna.trial.TrialState.PRUNED,
+        state=TrialState.COMPLETE if outcome.state == COMPLETE else TrialState.PRUNED,
         value=value,
         params=dict(values),
         distributions=distributions(space),

@@ -32,7 +32,7 @@ def search(*trials, **changes):
     """A search whose trials are (target batch size, base_lr, outcome)."""
     values = [{"target_batch_size": batch, "base_lr": rate} for batch, rate, _ in trials]
     outcomes = [ended for _, _, ended in trials]
-    return SearchData(SPACE.replace(**changes), values, outcomes, [None] * len(trials))
+    return SearchData(SPACE.replace(**changes), values, outcomes)
 
 
 def complete(*val_accs):
