@@ -42,7 +42,7 @@ def run_sweep(options: SweepOptions) -> int:
         return 0
     resolve_space(options, bf16_available=False)  # typing errors, before the slow imports
     if options.dry_run:
-        from sweep.plan import show_plan
+        from sweep.plan_summary import show_plan
 
         show_plan(options)
         return 0
@@ -91,6 +91,8 @@ def _print_report(tracking_uri: str, study: str, results_path: str) -> None:
         console.print(terminal_table(table))
     for line in (*report.headline, f"report         {report.page}"):
         say(line)
+    for name, address in report.pages.items():
+        say(f"{name:<14} {address}")
 
 
 def _quiet_libraries() -> None:

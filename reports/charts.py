@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from reports.canvas import batch_colour, draw_points, figure, legend_below, plain, png
+from reports.canvas import COLOURS, batch_colour, draw_points, figure, legend_below, plain, png
 from reports.content import Picture
 from reports.prose import slug
 from reports.statistics import wilson_interval
@@ -37,6 +37,7 @@ _TRAIN = {  # over what a training curve is drawn -> its caption
 }
 _X_LABELS = {"step": "optimizer steps (log scale)", "examples": "training examples seen", "epoch": "epoch"}
 _SIZE = (5.4, 4.3)  # inches: one picture fills a phone, two stand side by side on a desktop
+_PANEL, _BESIDE_PANELS = 2.2, 1.1  # inches of height of the first picture: each panel, axis and legend
 _SPREAD = 0.14  # octaves between the markers that stand side by side at one batch size
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)))
 _MARKERS = "os^DvP"
@@ -66,28 +67,32 @@ _NOISE = _Curve(
 )
 
 
-def curve_pictures(study: StudyData) -> Iterator[Picture]:
-    """Every curve of every model; a kind that no trial has logged is left out."""
-    for model in study.axis_values("model"):
-        for curve in _curves(study.plan.metrics):
-            if lines := _lines(study, model, curve):
-                names = ", ".join(trial.label for trial, _ in lines)
-                over = _X_LABELS[curve.over]
-                alt = f"Line chart of {curve.label} over {over} for {model}; lines: {names}."
-                yield _line_picture(study, model, curve, lines, alt)
+def curve_pictures(study: StudyData) -> tuple[list[Picture], list[Picture]]:
+    """The curves of all models: those to read first, and the rest; what nobody has logged is left out."""
+    first, rest = _curves(study.plan.metrics)
+    return list(_drawn_curves(study, first)), list(_drawn_curves(study, rest))
 
 
-def _curves(metrics: Mapping[str, str]) -> list[_Curve]:
-    """The curves of all metrics (name -> axis label), in the order of the page."""
+def _drawn_curves(study: StudyData, curves: Sequence[_Curve]) -> Iterator[Picture]:
+    for curve, model in itertools.product(curves, study.axis_values("model")):
+        if lines := _lines(study, model, curve):
+            names = ", ".join(trial.label for trial, _ in lines)
+            alt = f"Line chart of {curve.label} over {_X_LABELS[curve.over]} for {model}; lines: {names}."
+            yield _line_picture(study, model, curve, lines, alt)
+
+
+def _curves(metrics: Mapping[str, str]) -> tuple[list[_Curve], list[_Curve]]:
+    """The curves of all metrics (name -> axis label): val and train loss, accuracy first; then the rest."""
     train, val = [], []
-    for metric, label in metrics.items():
+    for metric, label in sorted(metrics.items(), key=lambda named: named[0] != "acc"):
         word = "accuracy" if metric == "acc" else metric
         for over, caption in _TRAIN.items():
             column = f"train_{metric}" if over == "epoch" else f"train_{metric}_per_step"
             title = f"train {word} by {'examples seen' if over == 'examples' else over}"
             train.append(_Curve(f"train_{metric}_by_{over}", column, over, title, label, caption))
         val.append(_Curve(f"val_{metric}", f"val_{metric}", "epoch", f"val {word}", label, _BEST))
-    return [*train, *val, _LEARNING_RATE]
+    first = [*val, *(curve for curve in train if curve.name == "train_loss_by_epoch")]
+    return first, [*(curve for curve in train if curve not in first), _LEARNING_RATE]
 
 
 def _lines(study: StudyData, model: str, curve: _Curve) -> list[tuple[TrialData, pd.Series]]:
@@ -130,6 +135,44 @@ def _line_picture(
     if curve in (_LEARNING_RATE, _NOISE):
         axes.set_yscale("log")
     return _finished(drawn, model, curve.name, curve.title, caption=curve.caption, alt=alt)
+
+
+def answer_picture(study: StudyData) -> Picture | None:
+    """Test accuracy by target batch size, a line per rule, a panel per model; None before any test."""
+    results = study.cells.assign(test_acc=study.metric("test_acc")).dropna(subset="test_acc")
+    models = [model for model in study.axis_values("model") if model in set(results["model"])]
+    if not models:
+        return None
+    drawn = figure(_SIZE[0], _PANEL * len(models) + _BESIDE_PANELS)
+    panels = drawn.subplots(len(models), sharex=True, sharey=True, squeeze=False).flat
+    for axes, model in zip(panels, models, strict=True):
+        _draw_answer(axes, study, results[results["model"] == model])
+        axes.set_title(plain(model), fontsize="medium", loc="left")
+        axes.set_ylabel("test accuracy")
+    _batch_axis(axes, sorted(study.axis_values("target_batch_size")))
+    legend_below(drawn, axes, 3, title="scaling rule", fontsize="small", title_fontsize="small")
+    several = len(study.axis_values("seed")) > 1
+    return Picture(
+        name="test_accuracy",
+        title="test accuracy by target batch size",
+        caption="The best epoch of each trial. "
+        + _INTERVALS.format(seeds="; points: means over seeds" if several else ""),
+        alt=f"Test accuracy of {', '.join(models)} by target batch size, a line per scaling rule, with "
+        "95 % intervals; the numbers are in the tables.",
+        png=png(drawn),
+    )
+
+
+def _draw_answer(axes: Axes, study: StudyData, results: pd.DataFrame) -> None:
+    rules, examples = study.axis_values("scaling_rule"), study.plan.dataset.sizes["test"]
+    for place, rule in enumerate(rules):
+        means = results[results["scaling_rule"] == rule].groupby("target_batch_size")["test_acc"].mean()
+        intervals = [wilson_interval(min(mean * examples, examples), examples) for mean in means]
+        x = means.index * 2 ** (_SPREAD * (place - (len(rules) - 1) / 2))
+        low, high = [each.low for each in intervals], [each.high for each in intervals]
+        look = {"color": COLOURS[place % len(COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
+        draw_points(axes, x, means, low, high, label=rule, capsize=3, linewidth=1.5, **look)
+    _plain_axes(axes)
 
 
 def accuracy_pictures(study: StudyData) -> Iterator[Picture]:
@@ -233,9 +276,13 @@ def _place(study: StudyData, trial: TrialData) -> int:
 def _new_figure() -> tuple[Figure, Axes]:
     drawn = figure(*_SIZE)
     axes = drawn.add_subplot()
+    _plain_axes(axes)
+    return drawn, axes
+
+
+def _plain_axes(axes: Axes) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    return drawn, axes
 
 
 def _batch_axis(axes: Axes, batches: Sequence[int]) -> None:

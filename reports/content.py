@@ -1,7 +1,7 @@
 """What a report is made of: tables, pictures and sections, and how a section is stored in a folder."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,6 +44,15 @@ class Table:
 
     def texts(self) -> list[list[str]]:
         return [[cell_text(value) for value in row] for row in rows(self.frame)]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures under a heading; ``folded`` are shown when the reader wants them."""
+
+    heading: str
+    pictures: Sequence[Picture]
+    folded: Sequence[Picture] = ()
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,11 @@ class SearchData:
         return complete.sort_values(["best_val_acc", "number"], ascending=[False, True])
 
     @property
+    def top(self) -> pd.DataFrame:
+        """The ten best, a configuration that was proposed again once."""
+        return self.complete.drop_duplicates(list(self.space.parameters)).head(_SHOWN)
+
+    @property
     def best(self) -> Any:
         """The best complete trial; None where there is none."""
         return next(rows(self.complete), None)
@@ -103,7 +108,8 @@ def headline(search: SearchData, confirmation: StudyData) -> list[str]:
 def _worth(search: SearchData, confirmation: StudyData) -> str:
     in_search = search.best.best_val_acc
     chosen = f"{accuracy_text(in_search)} in the search is the best of {search.ended}"
-    val_acc, test_acc = (confirmation.metric(name).dropna() for name in ("best_val_acc", "test_acc"))
+    test_acc = confirmation.metric("test_acc").dropna()
+    val_acc = confirmation.metric("best_val_acc")[test_acc.index]
     if test_acc.empty:
         return f"{chosen} and flatters; it has not been trained again yet."
     seconds = [sum(trial.epochs.get("epoch_seconds", [])) for trial in confirmation.trials.values()]
@@ -142,7 +148,7 @@ def train_again(config: TrialConfig) -> str:
 def flags(search: SearchData, val_examples: int) -> list[str]:
     """What a reader should know before believing a search."""
     if search.best is None:
-        return []
+        return _ending_flags(search)
     return [*_edge_flags(search), *_order_flags(search, val_examples), *_ending_flags(search)]
 
 
@@ -150,32 +156,32 @@ def _edge_flags(search: SearchData) -> list[str]:
     found = []
     for name, parameter in search.space.parameters.items():
         best = getattr(search.best, name)
-        edge = _edge(parameter, best)
-        if edge:
-            found.append(f"the {edge} {name} ({_text(best)})")
+        if edge := _edge(parameter, best):
+            found.append(f"{edge} {name} ({_text(best)})")
     if not found:
         return []
     return [f"The best configuration has {listed(found)} that was searched: beyond it there may be better."]
 
 
 def _edge(parameter: Any, value: Any) -> str:
-    """Whether a value is the ``smallest`` or ``largest`` of its range, or nearly; empty elsewhere."""
+    """``the smallest`` or ``the largest`` of the range, or ``nearly`` so; empty elsewhere."""
     if isinstance(parameter, Choice):
         numbers = [each for each in parameter.values if isinstance(each, int | float)]
         if len(numbers) < max(3, len(parameter.values)):
             return ""
-        return "smallest" if value == min(numbers) else "largest" if value == max(numbers) else ""
+        place = (value - min(numbers)) / (max(numbers) - min(numbers))
+        return {0: "the smallest", 1: "the largest"}.get(place, "")
     scale = math.log if isinstance(parameter, LogUniform) else float
     low, high = scale(parameter.low), scale(parameter.high)
     place = (scale(value) - low) / (high - low)
     if parameter.low == 0 and place < _EDGE:
         return ""  # there is nothing below 0
-    return "smallest" if place < _EDGE else "largest" if place > 1 - _EDGE else ""
+    return "nearly the smallest" if place < _EDGE else "nearly the largest" if place > 1 - _EDGE else ""
 
 
 def _order_flags(search: SearchData, val_examples: int) -> list[str]:
     """Whether the best trials are further apart than their validation examples alone would scatter them."""
-    top = search.complete["best_val_acc"].head(_SHOWN)
+    top = search.top["best_val_acc"]
     mean = top.mean()
     within = 1.96 * math.sqrt(2 * mean * (1 - mean) / val_examples)
     if len(top) < 2 or top.max() - top.min() > within:
@@ -203,7 +209,7 @@ def _ending_flags(search: SearchData) -> list[str]:
 
 def best_table(search: SearchData) -> Table:
     """The ten best trials."""
-    top = search.complete.head(_SHOWN)
+    top = search.top
     shown = {"trial": top["number"].map("#{}".format)}
     shown |= {name: top[name].map(_text) for name in search.space.parameters}
     shown |= {"val_acc": top["best_val_acc"].map(accuracy_text), "best epoch": top["best_epoch"]}

@@ -1,9 +1,8 @@
 """The report of a study, rebuilt from MLflow alone: a page, the same in Markdown, CSV files, pictures."""
 
 import base64
-import itertools
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import searches
-from reports.charts import accuracy_pictures, curve_pictures, noise_pictures
+from reports.charts import accuracy_pictures, answer_picture, curve_pictures, noise_pictures
 from reports.content import (
     INSIDE,
+    Gallery,
     Picture,
     Section,
     Table,
@@ -43,6 +43,7 @@ class Report:
     headline: Sequence[str]  # paragraphs
     results: Sequence[Table]
     page: Path
+    pages: Mapping[str, str]  # of MLflow: what to start or open, and the addresses of its views
 
 
 def render(template: str, page: Mapping[str, Any]) -> str:
@@ -72,14 +73,16 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
     runs = store.read_runs()
     data = read_study(runs)
     families = {"comparisons": compare_cells(data), "last_against_best_epoch": compare_epochs(data)}
-    tables, pictures, inside = finding_tables(data, families), _pictures(data), _inside(runs.invocations)
+    tables, inside = finding_tables(data, families), _inside(runs.invocations)
+    answer, galleries = answer_picture(data), _galleries(data)
     paragraphs, warnings = headline(families["comparisons"]), flags(data)
     if data.plan.search:
         search = read_search(data.plan.search, runs)
         paragraphs = searches.headline(search, data)
         warnings = searches.flags(search, data.plan.dataset.sizes["val"]) + warnings
         tables = {"best_trials": searches.best_table(search)} | tables
-        pictures = {"The search": list(search_pictures(search))} | pictures
+        of_search = list(search_pictures(search))
+        answer, galleries = next(iter(of_search), None), [Gallery("The search", of_search[1:]), *galleries]
     page = {
         "study": data.plan.study,
         "question": data.plan.question,
@@ -88,14 +91,17 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
         "results": result_tables(data),
         "tables": tables,
         "sentences": [family.sentences() for family in families.values()],
-        "pictures": pictures,
+        "answer": answer,
+        "galleries": [gallery for gallery in galleries if gallery.pictures or gallery.folded],
         "inside": inside,
         "facts": facts(data, runs.invocations),
         "runs": runs_table(data, store),
+        "mlflow": store.pages(),
+        "logged_at": store.run_url(runs.invocations[0].run_id, "/artifacts/report.html"),
     }
     folder = Path(results_path) / study
     make_folder(folder / _PICTURES)
-    for picture in itertools.chain.from_iterable(pictures.values()):
+    for picture in _pictures(answer, galleries):
         (folder / _PICTURES / f"{picture.name}.png").write_bytes(picture.png)
     if inside:
         write_section(inside, folder / INSIDE)
@@ -106,18 +112,26 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
     files |= {name: render(template, page) for name, template in _TEMPLATES.items()}
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    runs.invocations[0].log_folder(folder)
-    return Report(paragraphs, result_tables(data, compact=True), folder / "report.html")
+    newest = runs.invocations[0]
+    newest.log_folder(folder)
+    newest.describe(render("description.md.jinja", page))
+    return Report(paragraphs, result_tables(data, compact=True), folder / "report.html", store.pages())
 
 
-def _pictures(study: StudyData) -> dict[str, list[Picture]]:
-    """Heading -> pictures, without headings that would have none."""
-    pictures = {
-        "Accuracy by target batch size": list(accuracy_pictures(study)),
-        "Training curves": list(curve_pictures(study)),
-        "Why: the gradient noise scale": list(noise_pictures(study)),
-    }
-    return {heading: found for heading, found in pictures.items() if found}
+def _galleries(study: StudyData) -> list[Gallery]:
+    first, rest = curve_pictures(study)
+    return [
+        Gallery("Training curves", first, [*accuracy_pictures(study), *rest]),
+        Gallery("Why: the gradient noise scale", list(noise_pictures(study))),
+    ]
+
+
+def _pictures(answer: Picture | None, galleries: Iterable[Gallery]) -> Iterator[Picture]:
+    if answer:
+        yield answer
+    for gallery in galleries:
+        yield from gallery.pictures
+        yield from gallery.folded
 
 
 def _inside(invocations: Iterable[InvocationRun]) -> Section | None:

@@ -8,7 +8,7 @@ import platform
 import shutil
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -188,7 +188,7 @@ def _fits(gpus: float, cpus: float, has_gpus: float, has_cpus: float) -> int:
     return min(by_cores, int(has_gpus) * int(1 / gpus + _TINY))
 
 
-def announce(options: SweepOptions, dashboard: str, resources: Resources) -> None:
+def announce(dashboard: str, resources: Resources, pages: Mapping[str, str]) -> None:
     """Say what trials run on, and where they can be watched."""
     if not resources.gpus:
         say("no GPU in use: trials run on the CPU")
@@ -199,9 +199,8 @@ def announce(options: SweepOptions, dashboard: str, resources: Resources) -> Non
     if dashboard:
         token = "it asks for the token of `ray get-auth-token`"
         say(f"Ray dashboard  http://{dashboard}  ({token})")
-    uri = options.tracking_uri
-    page = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
-    say(f"MLflow         {page}")
+    for name, address in pages.items():
+        say(f"{name:<14} {address}")
 
 
 def environment_tags(resources: Resources) -> dict[str, str]:

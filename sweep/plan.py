@@ -1,21 +1,20 @@
-"""The plan: cells, the unique trials that serve them, and what they will cost."""
+"""The plan: cells, the unique trials that serve them, and the disk they need."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from rich.table import Table
-from rich.text import Text
 
-from errors import UserError, printable
+from errors import UserError
 from search_spaces import SearchSpace, Space, TrialConfig, trial_name, unique_trials
 from search_spaces.search_space import Choice
+from search_spaces.space import AXES
 from search_spaces.trial_config import model_name
 from sweep.options import SweepOptions, check_distinct, resolve_space
-from sweep.terminal import console, say
-from tracking import DatasetFacts, check_study_name
+from tracking import DatasetFacts, colour_tag
 from trainables.encoders import canonical_model, check_max_length, count_parameters
 from trainables.evaluation import METRICS
 from trainables.reviews import ReviewSplits, load_splits
@@ -23,15 +22,6 @@ from trainables.reviews import ReviewSplits, load_splits
 GPU_TOKENS_PER_PASS = 32_768  # more saturates nothing, and undoes the sorting by length
 _BESIDE_TENSORS = 1_000_000  # bytes of a checkpoint: histories, names of tensors
 _BESIDE_WEIGHTS = 5_000_000  # bytes of a model: its tokenizer, and the code that loads it
-_NUMBERS = (
-    "target\nbatch size",
-    "physical\nbatch size",
-    "accumulation\nsteps",
-    "learning\nrate",
-    "steps per\nepoch",
-    "epochs",
-    "seed",
-)
 
 
 @dataclass(frozen=True)
@@ -92,6 +82,13 @@ class Plan:
             return parameter.ends if parameter else [self.shared.target_batch_size]  # type: ignore[return-value]
         return self.space.target_batch_sizes
 
+    @property
+    def varied(self) -> list[str]:
+        """The parameters that trials differ in, as MLflow names them."""
+        if isinstance(self.space, SearchSpace):
+            return list(self.space.parameters)
+        return [axis for axis in AXES if axis != "seed" or self.seeds > 1] + ["learning_rate"]
+
     def cells_of(self, trial_hash: str) -> Sequence[TrialConfig]:
         """The cells that a trial serves."""
         return self.trials[trial_hash]
@@ -99,6 +96,16 @@ class Plan:
     def tags(self, trial_hash: str) -> dict[str, str]:
         """What MLflow shows of a trial's role."""
         return {"role": "confirm"} if isinstance(self.space, SearchSpace) else {}
+
+    def colour_tag(self, config: TrialConfig) -> dict[str, str]:
+        """The colour of a trial in MLflow's pictures: by model and rule, darker the smaller the batch."""
+        sizes = sorted(self.target_batch_sizes)
+        rules = [] if isinstance(self.space, SearchSpace) else list(self.space.scaling_rules)
+        return colour_tag(
+            list(self.parameters).index(config.model),
+            rules.index(config.scaling_rule) if config.scaling_rule in rules else 0,
+            bisect_left(sizes, config.target_batch_size) / max(1, len(sizes) - 1),
+        )
 
     def searched(self, values: Mapping[str, Any]) -> TrialConfig:
         """A trial of the search, with these values of its parameters."""
@@ -230,82 +237,3 @@ def _check_model_names(models: Iterable[str]) -> None:
         other = by_name.setdefault(name := model_name(model), model)
         if other != model:
             raise UserError(f"models '{other}' and '{model}' are both called {name}: rename a folder")
-
-
-def plan_summary(plan: Plan) -> str:
-    """The plan in a few lines."""
-    sizes, dataset, shared = plan.splits.sizes(), plan.dataset, plan.shared
-    checkpoints, models = plan.checkpoint_bytes(plan.in_training), plan.model_bytes(plan.kept)
-    lines = [
-        f"study {plan.study}: {plan.space.question}",
-        f"data {dataset.source}: {sizes['train']:,} train, {sizes['val']:,} val, "
-        f"{sizes['test']:,} test; {dataset.duplicates_dropped:,} exact duplicates dropped; "
-        f"classes {', '.join(dataset.label_names)}",
-        f"{_extent(plan)}, {shared.engine} engine, {shared.precision}",
-        f"disk: checkpoints {gigabytes(checkpoints)} at most, until their trial is "
-        f"tested; models in MLflow {gigabytes(models)} at most",
-        *plan.notes,
-    ]
-    largest = max(plan.target_batch_sizes)
-    if largest > sizes["train"]:
-        lines.append(
-            f"note: target batch size {largest} is more than the {sizes['train']:,} training examples: "
-            "its windows are whole epochs"
-        )
-    serving = sum(len(cells) > 1 for cells in plan.trials.values())
-    if serving:
-        lines.append(
-            f"{serving} {'trials serve' if serving > 1 else 'trial serves'} several cells: at batch size "
-            f"{shared.reference_batch_size} every scaling rule gives the same learning rate"
-        )
-    return "\n".join(map(printable, lines))
-
-
-def _extent(plan: Plan) -> str:
-    space = plan.space
-    if not isinstance(space, SearchSpace):
-        return f"{len(plan.cells)} cells, {len(plan.trials)} unique trials"
-    return (
-        f"{space.trials} trials in generations of {space.generation_size}, sampler {space.sampler}, "
-        f"stopping {space.stopping}; the best is trained again with {space.confirm_seeds} seeds and tested"
-    )
-
-
-def plan_table(plan: Plan) -> Table:
-    """A row per trial; of a search, a row per parameter."""
-    if isinstance(plan.space, SearchSpace):
-        table = Table("parameter", "values", title="search", title_justify="left")
-        for name, parameter in plan.space.parameters.items():
-            table.add_row(name, Text(printable(str(parameter))))
-        return table
-    train = plan.splits.sizes()["train"]
-    table = Table("trial", "model", "rules served", title="trials", title_justify="left")
-    for column in _NUMBERS:
-        table.add_column(column, justify="right")
-    for trial_hash, cells in plan.trials.items():
-        config = cells[0]
-        numbers = (
-            config.target_batch_size,
-            config.physical_batch_size,
-            config.accumulation_steps,
-            f"{config.learning_rate:.3g}",
-            config.steps_per_epoch(train),
-            config.epochs,
-            config.seed,
-        )
-        rules = ", ".join(cell.scaling_rule for cell in cells)
-        table.add_row(trial_hash, Text(printable(config.model_name)), rules, *map(str, numbers))
-    return table
-
-
-def show_plan(options: SweepOptions) -> None:
-    """Print what the command would do."""
-    check_study_name(options.study)
-    plan = make_plan(options, bf16_available(options))
-    say(plan_summary(plan))
-    console.print(plan_table(plan))
-
-
-def gigabytes(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 
 from errors import UserError, first_line
 from search_spaces import TrialConfig
-from sweep.plan import Plan, gigabytes
+from sweep.plan import Plan
+from sweep.plan_summary import gigabytes
 from tracking import sqlite_file
 from trainables.checkpoint import TrialFolder
 

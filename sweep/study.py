@@ -1,9 +1,8 @@
 """A study from options to tested models, along one path: own, read, plan what is left, train, test."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 from errors import StoppedError, UserError, printable
@@ -16,14 +15,16 @@ from sweep.cluster import (
     ray_session,
     resources_per_trial,
 )
+from sweep.invocation import invocation_of
 from sweep.options import SweepOptions
 from sweep.optuna_copy import OptunaCopy
-from sweep.plan import Plan, bf16_available, make_plan, plan_summary
-from sweep.search import IDENTITY, Proposer, Search, Values, check_same_search, identity
+from sweep.plan import Plan, bf16_available, make_plan
+from sweep.plan_summary import plan_summary
+from sweep.search import Proposer, Search, Values, check_same_search
 from sweep.storage import StudyStorage, check_disk_space, writable_folder
 from sweep.terminal import console, say
 from sweep.testing import TestPhase
-from sweep.training import in_time, train
+from sweep.training import train
 from tracking import InvocationRun, StudyStore, TrialRun, check_study_name
 from trainables.assets import ModelAssets, prepare_assets
 
@@ -49,34 +50,11 @@ def run_study(options: SweepOptions) -> StudyOutcome:
     store = StudyStore(options.tracking_uri, plan.study, say=say, patience=options.store_patience)
     with storage.owned():
         say(plan_summary(plan))
-        with _invocation(plan, store, storage) as invocation:
+        with invocation_of(plan, store, storage) as invocation:
             sweep = Sweep(plan, options, store, storage, invocation)
             sweep.finish_what_is_left()
             invocation.finish("FAILED" if sweep.failures else "FINISHED")
     return StudyOutcome(plan.study, sweep.failures)
-
-
-@contextlib.contextmanager
-def _invocation(plan: Plan, store: StudyStore, storage: StudyStorage) -> Iterator[InvocationRun]:
-    """The parent run, with the plan and the test split in it; a refused one is taken back."""
-    title = f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
-    tags = {"space": plan.space.name, "question": plan.space.question, **storage.owner}
-    if isinstance(plan.space, SearchSpace):
-        tags[IDENTITY] = identity(plan.space)
-    invocation = store.start_invocation(title, plan.to_dict(), tags)
-    try:
-        test = plan.splits.test
-        invocation.log_test_split(test.row_ids, test.labels, test.texts)
-        yield invocation
-    except UserError:
-        if invocation.generations:  # of a search that has begun
-            invocation.finish("KILLED")
-        else:
-            invocation.discard()
-        raise
-    except BaseException:
-        in_time(lambda: invocation.finish("KILLED"))
-        raise
 
 
 @dataclass
@@ -255,7 +233,7 @@ class Sweep:
             dashboard = self._session.enter_context(ray_session(self.options.ray_address))
             self.resources = resources_per_trial(self.options)
             check_shared(self.storage.path)
-            announce(self.options, dashboard, self.resources)
+            announce(dashboard, self.resources, self.store.pages())
         at_once = self.resources.concurrent
         uri = self.options.tracking_uri
         check_disk_space(self.plan, to_train, at_once, self.storage, uri, kept=kept)
@@ -275,7 +253,7 @@ class Sweep:
                 group.name(trial_hash),
                 self.plan.dataset,
                 self.invocation,
-                {"assets_digest": digest, **tags, **group.tags(trial_hash)},
+                {"assets_digest": digest, **tags, **group.tags(trial_hash), **self.plan.colour_tag(config)},
             )
 
         recorder = train(

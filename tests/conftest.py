@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from mlflow.tracking import MlflowClient
+from playwright.sync_api import sync_playwright
 from xdist.scheduler.loadfile import LoadFileScheduling
 
+from tests.browsing import CHROMIUM
 from tests.helpers import TINY_MODELS, tiny_config
 from tests.small_study import write_small_study
 from trainables.assets import prepare_assets
@@ -32,7 +34,7 @@ settings.load_profile("quick")
 # each of these takes both cores: one after the other, while the second process runs the rest
 _STARTS_RAY = (
     "faults/test_studies faults/test_machines hostile/test_footprint test_study test_earlier_version "
-    "test_search_study"
+    "test_search_study test_pages"
 ).split()
 
 
@@ -98,3 +100,20 @@ def empty_store(migrated_database, tmp_path, monkeypatch):
 def small_study(tmp_path_factory):
     """The tracking URI of a small study that was really trained; no test may add a run to it."""
     return write_small_study(tmp_path_factory.mktemp("small_study"))
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A tab of a large screen."""
+    context = browser.new_context(viewport={"width": 1900, "height": 1200})
+    context.set_default_timeout(60_000)  # milliseconds, on a busy machine
+    yield context.new_page()
+    context.close()

@@ -60,6 +60,7 @@ def write_small_study(folder):
         plan = make_plan(options, bf16_available=False)
         store = StudyStore(f"sqlite:///{folder}/mlflow.db", STUDY)
         invocation = store.start_invocation("title", plan.to_dict(), {})
+        store.save_views(plan.varied)
         test = plan.splits.test
         invocation.log_test_split(test.row_ids, test.labels, test.texts)
         assets = {}
@@ -68,6 +69,7 @@ def write_small_study(folder):
                 continue
             if config.model not in assets:
                 assets[config.model] = prepare_assets(config, plan.splits)
-            run = store.open_trial(plan.trials[trial_hash], plan.name(trial_hash), plan.dataset, invocation)
+            cells, tags = plan.trials[trial_hash], plan.colour_tag(config)
+            run = store.open_trial(cells, plan.name(trial_hash), plan.dataset, invocation, tags)
             add_trial(plan, run, config, assets[config.model], folder / trial_hash)
         return store.tracking_uri

@@ -1,6 +1,8 @@
 """A search as a whole command: Ray, MLflow, the confirmation, the report; killed, grown and refused."""
 
 import shlex
+import sys
+from pathlib import Path
 
 import optuna
 import pandas as pd
@@ -9,6 +11,8 @@ from mlflow.tracking import MlflowClient
 
 from search_spaces.optuna_trials import empty_study
 from sweep.options import parse_options, resolve_space
+from tests.browsing import needs_chromium, server
+from tests.faults.processes import free_port
 from tests.faults.study import Command
 
 STUDY = (
@@ -131,3 +135,14 @@ def test_a_search_that_is_killed_comes_to_the_same_and_grows(study, tmp_path):
     with command(tmp_path, "--trials", "6") as grown:
         assert grown.run() == 0, grown.output()
     assert learnt(tmp_path) == learnt(study)
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_dashboard_of_optuna_opens_the_copy(study, page, tmp_path):
+    port, program = free_port(), str(Path(sys.executable).parent / "optuna-dashboard")
+    command = [program, f"sqlite:///{study}/optuna.db", "--port", str(port)]
+    with server(tmp_path, command, f"http://127.0.0.1:{port}/dashboard"):
+        page.goto(f"http://127.0.0.1:{port}/dashboard/studies/1")
+        page.get_by_text("Best Trial").first.wait_for()
+        page.get_by_text("target_batch_size").first.wait_for()

@@ -82,8 +82,8 @@ def test_what_diverged_and_what_was_stopped_is_counted():
     [
         (16, 1e-3, "the smallest target_batch_size (16)"),
         (256, 1e-3, "the largest target_batch_size (256)"),
-        (64, 1.05e-5, "the smallest base_lr (1.05e-5)"),
-        (64, 0.0099, "the largest base_lr (0.0099)"),
+        (64, 1.05e-5, "nearly the smallest base_lr (1.05e-5)"),
+        (64, 0.0099, "nearly the largest base_lr (0.0099)"),
     ],
 )
 def test_a_best_value_at_the_edge_of_its_range_is_told(batch, rate, edge):
@@ -107,6 +107,18 @@ def test_the_table_has_the_best_first():
     table = best_table(FOUND)
     assert table.frame["trial"].tolist() == ["#0", "#1"]
     assert "Of 4 trials; 2 came to their last epoch." in table.note
+
+
+def test_a_configuration_that_was_proposed_again_is_one_of_the_best_once():
+    same, other = (64, 1e-3, complete(0.8, 0.85)), (16, 1e-3, complete(0.8, 0.80))
+    assert best_table(search(same, other, same)).frame["trial"].tolist() == ["#0", "#1"]
+
+
+def test_a_search_in_which_every_trial_diverged_says_so():
+    assert (
+        told(search((64, 9e-3, Outcome(DIVERGED, ()))))
+        == "1 of 1 trial diverged: search lower learning rates."
+    )
 
 
 def test_the_command_quotes_what_a_shell_would_take_apart():

@@ -10,6 +10,7 @@ from tracking.connection import BackgroundWriter, check_store_exists, sqlite_fil
 from tracking.runs import InvocationRun
 from tracking.study_store import DatasetFacts, StudyRuns, StudyStore, check_study_name
 from tracking.trial_run import OtherTrainingError, TrialRun
+from tracking.views import colour_tag
 
 __all__ = [
     "BackgroundWriter",
@@ -23,5 +24,6 @@ __all__ = [
     "TrialRun",
     "check_store_exists",
     "check_study_name",
+    "colour_tag",
     "sqlite_file",
 ]

@@ -17,6 +17,7 @@ from tracking.artifacts import download
 from tracking.connection import Connection, retried
 
 SUPERSEDED = "superseded"  # the tag of runs that no longer count
+DESCRIPTION = "mlflow.note.content"  # the tag of what MLflow's page shows above a run, Markdown
 PLAN = "plan.json"
 _TEST_SPLIT = "test_split.parquet"
 _TEST_SPLIT_COLUMNS = {"row_id": is_integer_dtype, "label": is_integer_dtype, "text": is_string_dtype}
@@ -142,6 +143,11 @@ class InvocationRun(TrackedRun):
     @retried
     def log_plan(self, plan: Mapping[str, Any]) -> None:
         self.client.log_dict(self.run_id, dict(plan), PLAN)
+
+    @retried
+    def describe(self, markdown: str) -> None:
+        """Say on MLflow's page of the run what the study asks and has found."""
+        self._tag({DESCRIPTION: markdown})
 
     @retried
     def log_test_split(self, row_ids: np.ndarray, labels: np.ndarray, texts: Sequence[str]) -> None:

@@ -17,8 +17,9 @@ from errors import UserError, unknown
 from search_spaces import TrialConfig
 from search_spaces.space import AXES
 from tracking.connection import BackgroundWriter, Connection, check_store, quiet_mlflow, retried
-from tracking.runs import SUPERSEDED, InvocationRun, TrackedRun
+from tracking.runs import DESCRIPTION, SUPERSEDED, InvocationRun, TrackedRun
 from tracking.trial_run import TrialRun
+from tracking.views import CURVES, TRIALS, view_address, view_tag, view_tags
 
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which pages the UI shows
 _SOURCE = {"mlflow.source.name": "tune_main.py", "mlflow.source.type": "LOCAL"}
@@ -106,6 +107,16 @@ class StudyStore:
         return self.connection.repeat(start)
 
     @retried
+    def save_views(self, parameters: Sequence[str]) -> None:
+        """Save the views of the study; ``parameters`` are those that trials differ in.
+
+        Views that people have saved are left alone.
+        """
+        for key, value in view_tags(parameters).items():
+            self.client.set_experiment_tag(self._experiment_id(), key, value)
+        self._experiment = self._find_experiment()
+
+    @retried
     def open_trial(
         self,
         cells: Sequence[TrialConfig],
@@ -129,7 +140,12 @@ class StudyStore:
         coordinates = [
             {axis: getattr(cell, axis) for axis in AXES} | {"model": cell.model_name} for cell in cells
         ]
-        tags = {"cells": json.dumps(coordinates), "failure": "", **(tags or {})}
+        tags = {
+            "cells": json.dumps(coordinates),
+            "failure": "",
+            DESCRIPTION: _description(cells),
+            **(tags or {}),
+        }
         self.client.log_batch(run_id, params=new, tags=[RunTag(*tag) for tag in tags.items()])
         if not (run.inputs and run.inputs.dataset_inputs):
             self.client.log_inputs(run_id, [_dataset_input(dataset)])
@@ -163,11 +179,27 @@ class StudyStore:
         self.client.set_registered_model_alias(self.study, _BEST, version.version)
         return f"models:/{self.study}@{_BEST}"
 
-    def run_url(self, run_id: str) -> str:
+    def run_url(self, run_id: str, tab: str = "") -> str:
         """Where a browser finds the run: on the tracking server, or on a local ``mlflow ui``."""
-        server = self.tracking_uri if self.tracking_uri.startswith("http") else "http://127.0.0.1:5000"
-        experiment = self._experiment.experiment_id if self._experiment else ""
-        return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+        page = f"{self._server}/#/experiments/{self._experiment_id()}/runs/{run_id}{tab}"
+        return f"{page}?workflowType=machine_learning"
+
+    def pages(self) -> dict[str, str]:
+        """How a browser gets to the study: what to start or open, and the addresses of both views."""
+        uri = self.tracking_uri
+        start = {"MLflow": uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"}
+        views = {"  trials": TRIALS, "  curves": CURVES}
+        saved = self._experiment.tags if self._experiment else {}  # older studies have none
+        return start | {
+            label: view_address(self._server, self._experiment_id(), key)
+            for label, key in views.items()
+            if view_tag(key) in saved
+        }
+
+    @property
+    def _server(self) -> str:
+        uri = self.tracking_uri
+        return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
 
     def _find_experiment(self) -> Experiment | None:
         experiment = self.client.get_experiment_by_name(self.study)
@@ -220,6 +252,14 @@ def check_study_name(study: str) -> None:
 
 def _results(run: Run) -> int:
     return len(run.data.metrics)
+
+
+def _description(cells: Sequence[TrialConfig]) -> str:
+    config, rules = cells[0], dict.fromkeys(cell.scaling_rule for cell in cells)
+    return (
+        f"{config.model_name}, {config.target_batch_size} examples per optimizer step, learning rate "
+        f"{config.learning_rate:.3g} (scaling rule {', '.join(rules)}), seed {config.seed}"
+    )
 
 
 def _user() -> str:

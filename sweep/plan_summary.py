@@ -1,0 +1,100 @@
+"""What the command says of a plan before anything is trained."""
+
+from rich.table import Table
+from rich.text import Text
+
+from errors import printable
+from search_spaces import SearchSpace
+from sweep.options import SweepOptions
+from sweep.plan import Plan, bf16_available, make_plan
+from sweep.terminal import console, say
+from tracking import check_study_name
+
+_NUMBERS = (
+    "target\nbatch size",
+    "physical\nbatch size",
+    "accumulation\nsteps",
+    "learning\nrate",
+    "steps per\nepoch",
+    "epochs",
+    "seed",
+)
+
+
+def plan_summary(plan: Plan) -> str:
+    """The plan in a few lines."""
+    sizes, dataset, shared = plan.splits.sizes(), plan.dataset, plan.shared
+    checkpoints, models = plan.checkpoint_bytes(plan.in_training), plan.model_bytes(plan.kept)
+    lines = [
+        f"study {plan.study}: {plan.space.question}",
+        f"data {dataset.source}: {sizes['train']:,} train, {sizes['val']:,} val, "
+        f"{sizes['test']:,} test; {dataset.duplicates_dropped:,} exact duplicates dropped; "
+        f"classes {', '.join(dataset.label_names)}",
+        f"{_extent(plan)}, {shared.engine} engine, {shared.precision}",
+        f"disk: checkpoints {gigabytes(checkpoints)} at most, until their trial is "
+        f"tested; models in MLflow {gigabytes(models)} at most",
+        *plan.notes,
+    ]
+    largest = max(plan.target_batch_sizes)
+    if largest > sizes["train"]:
+        lines.append(
+            f"note: target batch size {largest} is more than the {sizes['train']:,} training examples: "
+            "its windows are whole epochs"
+        )
+    serving = sum(len(cells) > 1 for cells in plan.trials.values())
+    if serving:
+        lines.append(
+            f"{serving} {'trials serve' if serving > 1 else 'trial serves'} several cells: at batch size "
+            f"{shared.reference_batch_size} every scaling rule gives the same learning rate"
+        )
+    return "\n".join(map(printable, lines))
+
+
+def _extent(plan: Plan) -> str:
+    space = plan.space
+    if not isinstance(space, SearchSpace):
+        return f"{len(plan.cells)} cells, {len(plan.trials)} unique trials"
+    return (
+        f"{space.trials} trials in generations of {space.generation_size}, sampler {space.sampler}, "
+        f"stopping {space.stopping}; the best is trained again with {space.confirm_seeds} seeds and tested"
+    )
+
+
+def plan_table(plan: Plan) -> Table:
+    """A row per trial; of a search, a row per parameter."""
+    if isinstance(plan.space, SearchSpace):
+        table = Table("parameter", "values", title="search", title_justify="left")
+        for name, parameter in plan.space.parameters.items():
+            table.add_row(name, Text(printable(str(parameter))))
+        return table
+    train = plan.splits.sizes()["train"]
+    table = Table("trial", "model", "rules served", title="trials", title_justify="left")
+    for column in _NUMBERS:
+        table.add_column(column, justify="right")
+    for trial_hash, cells in plan.trials.items():
+        config = cells[0]
+        numbers = (
+            config.target_batch_size,
+            config.physical_batch_size,
+            config.accumulation_steps,
+            f"{config.learning_rate:.3g}",
+            config.steps_per_epoch(train),
+            config.epochs,
+            config.seed,
+        )
+        rules = ", ".join(cell.scaling_rule for cell in cells)
+        table.add_row(trial_hash, Text(printable(config.model_name)), rules, *map(str, numbers))
+    return table
+
+
+def show_plan(options: SweepOptions) -> None:
+    """Print what the command would do."""
+    check_study_name(options.study)
+    plan = make_plan(options, bf16_available(options))
+    say(plan_summary(plan))
+    console.print(plan_table(plan))
+
+
+def gigabytes(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
