@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all faults lint check
+.PHONY: demo test test-all test-image faults lint check
 
 demo: .venv/installed
 	$(BIN)/python tune_main.py --space batch_lr_grid --demo
@@ -12,7 +12,11 @@ test: .venv/installed-dev
 
 # the same, and faults in real studies, several machines, hostile input at full size
 test-all: .venv/installed-dev
-	$(BIN)/python -m pytest -m 'not campaign' --hypothesis-profile=full
+	$(BIN)/python -m pytest -m 'not campaign and not image' --hypothesis-profile=full
+
+# builds the image without a Docker daemon, runs a study and a server in it: needs root, buildah, debootstrap
+test-image: .venv/installed-dev
+	$(BIN)/python -m pytest -n 0 -s -m image tests/test_image.py
 
 # over an hour on two cores: hundreds of faults, then two hundred trials
 faults: .venv/installed-dev

@@ -47,7 +47,7 @@ class Resources:
 
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[str]:
+def ray_session(address: str | None, dashboard_host: str) -> Iterator[str]:
     """Start Ray here, or join the cluster at ``address``; yields the dashboard's address."""
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
@@ -56,7 +56,7 @@ def ray_session(address: str | None) -> Iterator[str]:
             arguments["runtime_env"] = {"working_dir": str(_PROJECT), "excludes": _NOT_FOR_WORKERS}
     else:
         # "local": never somebody else's cluster that happens to run on this machine
-        arguments |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        arguments |= {"address": "local", "include_dashboard": True, "dashboard_host": dashboard_host}
     on_termination = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings(), contextlib.nullcontext() if address else _on_loopback():
         warnings.simplefilter("ignore")

@@ -107,6 +107,12 @@ class SweepOptions(Options):
         "run a study that was killed on another machine with another storage", _PLACES, default=False
     )
     ray_address: str | None = option("join this Ray cluster instead of starting one", _PLACES)
+    dashboard_host: str = option(
+        "where Ray's dashboard listens (default 127.0.0.1)",
+        _PLACES,
+        "ADDRESS",
+        default_factory=lambda: os.environ.get("BATCHSCALE_DASHBOARD_HOST") or "127.0.0.1",
+    )
     storage_path: str = option(
         "folder for checkpoints (default ray_results)", _PLACES, default="ray_results"
     )

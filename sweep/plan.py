@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from errors import UserError
 from search_spaces import SearchSpace, Space, TrialConfig, trial_name, unique_trials
 from search_spaces.search_space import Choice
 from search_spaces.space import AXES
 from search_spaces.trial_config import model_name
+from sweep.hardware import gpu_expected
 from sweep.options import SweepOptions, check_distinct, resolve_space
 from tracking import DatasetFacts, colour_tag
 from trainables.encoders import canonical_model, check_max_length, count_parameters
@@ -208,20 +207,6 @@ def _canonical(space: Space | SearchSpace) -> Space | SearchSpace:
     if "model" in space.parameters:
         return space.replace(parameters={**space.parameters, "model": Choice(models)})
     return space.replace(settings={**space.settings, "model": models[0]})
-
-
-def gpu_expected(options: SweepOptions) -> bool:
-    """Whether trials may run on a GPU; only a cluster itself knows whether it has any."""
-    return options.gpus_per_trial != 0 and (bool(options.ray_address) or torch.cuda.is_available())
-
-
-def bf16_available(options: SweepOptions) -> bool:
-    """Whether what trials will run on here, GPU or CPU, computes in bfloat16 and does not emulate it."""
-    if torch.cuda.is_available() and options.gpus_per_trial != 0:
-        return torch.cuda.get_device_capability()[0] >= 8
-    # read through get_capabilities: the functions for single features are private
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _sized_for_gpu(cell: TrialConfig) -> TrialConfig:

@@ -5,8 +5,9 @@ from rich.text import Text
 
 from errors import printable
 from search_spaces import SearchSpace
+from sweep.hardware import bf16_available
 from sweep.options import SweepOptions
-from sweep.plan import Plan, bf16_available, make_plan
+from sweep.plan import Plan, make_plan
 from sweep.terminal import console, say
 from tracking import check_study_name
 

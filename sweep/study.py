@@ -15,10 +15,11 @@ from sweep.cluster import (
     ray_session,
     resources_per_trial,
 )
+from sweep.hardware import bf16_available, check_driver
 from sweep.invocation import invocation_of
 from sweep.options import SweepOptions
 from sweep.optuna_copy import OptunaCopy
-from sweep.plan import Plan, bf16_available, make_plan
+from sweep.plan import Plan, make_plan
 from sweep.plan_summary import plan_summary
 from sweep.search import Proposer, Search, Values, check_same_search
 from sweep.storage import StudyStorage, check_disk_space, writable_folder
@@ -44,6 +45,7 @@ def run_study(options: SweepOptions) -> StudyOutcome:
     StoreAwayError where MLflow was away for too long; what it lacks waits in the storage.
     """
     check_study_name(options.study)
+    check_driver(options)
     plan = make_plan(options, bf16_available(options))
     storage = StudyStorage(options.storage_path, plan.study)
     writable_folder(Path(options.results_path) / plan.study, "--results-path")
@@ -230,7 +232,9 @@ class Sweep:
     def _machines(self, to_train: Sequence[TrialConfig], kept: Sequence[TrialConfig]) -> Resources:
         """Start Ray, the first time, and see that there is room for what is trained and kept."""
         if self.resources is None:
-            dashboard = self._session.enter_context(ray_session(self.options.ray_address))
+            dashboard = self._session.enter_context(
+                ray_session(self.options.ray_address, self.options.dashboard_host)
+            )
             self.resources = resources_per_trial(self.options)
             check_shared(self.storage.path)
             announce(dashboard, self.resources, self.store.pages())

@@ -101,6 +101,7 @@ def _run_tune(
         tune.with_parameters(EncoderTrainable, assets=assets, storage=str(storage.trials)),
         resources.for_ray(),
     )
+    trainable.__qualname__ = EncoderTrainable.__name__  # what Ray's dashboard calls a worker
     shutil.rmtree(storage.tune, ignore_errors=True)  # of a command that was killed
     queue, grid = None, {}
     if isinstance(trials, Search):

@@ -82,7 +82,9 @@ def mlflow_ui(small_study, tmp_path_factory):
 def test_the_view_of_trials_is_a_flat_sorted_table(page, mlflow_ui):
     page.goto(mlflow_ui["trials"])
     page.get_by_text("4 matching runs").wait_for()
-    columns = [cell.get_attribute("col-id") for cell in page.locator(".ag-header-cell").all()]
+    headers = page.locator(".ag-header-cell").all()
+    headers.sort(key=lambda header: int(header.get_attribute("aria-colindex")))
+    columns = [header.get_attribute("col-id") for header in headers]
     shown = ("model", "target_batch_size", "scaling_rule", "learning_rate")
     results = ("best_val_acc", "best_epoch", "test_acc", "last_test_acc")
     expected = [*(f"params.`{name}`" for name in shown), *(f"metrics.`{name}`" for name in results)]

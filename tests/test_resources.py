@@ -6,6 +6,7 @@ import pytest
 
 from errors import UserError
 from sweep.cluster import Resources, fitting_resources, ray_session
+from sweep.hardware import check_version
 from sweep.options import SweepOptions
 from tests.helpers import message, refusal
 
@@ -46,11 +47,28 @@ def test_what_no_machine_has_is_one_line(machines, wishes, text):
     assert text in refusal(fitting_resources, options(**wishes), machines)
 
 
+@pytest.mark.parametrize(
+    ("kernel_module", "cuda", "text"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22", "13.0", "550"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release", "13.0", "570"),
+    ],
+)
+def test_a_driver_that_is_too_old_is_one_line(kernel_module, cuda, text):
+    said = refusal(check_version, kernel_module, cuda)
+    assert f"the NVIDIA driver is {text} and this torch (CUDA {cuda}) needs 580 or newer" in said
+
+
+@pytest.mark.parametrize("cuda", ["12.8", "13.0"])
+def test_a_driver_that_is_new_enough_is_not_mentioned(cuda):
+    check_version("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release", cuda)
+
+
 def test_ray_that_cannot_start_ends_no_process_of_others(monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
     somebody_elses = subprocess.Popen(["sleep", "600"])
     try:
-        with pytest.raises(UserError) as raised, ray_session(None):
+        with pytest.raises(UserError) as raised, ray_session(None, "127.0.0.1"):
             pass
         assert "Ray on this machine cannot be reached" in message(raised)
         assert somebody_elses.poll() is None

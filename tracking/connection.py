@@ -43,6 +43,7 @@ _thread = threading.local()  # in the thread of a BackgroundWriter, ``stopped`` 
 def quiet_mlflow() -> None:
     """Keep MLflow's notices and its own repetitions away; they would hide for minutes what went wrong."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it logs the tracebacks of what it raises

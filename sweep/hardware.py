@@ -1,0 +1,49 @@
+"""What trials can run on here: a GPU that this torch can use, and numbers in bfloat16."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from errors import UserError
+from sweep.options import SweepOptions
+
+# of NVIDIA's compatibility table: the oldest Linux driver that runs programs built with this major CUDA
+_OLDEST_DRIVER = {"12": 525, "13": 580}
+_DRIVER = Path("/proc/driver/nvidia/version")
+_DEVICE = Path("/dev/nvidiactl")  # a container without the GPU lacks it, and sees the driver all the same
+
+
+def gpu_expected(options: SweepOptions) -> bool:
+    """Whether trials may run on a GPU; only a cluster itself knows whether it has any."""
+    return options.gpus_per_trial != 0 and (bool(options.ray_address) or torch.cuda.is_available())
+
+
+def bf16_available(options: SweepOptions) -> bool:
+    """Whether what trials will run on here, GPU or CPU, computes in bfloat16 and does not emulate it."""
+    if torch.cuda.is_available() and options.gpus_per_trial != 0:
+        return torch.cuda.get_device_capability()[0] >= 8
+    # read through get_capabilities: the functions for single features are private
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def check_driver(options: SweepOptions) -> None:
+    """Raise UserError where trials here could have a GPU, but for a driver that is too old.
+
+    torch sees no GPU then, and Ray does: it would give trials one, and they would train on the CPU.
+    """
+    here = options.gpus_per_trial != 0 and not options.ray_address
+    if here and torch.version.cuda and _DEVICE.exists() and not torch.cuda.is_available():
+        check_version(_DRIVER.read_text() if _DRIVER.exists() else "", torch.version.cuda)
+
+
+def check_version(driver: str, cuda: str) -> None:
+    """Raise UserError where ``driver``, as the kernel describes it, is too old for this version of CUDA."""
+    found = re.search(r"Kernel Module.*?\b(\d+)\.\d", driver)
+    oldest = _OLDEST_DRIVER.get(cuda.partition(".")[0], 0)
+    if found and int(found[1]) < oldest:
+        raise UserError(
+            f"the NVIDIA driver is {found[1]} and this torch (CUDA {cuda}) needs {oldest} or newer: "
+            "update the driver, or give --gpus-per-trial 0 to train on the CPU"
+        )

@@ -1,0 +1,261 @@
+"""The image: what gets into it, and, under ``make test-image``, a study and a server that run in it.
+
+It is built with buildah, which needs no daemon. Where the pinned base cannot be pulled, a Debian made by
+debootstrap stands in for it.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+import yaml
+
+from tests.faults import processes
+
+ROOT = Path(__file__).parents[1]
+COMPOSE = ROOT / "docker" / "compose.yaml"
+STAND_IN = "localhost/batchscale-test-base"
+SOMEBODY = 12345  # a user that the image does not know
+STUDY = (
+    "--space batch_lr_grid --demo --name image --models bert-tiny --target-batch-sizes 64 128 "
+    "--scaling-rules fixed --epochs 1 --train-size 320 --eval-size 60 --max-length 32"
+).split()
+needs_buildah = pytest.mark.skipif(
+    shutil.which("buildah") is None or os.getuid() != 0, reason="needs root and buildah"
+)
+needs_debootstrap = pytest.mark.skipif(shutil.which("debootstrap") is None, reason="needs debootstrap")
+
+
+class Buildah:
+    """buildah with a storage of its own."""
+
+    def __init__(self, folder):
+        self._global = ["--storage-driver", "vfs", "--root", str(folder / "root")]
+        self._global += ["--runroot", str(folder / "run")]
+
+    def command(self, *arguments):
+        return ["buildah", *self._global, *map(str, arguments)]
+
+    def __call__(self, *arguments):
+        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def buildah(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("buildah")
+    yield Buildah(folder)
+    shutil.rmtree(folder)
+
+
+def pip_as_here(folder):
+    """The volumes that let pip in a build reach what pip reaches here."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    )
+    settings = dict(re.findall(r"^(?:global|:env:)\.([\w-]+)='(.*)'$", listed.stdout, re.MULTILINE))
+    settings.pop("constraint", None)  # of this machine's own environments
+    lines = [f"{name} = {value}" for name, value in settings.items()]
+    configuration = folder / "pip.conf"
+    configuration.write_text("\n".join(["[global]", *lines, ""]))
+    volumes = {configuration: "/etc/pip.conf", Path("/etc/resolv.conf"): "/etc/resolv.conf"}
+    for value in " ".join(settings.values()).split():
+        path = Path(value.removeprefix("file://"))
+        if path.is_absolute() and path.exists():
+            volumes[path] = str(path)
+    return [f"--volume={path}:{inside}:ro" for path, inside in volumes.items()]
+
+
+@pytest.fixture(scope="module")
+def base(buildah, tmp_path_factory):
+    """The pinned base, or what stands in for it."""
+    pinned = re.search(r"^ARG BASE=(\S+)", (ROOT / "docker" / "Dockerfile").read_text(), re.MULTILINE)[1]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        pulled = subprocess.run(
+            buildah.command("pull", "--retry", "0", pinned), capture_output=True, timeout=120, check=False
+        )
+        if pulled.returncode == 0:
+            return pinned
+    print(f"{pinned} cannot be pulled: a Debian made by debootstrap stands in for it")
+    release = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.MULTILINE)[1]
+    folder = tmp_path_factory.mktemp("debian")
+    packages = "--include=python3,python3-venv,ca-certificates"
+    subprocess.run(
+        ["debootstrap", "--variant=minbase", packages, release, str(folder)],
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    container = buildah("from", "scratch")
+    buildah("add", container, folder, "/")
+    buildah("commit", container, STAND_IN)
+    shutil.rmtree(folder)
+    return STAND_IN
+
+
+def built(buildah, base, folder, target):
+    arguments = ["--isolation", "chroot", "--pull=never", "--build-arg", f"BASE={base}"]
+    if base == STAND_IN:  # pip finds a build without CUDA where it finds everything else
+        arguments += ["--build-arg", "CPU_INDEX="]
+    dockerfile = ROOT / "docker" / "Dockerfile"
+    buildah(
+        "build", *arguments, *pip_as_here(folder), "--target", target, "-f", dockerfile, "-t", target, ROOT
+    )
+    return target
+
+
+@pytest.fixture(scope="module")
+def study_image(buildah, base, tmp_path_factory):
+    return built(buildah, base, tmp_path_factory.mktemp("pip"), "study")
+
+
+@pytest.fixture(scope="module")
+def tracking_image(buildah, base, tmp_path_factory):
+    return built(buildah, base, tmp_path_factory.mktemp("pip"), "tracking")
+
+
+@pytest.mark.slow
+@needs_buildah
+def test_nothing_but_what_a_study_needs_gets_into_the_image(buildah, tmp_path):
+    context, destination = tmp_path / "context", tmp_path / "image"
+    files = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for file in filter(None, files.stdout.split("\0")):
+        (context / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, context / file)
+    for stray in (
+        ".env",
+        "reviews.csv",
+        "model.safetensors",
+        "mlflow.db",
+        "optuna.db",
+        "results/x/report.html",
+        "sweep/results/report.html",
+        "sweep/__pycache__/study.cpython-311.pyc",
+        "trainables/.env",
+        "search_spaces/data.parquet",
+        "ray_results/x/checkpoint",
+    ):
+        (context / stray).parent.mkdir(parents=True, exist_ok=True)
+        (context / stray).write_text("stray")
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
+    buildah("build", "-f", tmp_path / "Dockerfile", "-t", "files", context)
+    container = buildah("from", "files")
+    shutil.copytree(buildah("mount", container), destination)
+    buildah("rm", container)
+    found = {str(path.relative_to(destination)) for path in destination.rglob("*") if path.is_file()}
+    packages = ("search_spaces", "trainables", "sweep", "tracking", "reports")
+    code = {str(p.relative_to(ROOT)) for name in packages for p in (ROOT / name).glob("*") if p.is_file()}
+    top = {"errors.py", "tune_main.py", "LICENSE", "requirements.txt", "docker/requirements-server.txt"}
+    assert found == code | top
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="needs docker-compose")
+def test_compose_takes_the_file_and_gives_gpus_to_one_service_only(tmp_path):
+    content = yaml.safe_load(COMPOSE.read_text())
+    assert content.pop("name") == "batchscale"  # which Debian 12's docker-compose does not know yet
+    for service in content["services"].values():
+        service.setdefault("profiles", [])
+    (tmp_path / "compose.yaml").write_text(yaml.safe_dump(content))
+    command = [
+        "docker-compose",
+        "-f",
+        str(tmp_path / "compose.yaml"),
+        "--project-directory",
+        str(ROOT),
+        "config",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    assert [name for name, service in services.items() if "deploy" in service] == ["study-gpu"]
+    for service in services.values():
+        assert "image" in service
+        assert all(str(port).startswith("127.0.0.1:") for port in service["ports"])
+
+
+@pytest.mark.image
+@needs_buildah
+@needs_debootstrap
+def test_a_study_runs_as_a_user_that_the_image_does_not_know(buildah, study_image, tmp_path):
+    tmp_path.chmod(0o755)
+    work = tmp_path / "work"
+    work.mkdir()
+    os.chown(work, SOMEBODY, SOMEBODY)
+    container = buildah("from", study_image)
+    command = buildah.command(
+        *("run", "--isolation", "chroot", "--user", f"{SOMEBODY}:{SOMEBODY}", "--workingdir", "/work"),
+        *("--volume", f"{work}:/work", container, "--", *entrypoint(buildah, study_image), *STUDY),
+    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    buildah("rm", container)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert not [line for line in (done.stdout + done.stderr).splitlines() if "warning" in line.lower()]
+    assert (work / "results" / "image" / "report.html").stat().st_uid == SOMEBODY
+    assert {path.stat().st_uid for path in work.rglob("*")} == {SOMEBODY}
+    assert re.search(r"Ray dashboard  http://(localhost|127\.0\.0\.1|0\.0\.0\.0):\d+", done.stdout)
+
+
+@pytest.mark.image
+@needs_buildah
+@needs_debootstrap
+def test_the_tracking_server_is_small_and_answers_on_any_port(buildah, tracking_image):
+    container, port = buildah("from", tracking_image), processes.free_port()
+    start = [*entrypoint(buildah, tracking_image), *configuration(buildah, tracking_image)["Cmd"]]
+    command = (
+        "run",
+        "--isolation",
+        "chroot",
+        "--user",
+        "1000:1000",
+        container,
+        "--",
+        *start,
+        "--port",
+        port,
+    )
+    server = subprocess.Popen(buildah.command(*command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def answers():
+        assert server.poll() is None, server.stdout.read()
+        with contextlib.suppress(requests.ConnectionError):
+            return requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok
+        return False
+
+    try:
+        processes.wait_until(answers, 180, "the tracking server to answer")
+        search = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+        assert requests.get(search, headers={"Host": "localhost:18080"}, timeout=30).ok
+        assert requests.get(search, headers={"Host": "evil.example"}, timeout=30).status_code == 403
+        family = [p for p in psutil.Process(server.pid).children(recursive=True) if p.uids().real == 1000]
+        memory = sum(process.memory_info().rss for process in family)
+        print(f"{len(family)} processes, {memory / 1e6:.0f} MB")
+        assert 0 < len(family) <= 6
+    finally:
+        for process in psutil.Process(server.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        server.wait(60)
+        buildah("rm", container)
+
+
+def configuration(buildah, image):
+    return json.loads(buildah("inspect", "--type", "image", image))["OCIv1"]["config"]
+
+
+def entrypoint(buildah, image):
+    return configuration(buildah, image)["Entrypoint"]
