@@ -9,7 +9,8 @@ from typing import Any
 
 from errors import StoppedError, UserError, is_mendable
 from sweep.command_line import USAGE_ERROR
-from sweep.options import SweepOptions, list_spaces, parse_options, resolve_space
+from sweep.options import SweepOptions, list_spaces, parse_options
+from sweep.resolve import resolve_space
 from sweep.terminal import console, hear_signals, say
 
 FAILED, INTERRUPTED = 1, 130
@@ -75,6 +76,35 @@ def run_analyze(options: Any) -> int:
     return 0
 
 
+def run_submit(options: Any) -> int:
+    """Run a study as a job on a Ray cluster; returns the job's exit code."""
+    resolve_space(options, bf16_available=False)
+    from sweep import jobs
+
+    return jobs.submit(options)
+
+
+def run_status(options: Any) -> int:
+    """Show the jobs of studies on a Ray cluster."""
+    from sweep import jobs
+
+    return jobs.status(options)
+
+
+def run_logs(options: Any) -> int:
+    """Follow the newest job of a study; returns its exit code."""
+    from sweep import jobs
+
+    return jobs.logs(options)
+
+
+def run_stop(options: Any) -> int:
+    """Stop the newest job of a study."""
+    from sweep import jobs
+
+    return jobs.stop(options)
+
+
 def run_verify(options: Any) -> int:
     """Check the arithmetic; exit code 1 on a miss."""
     from sweep.verify import verify
@@ -116,6 +146,10 @@ def _print_anything() -> None:
 
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "sweep": run_sweep,
+    "submit": run_submit,
+    "status": run_status,
+    "logs": run_logs,
+    "stop": run_stop,
     "report": run_report,
     "analyze": run_analyze,
     "verify": run_verify,

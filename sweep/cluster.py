@@ -27,8 +27,8 @@ from sweep.terminal import say
 
 _TINY = 1e-9  # 1.0 // 0.1 is 9
 _TOKEN = Path.home() / ".ray" / "auth_token"
-_PROJECT = Path(__file__).resolve().parent.parent
-_NOT_FOR_WORKERS = ".git .venv mlruns mlflow.db optuna.db results ray_results tests docs".split()
+PROJECT = Path(__file__).resolve().parent.parent
+NOT_FOR_WORKERS = ".git .venv mlruns mlflow.db optuna.db results ray_results tests docs".split()
 _PACKAGES = ("torch", "transformers", "accelerate", "ray", "mlflow")
 _ACCELERATOR = "accelerator_type:"  # how Ray names the kinds of GPU in a cluster
 
@@ -53,7 +53,7 @@ def ray_session(address: str | None, dashboard_host: str) -> Iterator[str]:
     if address:
         arguments["address"] = address
         if not _job_brings_the_project():
-            arguments["runtime_env"] = {"working_dir": str(_PROJECT), "excludes": _NOT_FOR_WORKERS}
+            arguments["runtime_env"] = {"working_dir": str(PROJECT), "excludes": NOT_FOR_WORKERS}
     else:
         # "local": never somebody else's cluster that happens to run on this machine
         arguments |= {"address": "local", "include_dashboard": True, "dashboard_host": dashboard_host}

@@ -65,6 +65,21 @@ class Options(BaseModel):
             _add(groups[group], flag_of(cls, name), name, field)
         return cls(**vars(parser.parse_all(argv)))
 
+    def words(self) -> list[str]:
+        """The command line that gives these options, without those that were not given."""
+        words: list[str] = []
+        for name in self.model_fields_set:
+            value, flag = getattr(self, name), flag_of(type(self), name)
+            if isinstance(value, bool):
+                words += [flag] if value else []
+            elif isinstance(value, str) or not isinstance(value, Sequence):
+                words += [flag, str(value)]
+            elif _extra(type(self).model_fields[name])["repeated"]:
+                words += [word for each in value for word in (flag, str(each))]
+            else:
+                words += [flag, *map(str, value)]
+        return words
+
 
 def flag_of(options: type[Options], name: str) -> str:
     """The flag of a field: ``--max-concurrent``."""

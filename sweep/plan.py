@@ -12,7 +12,8 @@ from search_spaces.search_space import Choice
 from search_spaces.space import AXES
 from search_spaces.trial_config import model_name
 from sweep.hardware import gpu_expected
-from sweep.options import SweepOptions, check_distinct, resolve_space
+from sweep.options import SweepOptions
+from sweep.resolve import check_distinct, resolve_space
 from tracking import DatasetFacts, colour_tag
 from trainables.encoders import canonical_model, check_max_length, count_parameters
 from trainables.evaluation import METRICS

@@ -13,6 +13,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from errors import last_line
 from search_spaces import TrialConfig
 from search_spaces.search_space import COMPLETE, DIVERGED, STOPPED, Outcome
+from sweep.metrics import ExportedMetrics
 from sweep.plan import Plan
 from sweep.progress import Progress
 from sweep.search import Search
@@ -60,6 +61,8 @@ class Recorder(tune.Callback):
         self._storage = storage
         self._writer = writer
         self._progress = progress
+        self._exported = ExportedMetrics(plan.study)
+        self._names: dict[str, str] = {}
         self._histories: dict[str, list[Report]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,6 +76,7 @@ class Recorder(tune.Callback):
 
     def trial_proposed(self, config: TrialConfig, name: str) -> None:
         """Show a trial that is to be trained."""
+        self._names[config.trial_hash] = name
         self._progress.add_trial(config.trial_hash, name, config.epochs)
 
     def should_stop(self, trial_id: str, result: Mapping[str, Any]) -> bool:
@@ -103,6 +107,7 @@ class Recorder(tune.Callback):
             self._progress.say(trial_hash, f"{damage}: left out")
         history = self._histories[trial_hash] = self._history(trial_hash, result)
         self._progress.epoch_finished(trial_hash, history[-1] | _best(history))
+        self._exported.epoch_finished(self._names[trial_hash], history[-1])
         self._submit(trial_hash, partial(self._log, config, history))
 
     def on_trial_complete(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:

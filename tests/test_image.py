@@ -71,7 +71,8 @@ def pip_as_here(folder):
     for value in " ".join(settings.values()).split():
         path = Path(value.removeprefix("file://"))
         if path.is_absolute() and path.exists():
-            volumes[path] = str(path)
+            whole = path.parent if path.name == "simple" else path  # the files of an index lie beside it
+            volumes[whole] = str(whole)
     return [f"--volume={path}:{inside}:ro" for path, inside in volumes.items()]
 
 

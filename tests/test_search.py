@@ -24,8 +24,9 @@ from search_spaces.search_space import (
     SearchSpace,
     Uniform,
 )
-from sweep.options import SweepOptions, resolve_space
+from sweep.options import SweepOptions
 from sweep.optuna_copy import OptunaCopy
+from sweep.resolve import resolve_space
 from sweep.search import IDENTITY, Proposer, Search, check_same_search, identity
 from tests.faults.servers import postgres, postgres_missing
 from tests.helpers import message

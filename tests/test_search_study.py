@@ -10,7 +10,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from search_spaces.optuna_trials import empty_study
-from sweep.options import parse_options, resolve_space
+from sweep.options import parse_options
+from sweep.resolve import resolve_space
 from tests.browsing import needs_chromium, server
 from tests.faults.processes import free_port
 from tests.faults.study import Command

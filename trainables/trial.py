@@ -85,8 +85,11 @@ class Trial:
         """
         config, epoch, started = self.config, self.epoch + 1, time.perf_counter()
         steps, rates, samples = [], [], []
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.model.train()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[self.device] if on_gpu else []):
             windows = epoch_windows(len(self.train), config.target_batch_size, config.seed, epoch)
             for number, window in enumerate(windows):
                 dropout_seed = derive_seed(config.seed, "dropout", epoch, number)
@@ -114,6 +117,7 @@ class Trial:
             "examples_per_second": len(self.train) / training_seconds,
             "epoch_seconds": time.perf_counter() - started,
             "physical_batch_size": self.physical_batch_size,
+            **({"peak_gpu_memory": torch.cuda.max_memory_allocated(self.device)} if on_gpu else {}),
             "step_curve": _curve(sums, rates, first_step),
         }
         self.history.append(report)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from errors import UserError
 from search_spaces import SPACES, SearchSpace, TrialConfig
 from search_spaces.trial_config import FIELDS, parse_setting
-from sweep.options import SweepOptions, resolve_space
+from sweep.options import SweepOptions
 from sweep.plan import make_plan
 from sweep.plan_summary import plan_summary, plan_table
+from sweep.resolve import resolve_space
 from tests.helpers import TINY_MODELS, make_config, refusal
 from tests.hostile.junk import texts, values
 from trainables.encoders import ENCODERS

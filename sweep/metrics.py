@@ -1,0 +1,33 @@
+"""The numbers of trials in training, for those who watch a cluster: Ray exports them to Prometheus."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.util.metrics import Gauge
+
+# Ray puts `ray_` before the names
+EXPORTED = {
+    "epoch": "Epochs trained",
+    "train_loss": "Mean training loss of the newest epoch (nats)",
+    "val_acc": "Accuracy on the val split after the newest epoch (fraction of 1)",
+    "examples_per_second": "Training examples per second in the newest epoch",
+    "physical_batch_size": "Examples per forward and backward pass",
+    "peak_gpu_memory": "Most GPU memory that tensors took in the newest epoch (bytes)",
+}
+
+
+class ExportedMetrics:
+    """A gauge per number, tagged with the study and the trial's name; for the driver of a running Ray."""
+
+    def __init__(self, study: str) -> None:
+        self._study = study
+        self._gauges = {
+            name: Gauge(f"batchscale_{name}", description, tag_keys=("study", "trial"))
+            for name, description in EXPORTED.items()
+        }
+
+    def epoch_finished(self, trial: str, report: Mapping[str, Any]) -> None:
+        """A trial has finished an epoch; a number that its report lacks stays as it is."""
+        for name, gauge in self._gauges.items():
+            if name in report:
+                gauge.set(report[name], {"study": self._study, "trial": trial})
