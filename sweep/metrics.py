@@ -28,6 +28,8 @@ class ExportedMetrics:
 
     def epoch_finished(self, trial: str, report: Mapping[str, Any]) -> None:
         """A trial has finished an epoch; a number that its report lacks stays as it is."""
+        name_in_ascii = trial.replace(" · ", " ").encode("ascii", "backslashreplace").decode()
+        tags = {"study": self._study, "trial": name_in_ascii}  # Ray fails on any other letter
         for name, gauge in self._gauges.items():
             if name in report:
-                gauge.set(report[name], {"study": self._study, "trial": trial})
+                gauge.set(report[name], tags)

@@ -67,10 +67,18 @@ class Cluster:
         self.address = f"{places[0].ip}:{_port()}"
         self.dashboard = f"http://{places[0].ip}:{_port()}" if dashboard else ""
         self.environment = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # as in an activated environment
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
+
+    @property
+    def discovery(self) -> list[Path]:
+        """The file in which the head lists the nodes for Prometheus."""
+        return [
+            folder / "prom_metrics_service_discovery.json" for n, folder in self._running.items() if n == 0
+        ]
 
     def start_node(self, number: int) -> None:
         """Start a node, or start one again that was lost, in its place."""

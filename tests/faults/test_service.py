@@ -1,0 +1,125 @@
+"""A group's service: MLflow on PostgreSQL, a Ray cluster of three nodes, Prometheus; studies as its jobs."""
+
+import contextlib
+import json
+import re
+import shutil
+
+import pytest
+import requests
+import yaml
+
+from tests.faults import bench, processes
+from tests.faults.servers import Server, postgres_missing
+from tests.faults.study import NAME, ROOT, STUDY, Command, differences, facts
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(postgres_missing()), reason=postgres_missing()),
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Debian's package prometheus"),
+]
+
+
+class Prometheus(Server):
+    """Debian's Prometheus; it finds the nodes in the file that Ray's head writes."""
+
+    def __init__(self, folder, found_in):
+        folder.mkdir()
+        self.uri = f"http://127.0.0.1:{processes.free_port()}"
+        jobs = [{"job_name": "ray", "file_sd_configs": [{"files": [str(found_in)]}]}]
+        content = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(content))
+        address = self.uri.removeprefix("http://")
+        options = ("--config.file=prometheus.yml", "--storage.tsdb.path=data")
+        super().__init__(folder, ["prometheus", *options, f"--web.listen-address={address}"])
+
+    def answers(self):
+        with contextlib.suppress(requests.RequestException):
+            return requests.get(f"{self.uri}/-/ready", timeout=5).ok
+        return False
+
+    def ask(self, query):
+        """The series of an instant query: (labels, value) each."""
+        answer = requests.get(f"{self.uri}/api/v1/query", params={"query": query}, timeout=10).json()
+        assert answer["status"] == "success", answer
+        return [(each["metric"], float(each["value"][1])) for each in answer["data"]["result"]]
+
+
+@contextlib.contextmanager
+def prometheus(folder, cluster):
+    (found_in,) = cluster.discovery
+    server = Prometheus(folder, found_in)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+def test_a_study_is_submitted_watched_stopped_and_submitted_again(uninterrupted, tmp_path):
+    with (
+        bench.machines(tmp_path, dashboard=True) as where,
+        prometheus(tmp_path / "prom", where.cluster) as prom,
+    ):
+        address = ["--address", where.cluster.dashboard]
+        places = [
+            word for name in ("storage", "results") for word in (f"--{name}-path", str(tmp_path / name))
+        ]
+        study = [*address, *STUDY, "--tracking-uri", where.tracking_uri, *places]
+        environment = where.cluster.environment
+
+        def command(folder, name, *words):
+            return Command(tmp_path / folder, study=[name, *words], environment=environment)
+
+        with command("submit", "submit", *study) as submitted:
+            processes.wait_until(
+                lambda: takes_jobs(where.cluster, submitted), 120, "a node that takes jobs"
+            )
+            assert submitted.wait_for("epoch 1/3"), submitted.output()
+            watched = f'ray_batchscale_val_acc{{study="{NAME}"}}'
+            processes.wait_until(lambda: prom.ask(watched), 60, "Prometheus to have val_acc")
+            for labels, val_acc in prom.ask(watched):
+                assert re.fullmatch(r"(modern)?bert-tiny \d+ fixed", labels["trial"])
+                assert 0 <= val_acc <= 1
+            every = queries_of_the_board()
+            empty = [
+                query
+                for query in every
+                if not prom.ask(query) and "gram" not in query and "gpu" not in query
+            ]
+            assert not empty
+            with command("stop", "stop", *address, "--name", NAME) as stop:
+                assert stop.run() == 0, stop.output()
+            assert submitted.wait() == 130
+        with command("again", "submit", *study) as again:
+            assert again.run() == 0, again.output()
+            assert "resuming: " in again.output()
+        with command("status", "status", *address, "--name", NAME) as status:
+            assert status.run() == 0
+            assert [word for word in ("SUCCEEDED", "STOPPED") if word in status.output()] == [
+                "SUCCEEDED",
+                "STOPPED",
+            ]
+        with command("logs", "logs", *address, "--name", NAME) as logs:
+            assert logs.run() == 0
+            assert "best model" in logs.output()
+        where.command.folder.mkdir(exist_ok=True)
+        assert not differences(uninterrupted, facts(where.tracking_uri, where.command.folder))
+
+
+def takes_jobs(cluster, submitted):
+    """Submit; a node is alive some seconds before its agent takes jobs."""
+    submitted.start()
+    submitted.wait_until(lambda: "runs as job" in submitted.said(), 60, "the answer")
+    if "runs as job" in submitted.said():
+        return True
+    assert "No available agent" in submitted.said(), submitted.said()
+    return False
+
+
+def queries_of_the_board():
+    """Every query of the Grafana board, for all studies and trials."""
+    board = json.loads((ROOT / "docker" / "grafana" / "studies.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    assert queries
+    return [re.sub(r"\$\w+", ".*", query) for query in queries]
