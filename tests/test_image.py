@@ -214,7 +214,7 @@ def test_a_study_runs_as_a_user_that_the_image_does_not_know(buildah, study_imag
 @pytest.mark.image
 @needs_buildah
 @needs_debootstrap
-def test_the_tracking_server_is_small_and_answers_on_any_port(buildah, tracking_image):
+def test_the_tracking_server_is_small_and_answers_on_any_port(buildah, tracking_image, tmp_path):
     container, port = buildah("from", tracking_image), processes.free_port()
     start = [*entrypoint(buildah, tracking_image), *configuration(buildah, tracking_image)["Cmd"]]
     command = (
@@ -229,10 +229,11 @@ def test_the_tracking_server_is_small_and_answers_on_any_port(buildah, tracking_
         "--port",
         port,
     )
-    server = subprocess.Popen(buildah.command(*command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with (tmp_path / "server.log").open("wb") as log:
+        server = subprocess.Popen(buildah.command(*command), stdout=log, stderr=log)
 
     def answers():
-        assert server.poll() is None, server.stdout.read()
+        assert server.poll() is None, (tmp_path / "server.log").read_text()
         with contextlib.suppress(requests.ConnectionError):
             return requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok
         return False

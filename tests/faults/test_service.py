@@ -1,4 +1,4 @@
-"""A group's service: MLflow on PostgreSQL, a Ray cluster of three nodes, Prometheus; studies as its jobs."""
+"""A group's service: MLflow on PostgreSQL, three Ray nodes, Prometheus; studies as jobs of the cluster."""
 
 import contextlib
 import json
