@@ -161,6 +161,7 @@ def test_nothing_but_what_a_study_needs_gets_into_the_image(buildah, tmp_path):
     packages = ("search_spaces", "trainables", "sweep", "tracking", "reports")
     code = {str(p.relative_to(ROOT)) for name in packages for p in (ROOT / name).glob("*") if p.is_file()}
     top = {"errors.py", "tune_main.py", "LICENSE", "requirements.txt", "docker/requirements-server.txt"}
+    top |= {"docker/make_secrets.py"}
     assert found == code | top
 
 
@@ -170,7 +171,7 @@ def test_compose_takes_the_file_and_gives_gpus_to_one_service_only(tmp_path):
     content = yaml.safe_load(COMPOSE.read_text())
     assert content.pop("name") == "batchscale"  # which Debian 12's docker-compose does not know yet
     for service in content["services"].values():
-        service.setdefault("profiles", [])
+        service.pop("profiles", None)  # of whatever profile, it is to be read
     (tmp_path / "compose.yaml").write_text(yaml.safe_dump(content))
     command = [
         "docker-compose",
@@ -183,10 +184,11 @@ def test_compose_takes_the_file_and_gives_gpus_to_one_service_only(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     services = yaml.safe_load(done.stdout)["services"]
-    assert [name for name, service in services.items() if "deploy" in service] == ["study-gpu"]
-    for service in services.values():
-        assert "image" in service
-        assert all(str(port).startswith("127.0.0.1:") for port in service["ports"])
+    assert [name for name, service in services.items() if "deploy" in service] == ["ray-gpu"]
+    assert all(":" in service["image"] for service in services.values())
+    published = [str(port) for service in services.values() for port in service.get("ports", [])]
+    assert len(published) == 3
+    assert all(port.startswith("127.0.0.1:") for port in published)
 
 
 @pytest.mark.image

@@ -26,7 +26,10 @@ from errors import StoppedError, StoreAwayError, StoreFailedError, UserError, fi
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two attempts
 _ATTEMPTS = 5  # at a call that fails although the store answers
 _LOOK_EVERY = 3.0  # seconds, at a store that takes its time
-_TOO_MANY_REQUESTS = 429  # the HTTP status from which on the server, and not the request, is at fault
+_NOT_AUTHENTICATED, _TOO_MANY_REQUESTS = (
+    401,
+    429,
+)  # the HTTP status from which on the server, and not the request, is at fault
 _SERVER_TIMEOUT = 10  # seconds
 _SQLITE = "sqlite:///"
 _WORKS = re.compile(r"https?://|(sqlite|postgresql|mysql|mssql)(\+\w+)?://")
@@ -83,6 +86,11 @@ def check_store(tracking_uri: str) -> None:
     except UserError:
         raise
     except Exception as error:  # requests, SQLAlchemy and MLflow each have their own
+        if isinstance(error, MlflowException) and error.get_http_status_code() == _NOT_AUTHENTICATED:
+            raise UserError(
+                f"the tracking store {tracking_uri} asks for a password: give it in "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            ) from error
         advice = f"see who holds {path}, and whether it may be written" if path else "start it"
         raise UserError(
             f"the tracking store {tracking_uri} does not answer ({first_line(error)}): "

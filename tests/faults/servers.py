@@ -26,12 +26,19 @@ _INITDB = max(  # of the newest version
 class Server:
     """A process at a fixed address in a folder of its own; its data survives ``kill`` and ``start``."""
 
-    def __init__(self, folder: Path, command: list[str], user: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        command: list[str],
+        user: int | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self._folder, self._command, self._user = folder, command, user
+        self._environment = environment or {}
 
     def start(self) -> None:
         """Start on the data that there is, and wait until it answers: a new database takes most of it."""
-        quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | self._environment
         self.process = processes.start(self._folder, self._command, quick, self._user)
         processes.wait_until(self._is_ready, 120, self._command[0])
 
@@ -62,13 +69,16 @@ class Server:
 
 
 class MlflowServer(Server):
-    def __init__(self, folder: Path, backend_uri: str, host: str) -> None:
+    def __init__(self, folder: Path, backend_uri: str, host: str, environment: dict[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         port = processes.free_port(host)
         self.uri = f"http://{host}:{port}"
         command = [str(Path(sys.executable).parent / "mlflow"), "server", "--workers", "1"]
         command += ["--host", host, "--port", str(port), "--backend-store-uri", backend_uri]
-        super().__init__(folder, [*command, "--artifacts-destination", "artifacts"])
+        command += ["--app-name", "basic-auth"] if "MLFLOW_AUTH_CONFIG_PATH" in environment else []
+        super().__init__(
+            folder, [*command, "--artifacts-destination", "artifacts"], environment=environment
+        )
 
     def answers(self) -> bool:
         with contextlib.suppress(requests.RequestException):
@@ -113,9 +123,11 @@ class Postgres(Server):
 
 
 @contextlib.contextmanager
-def mlflow_server(folder: Path, backend_uri: str, host: str = "127.0.0.1") -> Iterator[MlflowServer]:
+def mlflow_server(
+    folder: Path, backend_uri: str, host: str = "127.0.0.1", environment: dict[str, str] | None = None
+) -> Iterator[MlflowServer]:
     """A server that answers, with its artifacts in ``<folder>/artifacts``."""
-    server = MlflowServer(folder, backend_uri, host)
+    server = MlflowServer(folder, backend_uri, host, environment or {})
     try:
         server.start()
         yield server

@@ -4,13 +4,15 @@ import contextlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import requests
 import yaml
 
 from tests.faults import bench, processes
-from tests.faults.servers import Server, postgres_missing
+from tests.faults.servers import Server, mlflow_server, postgres_missing
 from tests.faults.study import NAME, ROOT, STUDY, Command, differences, facts
 
 pytestmark = [
@@ -123,3 +125,30 @@ def queries_of_the_board():
     queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
     assert queries
     return [re.sub(r"\$\w+", ".*", query) for query in queries]
+
+
+def test_a_server_with_passwords_is_said_to_ask_for_one(tmp_path):
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    script = [sys.executable, str(ROOT / "docker" / "make_secrets.py"), str(secrets)]
+    shown = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    again = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    password = (secrets / "mlflow").read_text()
+    assert password in shown
+    assert password not in again
+    configuration = secrets / "basic_auth.ini"
+    configuration.write_text(configuration.read_text().replace("/mlflow/", f"{tmp_path}/"))
+    environment = {"MLFLOW_AUTH_CONFIG_PATH": str(configuration), "MLFLOW_FLASK_SERVER_SECRET_KEY": "key"}
+    with mlflow_server(
+        tmp_path / "mlflow", f"sqlite:///{tmp_path}/mlflow.db", environment=environment
+    ) as server:
+        words = ["report", "--name", "films", "--tracking-uri", server.uri]
+        with Command(tmp_path / "without", study=words) as refused:
+            assert refused.run() == 2
+            assert (
+                f"{server.uri} asks for a password: give it in MLFLOW_TRACKING_USERNAME" in refused.output()
+            )
+        known = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
+        with Command(tmp_path / "with", study=words, environment=known) as admitted:
+            assert admitted.run() == 2
+            assert "unknown study" in admitted.output()
