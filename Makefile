@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-image faults lint check
+.PHONY: demo test test-all test-image test-service faults lint check
 
 demo: .venv/installed
 	$(BIN)/python tune_main.py --space batch_lr_grid --demo
@@ -17,6 +17,10 @@ test-all: .venv/installed-dev
 # builds the image without a Docker daemon, runs a study and a server in it: needs root, buildah, debootstrap
 test-image: .venv/installed-dev
 	$(BIN)/python -m pytest -n 0 -s -m image tests/test_image.py
+
+# a group's service as plain processes, a study submitted to it: needs PostgreSQL and Prometheus
+test-service: .venv/installed-dev
+	$(BIN)/python -m pytest -n 0 -m slow tests/faults/test_service.py
 
 # over an hour on two cores: hundreds of faults, then two hundred trials
 faults: .venv/installed-dev

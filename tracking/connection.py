@@ -26,10 +26,8 @@ from errors import StoppedError, StoreAwayError, StoreFailedError, UserError, fi
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two attempts
 _ATTEMPTS = 5  # at a call that fails although the store answers
 _LOOK_EVERY = 3.0  # seconds, at a store that takes its time
-_NOT_AUTHENTICATED, _TOO_MANY_REQUESTS = (
-    401,
-    429,
-)  # the HTTP status from which on the server, and not the request, is at fault
+_NOT_AUTHENTICATED = 401  # an HTTP status
+_TOO_MANY_REQUESTS = 429  # the HTTP status from which on the server, and not the request, is at fault
 _SERVER_TIMEOUT = 10  # seconds
 _SQLITE = "sqlite:///"
 _WORKS = re.compile(r"https?://|(sqlite|postgresql|mysql|mssql)(\+\w+)?://")
