@@ -7,6 +7,7 @@ import pytest
 
 import tune_main
 from errors import StoppedError
+from sweep.options import parse_options
 
 DEMO = ["--space", "fixed_lr", "--demo"]
 
@@ -31,7 +32,15 @@ def closed_port():
         return server.getsockname()[1]
 
 
+NO_CLUSTER = ["--address", f"http://127.0.0.1:{closed_port()}"]
+SHARED = ["--storage-path", "/shared/checkpoints", "--results-path", "/shared/results"]
+
 BAD_INPUT = {
+    "no address": (["submit", *DEMO], "--address"),
+    "no cluster": (["submit", *NO_CLUSTER, *DEMO, *SHARED], "the job server at http://127.0.0.1"),
+    "no cluster to ask": (["status", *NO_CLUSTER], "the job server at http://127.0.0.1"),
+    "a job's own folder": (["submit", *NO_CLUSTER, *DEMO], "--storage-path must be an absolute path"),
+    "space of a job": (["submit", *NO_CLUSTER, "--space", "batch_lr_gird"], "did you mean batch_lr_grid"),
     "nothing": ([], "give --space NAME"),
     "flag": (["--space", "fixed_lr", "--epoch", "3"], "did you mean --epochs"),
     "number": ([*DEMO, "--epochs", "three"], "invalid int value"),
@@ -160,3 +169,10 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
     code, _, err = run(DEMO, capsys)
     assert code == 1
     assert err == "error: [Errno 28] No space left on device\n"
+
+
+def test_options_are_given_on_as_they_were_given():
+    words = [*DEMO, "--seed", "1", "2", "--fresh", "--base-lr", "0.001", "--set", "a=1", "--set", "b=2"]
+    options = parse_options("sweep", words)
+    assert sorted(options.words()) == sorted(words)
+    assert parse_options("sweep", options.words()) == options

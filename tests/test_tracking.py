@@ -21,6 +21,7 @@ from tracking import (
     StudyStore,
     check_store_exists,
     check_study_name,
+    colour_tag,
     connection,
 )
 from trainables.evaluation import Evaluation
@@ -428,3 +429,47 @@ def test_a_damaged_database_is_one_line_and_stays_as_it_is(store, tmp_path):
         file.write_bytes(changed)
         assert "mlflow.db is damaged" in refusal(StudyStore, store.tracking_uri, "films-study")
         assert file.read_bytes() == changed
+
+
+def test_the_views_of_a_study_have_addresses_once_they_are_saved(store):
+    start(store)
+    assert list(store.pages()) == ["MLflow"]  # as in a study of an earlier version
+    store.save_views(["model", "learning_rate"])
+    pages = store.pages()
+    assert pages["MLflow"] == f"mlflow ui --backend-store-uri {store.tracking_uri}"
+    experiment = f"http://127.0.0.1:5000/#/experiments/{only_experiment(store)}/runs?"
+    assert pages["  trials"].startswith(experiment)
+    assert pages["  curves"].endswith("&viewStateShareKey=curves&compareRunsMode=CHART")
+    assert StudyStore(store.tracking_uri, store.study).pages() == pages
+
+
+def test_a_view_that_somebody_has_saved_is_left_alone(store):
+    start(store)
+    experiment = only_experiment(store)
+    store.client.set_experiment_tag(experiment, "mlflow.sharedViewState.mine", "what I looked at")
+    for parameters in (["model"], ["learning_rate"]):
+        store.save_views(parameters)
+    tags = store.client.get_experiment(experiment).tags
+    assert tags["mlflow.sharedViewState.mine"] == "what I looked at"
+    assert "params.`learning_rate`" in tags["mlflow.sharedViewState.trials"]
+    assert "params.`model`" not in tags["mlflow.sharedViewState.trials"]
+
+
+def test_trials_differ_in_colour_by_model_and_rule_and_are_darker_the_smaller_their_batch():
+    def colour(*place):
+        (value,) = colour_tag(*place).values()
+        return [int(value[i : i + 2], 16) for i in (1, 3, 5)]
+
+    found = [colour(model, rule, size) for model in range(4) for rule in range(3) for size in (0, 0.5, 1)]
+    assert len(set(map(tuple, found))) == 36
+    for model in range(4):
+        brightness = [sum(colour(model, 0, size)) for size in (0, 0.5, 1)]
+        assert brightness == sorted(brightness)
+
+
+def test_a_trial_is_described_in_a_line(store):
+    run = open_trial(store, make_config(target_batch_size=256, scaling_rule="sqrt", base_lr=1e-3))
+    assert (
+        "256 examples per optimizer step, learning rate 0.002 (scaling rule sqrt)"
+        in run.tags["mlflow.note.content"]
+    )
