@@ -78,7 +78,6 @@ def run_analyze(options: Any) -> int:
 
 def run_submit(options: Any) -> int:
     """Run a study as a job on a Ray cluster; returns the job's exit code."""
-    resolve_space(options, bf16_available=False)
     from sweep import jobs
 
     return jobs.submit(options)

@@ -8,118 +8,151 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+import aiohttp
+from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.table import Table
+from rich.text import Text
 
-from errors import UserError, first_line
+from errors import UserError, first_line, printable
 from sweep.cluster import NOT_FOR_WORKERS, PROJECT
 from sweep.options import JobOptions, SubmitOptions, SweepOptions
+from sweep.resolve import resolve_space
 from sweep.terminal import console, say
+from tracking import check_study_name, sqlite_file
 
 _STUDY = "study"  # the key of a job's metadata
-_CARRIED = ("MLFLOW_", "HF_", "AWS_")  # variables that a study may need where it runs
-_EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: 130}
+_CREDENTIALS = (  # of MLflow, of its artifacts and of the hub; paths of this machine mean nothing there
+    "MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_TOKEN MLFLOW_S3_ENDPOINT_URL "
+    "AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_DEFAULT_REGION HF_TOKEN"
+).split()
+_STOPPED = 130  # exit code, as after Ctrl-C
+_EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: _STOPPED}
 
 
 def submit(options: SubmitOptions) -> int:
     """Submit the study and follow its lines to its end; returns its exit code.
 
-    A study that was stopped or killed goes on where it was. Raises UserError for what cannot be submitted.
+    A study that was stopped or killed goes on where it was. Raises UserError for what cannot run there.
     """
-    for name in ("storage_path", "results_path"):
-        if not Path(getattr(options, name)).is_absolute():
-            raise UserError(
-                f"--{name.replace('_', '-')} must be an absolute path that all machines of the cluster "
-                "share: a job runs in a folder of its own, which is thrown away"
-            )
-    words = SweepOptions(**options.model_dump(include=options.model_fields_set - {"address"})).words()
-    command = ["python", "tune_main.py", *words, "--ray-address", "auto"]
-    with _told(options.address):
-        client = JobSubmissionClient(options.address)
+    study = _study_there(options)
+    with _client(options.address) as client:
         job = client.submit_job(
-            entrypoint=shlex.join(command),
-            metadata={_STUDY: options.study},
+            entrypoint=shlex.join(["python", "tune_main.py", *study.words()]),
+            metadata={_STUDY: study.study},
             runtime_env={
                 "working_dir": str(PROJECT),
                 "excludes": NOT_FOR_WORKERS,
-                "env_vars": {key: value for key, value in os.environ.items() if key.startswith(_CARRIED)},
+                "env_vars": {name: os.environ[name] for name in _CREDENTIALS if name in os.environ},
             },
         )
-        say(f"study {options.study} runs as job {job}")
-        return _follow(client, job, f"--address {options.address} --name {options.study}")
+        say(f"study {study.study} runs as job {job}")
+        return _follow(client, job, options.address, study.study)
 
 
 def status(options: JobOptions) -> int:
     """Show the jobs of a study, or of all, the newest first."""
-    with _told(options.address):
-        jobs = _jobs(JobSubmissionClient(options.address), options.name)
+    with _client(options.address) as client:
+        jobs = _jobs(client, options.name)
     table = Table("study", "status", "started", "job", "message")
     for job in jobs:
-        started = datetime.fromtimestamp((job.start_time or 0) / 1000)
-        study = (job.metadata or {})[_STUDY]
-        table.add_row(study, str(job.status), f"{started:%Y-%m-%d %H:%M}", job.submission_id, job.message)
+        started = f"{datetime.fromtimestamp((job.start_time or 0) / 1000):%Y-%m-%d %H:%M}"
+        message = (job.message or "").strip().partition("\n")[0]
+        cells = (_study_of(job), job.status, started, job.submission_id, message)
+        table.add_row(*(Text(printable(str(cell))) for cell in cells))
     console.print(table)
     return 0
 
 
 def logs(options: JobOptions) -> int:
-    """Show what the newest job of a study has said, and follow it to its end; returns its exit code."""
-    with _told(options.address):
-        client = JobSubmissionClient(options.address)
-        job = _newest(client, options.name)
-        return _follow(client, str(job.submission_id), f"--address {options.address} --name {options.name}")
+    """Show what a study's job says, and follow it to its end; returns its exit code."""
+    with _client(options.address) as client:
+        job = _current(client, options.name)
+        return _follow(client, str(job.submission_id), options.address, _study_of(job))
 
 
 def stop(options: JobOptions) -> int:
-    """Stop the newest job of a study; submitted again, the study goes on."""
-    with _told(options.address):
-        client = JobSubmissionClient(options.address)
-        job = _newest(client, options.name)
-        if not client.stop_job(str(job.submission_id)):
-            say(f"study {options.name} does not run: its job is {job.status}")
-            return 0
-    say(f"stopping {options.name}: submit it again to continue")
+    """Stop a study's job; submitted again, the study goes on."""
+    with _client(options.address) as client:
+        job = _current(client, options.name)
+        if job.status.is_terminal():
+            say(f"study {options.name} does not run: its last job is {job.status}")
+        else:
+            client.stop_job(str(job.submission_id))
+            say(f"stopping {options.name}: submit it again to continue")
     return 0
 
 
-def _follow(client: JobSubmissionClient, job: str, again: str) -> int:
+def _study_there(options: SubmitOptions) -> SweepOptions:
+    """The options of the study as the cluster runs it; UserError for what means nothing there."""
+    given = options.model_dump(include=options.model_fields_set - {"address"})
+    given |= {"ray_address": "auto", "tracking_uri": options.tracking_uri}
+    study = SweepOptions(**given)
+    check_study_name(study.study)
+    models = resolve_space(study, bf16_available=False).models
+    for flag, path in (("--storage-path", study.storage_path), ("--results-path", study.results_path)):
+        if not Path(path).is_absolute():
+            raise UserError(
+                f"{flag} must be an absolute path that all machines of the cluster share: "
+                "a job runs in a folder of its own, which is thrown away"
+            )
+    for path in (study.dataset or "", *models):
+        if path and Path(path).exists() and not Path(path).is_absolute():
+            raise UserError(f"{path} is here and not on the cluster: give an absolute path that it has")
+    if sqlite_file(study.tracking_uri):
+        raise UserError("--tracking-uri must be a server that the cluster reaches: give http://HOST:PORT")
+    return study
+
+
+def _follow(client: JobSubmissionClient, job: str, address: str, study: str) -> int:
     async def print_lines() -> None:
         async for lines in client.tail_job_logs(job):
             print(lines, end="", flush=True)
 
+    where = f"--address {address} --name {study}"
     try:
         asyncio.run(print_lines())
     except KeyboardInterrupt:
-        say(f"the study goes on; follow it with: tune_main.py logs {again}, end it with: tune_main.py stop")
-        raise
+        say(f"the study goes on: follow it with `logs {where}`, end it with `stop {where}`")
+        return _STOPPED
     ended = client.get_job_info(job)
+    if not ended.status.is_terminal():
+        raise UserError(f"the job server has stopped telling; the study goes on: give `logs {where}`")
     if ended.status == JobStatus.FAILED and ended.driver_exit_code is None:
         say(f"the job failed: {ended.message}")
     return _EXIT_CODES.get(ended.status, ended.driver_exit_code or 1)
 
 
 def _jobs(client: JobSubmissionClient, study: str | None) -> list[JobDetails]:
-    """The jobs that are studies, the newest first."""
-    ours = [job for job in client.list_jobs() if (job.metadata or {}).get(_STUDY)]
-    if study:
-        ours = [job for job in ours if (job.metadata or {})[_STUDY] == study]
+    """The jobs that are studies, or one study's, the newest first."""
+    ours = [job for job in client.list_jobs() if _study_of(job) and study in {None, _study_of(job)}]
     return sorted(ours, key=lambda job: job.start_time or 0, reverse=True)
 
 
-def _newest(client: JobSubmissionClient, study: str | None) -> JobDetails:
-    jobs = _jobs(client, study)
-    if not study or not jobs:
-        names = sorted({(job.metadata or {})[_STUDY] for job in _jobs(client, None)})
-        raise UserError(
-            f"no job of study '{study or ''}': give --name, one of {', '.join(names) or 'none'}"
-        )
-    return jobs[0]
+def _current(client: JobSubmissionClient, study: str | None) -> JobDetails:
+    """The study's job that runs, else its newest: another that was refused may be newer."""
+    jobs = _jobs(client, None)
+    own = sorted((job for job in jobs if _study_of(job) == study), key=lambda job: job.status.is_terminal())
+    if not own:
+        names = ", ".join(sorted(set(map(_study_of, jobs)))) or "none"
+        raise UserError(f"there is no job of study '{study or ''}': give --name, one of {names}")
+    return own[0]
+
+
+def _study_of(job: JobDetails) -> str:
+    return (job.metadata or {}).get(_STUDY, "")
 
 
 @contextlib.contextmanager
-def _told(address: str) -> Iterator[None]:
-    """What Ray's job server refuses is one line."""
+def _client(address: str) -> Iterator[JobSubmissionClient]:
+    """Ray's job server at ``address``; what it refuses, or an address without one, is one line."""
+    if not address.startswith(("http://", "https://")):
+        raise UserError(f"--address {address} is no address of a job server: give http://HOST:8265")
+    os.environ.pop("RAY_ADDRESS", None)  # Ray would take it instead
     try:
-        yield
-    except (ConnectionError, RuntimeError) as error:
-        raise UserError(f"the job server at {address}: {first_line(error)}") from error
+        yield JobSubmissionClient(address)
+    except (OSError, RuntimeError, ValueError, RayError, aiohttp.ClientError) as error:
+        if isinstance(error, UserError):
+            raise
+        token = ": give its token in RAY_AUTH_TOKEN" if "authenticat" in str(error).lower() else ""
+        raise UserError(f"the job server at {address}: {first_line(error)}{token}") from error

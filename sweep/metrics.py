@@ -28,8 +28,15 @@ class ExportedMetrics:
 
     def epoch_finished(self, trial: str, report: Mapping[str, Any]) -> None:
         """A trial has finished an epoch; a number that its report lacks stays as it is."""
-        name_in_ascii = trial.replace(" · ", " ").encode("ascii", "backslashreplace").decode()
-        tags = {"study": self._study, "trial": name_in_ascii}  # Ray fails on any other letter
         for name, gauge in self._gauges.items():
             if name in report:
-                gauge.set(report[name], tags)
+                gauge.set(report[name], self._tags(trial))
+
+    def trial_ended(self, trial: str) -> None:
+        """A trial trains no more; its other numbers stay to be seen."""
+        self._gauges["examples_per_second"].set(0.0, self._tags(trial))
+
+    def _tags(self, trial: str) -> dict[str, str]:
+        # Ray fails on other letters than ASCII
+        name = trial.replace(" · ", " ").encode("ascii", "backslashreplace").decode()
+        return {"study": self._study, "trial": name}

@@ -150,6 +150,7 @@ class Recorder(tune.Callback):
 
     def _end(self, trial_hash: str, outcome: Outcome | None = None) -> None:
         self.ended.add(trial_hash)
+        self._exported.trial_ended(self._names[trial_hash])
         if self._search:
             self._search.ended(trial_hash, outcome)
 

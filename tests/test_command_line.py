@@ -34,11 +34,19 @@ def closed_port():
 
 NO_CLUSTER = ["--address", f"http://127.0.0.1:{closed_port()}"]
 SHARED = ["--storage-path", "/shared/checkpoints", "--results-path", "/shared/results"]
+SHARED += ["--tracking-uri", "http://127.0.0.1:5000", "--precision", "fp32"]
 
 BAD_INPUT = {
     "no address": (["submit", *DEMO], "--address"),
     "no cluster": (["submit", *NO_CLUSTER, *DEMO, *SHARED], "the job server at http://127.0.0.1"),
     "no cluster to ask": (["status", *NO_CLUSTER], "the job server at http://127.0.0.1"),
+    "no job server": (["status", "--address", "127.0.0.1:8265"], "give http://HOST:8265"),
+    "port": (["status", "--address", "http://127.0.0.1:99999"], "the job server at http://127.0.0.1:99999"),
+    "a job's own database": (
+        ["submit", *NO_CLUSTER, *DEMO, *SHARED, "--tracking-uri", "sqlite:///mlflow.db"],
+        "must be a server that the cluster reaches",
+    ),
+    "a job's name": (["submit", *NO_CLUSTER, *DEMO, *SHARED, "--name", "not/allowed"], "study name"),
     "a job's own folder": (["submit", *NO_CLUSTER, *DEMO], "--storage-path must be an absolute path"),
     "space of a job": (["submit", *NO_CLUSTER, "--space", "batch_lr_gird"], "did you mean batch_lr_grid"),
     "nothing": ([], "give --space NAME"),

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -198,8 +199,10 @@ class StudyStore:
 
     @property
     def _server(self) -> str:
-        uri = self.tracking_uri
-        return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+        """MLflow's page for a browser, which may know the server under another address."""
+        local = "http://127.0.0.1:5000"
+        server = self.tracking_uri if self.tracking_uri.startswith("http") else local
+        return os.environ.get("BATCHSCALE_MLFLOW_PAGE", server).rstrip("/")
 
     def _find_experiment(self) -> Experiment | None:
         experiment = self.client.get_experiment_by_name(self.study)

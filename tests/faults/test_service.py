@@ -12,6 +12,7 @@ import requests
 import yaml
 
 from tests.faults import bench, processes
+from tests.faults.clusters import loopback_places, ray_cluster
 from tests.faults.servers import Server, mlflow_server, postgres_missing
 from tests.faults.study import NAME, ROOT, STUDY, Command, differences, facts
 
@@ -90,6 +91,9 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(uninterrupted,
                 if not prom.ask(query) and "gram" not in query and "gpu" not in query
             ]
             assert not empty
+            with command("second", "submit", *study) as second:  # refused, and then the newest job
+                assert second.run() == 2, second.output()
+                assert "is being run by" in second.output()
             with command("stop", "stop", *address, "--name", NAME) as stop:
                 assert stop.run() == 0, stop.output()
             assert submitted.wait() == 130
@@ -98,15 +102,27 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(uninterrupted,
             assert "resuming: " in again.output()
         with command("status", "status", *address, "--name", NAME) as status:
             assert status.run() == 0
-            assert [word for word in ("SUCCEEDED", "STOPPED") if word in status.output()] == [
-                "SUCCEEDED",
-                "STOPPED",
-            ]
+            states = re.findall("SUCCEEDED|STOPPED|FAILED", status.output())
+            assert states == ["SUCCEEDED", "FAILED", "STOPPED"]  # the newest first
         with command("logs", "logs", *address, "--name", NAME) as logs:
             assert logs.run() == 0
             assert "best model" in logs.output()
         where.command.folder.mkdir(exist_ok=True)
         assert not differences(uninterrupted, facts(where.tracking_uri, where.command.folder))
+
+
+def test_a_job_server_that_is_given_another_token_is_one_line(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("0" * 64)
+    with ray_cluster(loopback_places(1), head_cpus=1, dashboard=True) as cluster:
+        cluster.wait_for(1)
+        environment = cluster.environment | {"RAY_AUTH_TOKEN_PATH": str(token)}
+        words = ["status", "--address", cluster.dashboard]
+        with Command(tmp_path / "asked", study=words, environment=environment) as asked:
+            assert asked.run() == 2
+        (line,) = [line for line in asked.output().splitlines() if line.startswith("error: ")]
+        assert "RAY_AUTH_TOKEN" in line
+        assert "Traceback" not in asked.output()
 
 
 def takes_jobs(cluster, submitted):
@@ -128,14 +144,16 @@ def queries_of_the_board():
 
 
 def test_a_server_with_passwords_is_said_to_ask_for_one(tmp_path):
-    secrets = tmp_path / "secrets"
+    secrets, token = tmp_path / "secrets", tmp_path / "token"
     secrets.mkdir()
-    script = [sys.executable, str(ROOT / "docker" / "make_secrets.py"), str(secrets)]
+    token.mkdir()
+    script = [sys.executable, str(ROOT / "docker" / "make_secrets.py"), str(secrets), str(token)]
     shown = subprocess.run(script, capture_output=True, text=True, check=True).stdout
     again = subprocess.run(script, capture_output=True, text=True, check=True).stdout
     password = (secrets / "mlflow").read_text()
     assert password in shown
     assert password not in again
+    assert [path.name for path in token.iterdir()] == ["ray"]
     configuration = secrets / "basic_auth.ini"
     configuration.write_text(configuration.read_text().replace("/mlflow/", f"{tmp_path}/"))
     environment = {"MLFLOW_AUTH_CONFIG_PATH": str(configuration), "MLFLOW_FLASK_SERVER_SECRET_KEY": "key"}
