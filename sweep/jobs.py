@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import shlex
 from collections.abc import Iterator
@@ -149,6 +150,7 @@ def _client(address: str) -> Iterator[JobSubmissionClient]:
     if not address.startswith(("http://", "https://")):
         raise UserError(f"--address {address} is no address of a job server: give http://HOST:8265")
     os.environ.pop("RAY_ADDRESS", None)  # Ray would take it instead
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every file that it does not upload
     try:
         yield JobSubmissionClient(address)
     except (OSError, RuntimeError, ValueError, RayError, aiohttp.ClientError) as error:
