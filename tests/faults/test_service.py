@@ -59,6 +59,7 @@ def prometheus(folder, cluster):
         server.kill()
 
 
+@pytest.mark.campaign  # a busy machine's nodes may take no jobs for minutes
 def test_a_study_is_submitted_watched_stopped_and_submitted_again(uninterrupted, tmp_path):
     with (
         bench.machines(tmp_path, dashboard=True) as where,
