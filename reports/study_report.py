@@ -70,8 +70,8 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
     """
     check_store_exists(tracking_uri)
     store = StudyStore(tracking_uri, study)
-    runs = store.read_runs()
-    data = read_study(runs)
+    runs, pages = store.read_runs(), store.pages()
+    newest, data = runs.invocations[0], read_study(runs)
     families = {"comparisons": compare_cells(data), "last_against_best_epoch": compare_epochs(data)}
     tables, inside = finding_tables(data, families), _inside(runs.invocations)
     answer, galleries = answer_picture(data), _galleries(data)
@@ -96,8 +96,8 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
         "inside": inside,
         "facts": facts(data, runs.invocations),
         "runs": runs_table(data, store),
-        "mlflow": store.pages(),
-        "logged_at": store.run_url(runs.invocations[0].run_id, "/artifacts/report.html"),
+        "mlflow": pages,
+        "logged_at": store.run_url(newest.run_id, "/artifacts/report.html"),
     }
     folder = Path(results_path) / study
     make_folder(folder / _PICTURES)
@@ -112,10 +112,9 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
     files |= {name: render(template, page) for name, template in _TEMPLATES.items()}
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    newest = runs.invocations[0]
     newest.log_folder(folder)
     newest.describe(render("description.md.jinja", page))
-    return Report(paragraphs, result_tables(data, compact=True), folder / "report.html", store.pages())
+    return Report(paragraphs, result_tables(data, compact=True), folder / "report.html", pages)
 
 
 def _galleries(study: StudyData) -> list[Gallery]:

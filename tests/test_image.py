@@ -201,8 +201,8 @@ def test_a_study_runs_as_a_user_that_the_image_does_not_know(buildah, study_imag
     os.chown(work, SOMEBODY, SOMEBODY)
     container = buildah("from", study_image)
     command = buildah.command(
-        *("run", "--isolation", "chroot", "--user", f"{SOMEBODY}:{SOMEBODY}", "--workingdir", "/work"),
-        *("--volume", f"{work}:/work", container, "--", *entrypoint(buildah, study_image), *STUDY),
+        *("run", "--isolation", "chroot", "--user", f"{SOMEBODY}:{SOMEBODY}", "--workingdir", "/data"),
+        *("--volume", f"{work}:/data", container, "--", *entrypoint(buildah, study_image), *STUDY),
     )
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     buildah("rm", container)

@@ -147,3 +147,6 @@ def test_the_dashboard_of_optuna_opens_the_copy(study, page, tmp_path):
         page.goto(f"http://127.0.0.1:{port}/dashboard/studies/1")
         page.get_by_text("Best Trial").first.wait_for()
         page.get_by_text("target_batch_size").first.wait_for()
+        shown = page.inner_text("body")
+    assert "search" in shown  # the study's name
+    assert "base_lr" in shown
