@@ -102,10 +102,7 @@ def comparisons_table(family: Family) -> Table:
         {
             "comparison": f"{subject(v)}: {claimed(v)} against {v.baseline}",
             "difference (points)": signed(v.difference_points),
-            "95 % interval over test examples": interval_text(
-                v.difference_points_low, v.difference_points_high
-            ),
-            "95 % interval over seeds": interval_text(v.seed_points_low, v.seed_points_high),
+            "simultaneous 95 % interval": interval_text(v.difference_points_low, v.difference_points_high),
             "gained / lost": f"{v.gained} / {v.lost}",
             "p (Holm)": p_text(v.p_holm).removeprefix("= "),
             "smallest detectable (points)": number(v.smallest_detectable_points),
@@ -113,20 +110,16 @@ def comparisons_table(family: Family) -> Table:
         }
         for v in verdicts
     ]
-    frame, test = pd.DataFrame(shown), "exact McNemar test"
-    if family.seeds < 2:
-        frame = frame.drop(columns="95 % interval over seeds", errors="ignore")
-    else:
-        test = (
-            "exact sign-flip test over test examples and paired t-test over seeds, whichever is less sure"
-        )
+    test = "exact McNemar test, score interval (Tango)"
+    if family.seeds > 1:
+        test = "one t test and interval over seeds and test examples"
     note = (
-        f"Differences of test accuracy, paired example by example: {test}, bootstrap interval, "
+        f"Differences of test accuracy, paired example by example: {test}, "
         f"Holm's adjustment over these {len(verdicts)} comparisons. Gained and lost: those that "
-        "only the one or only the other side classified correctly. Smallest detectable: at 80 % power, "
-        f"at the level of Holm's first step. {family.scope()}"
+        "only the one or only the other side classified correctly, or did under more seeds. "
+        f"Smallest detectable: at 80 % power, at the level of Holm's first step. {family.scope()}"
     )
-    return Table(family.title, frame, note)
+    return Table(family.title, pd.DataFrame(shown), note)
 
 
 def seed_spread_table(study: StudyData) -> Table:

@@ -1,9 +1,8 @@
 """Verdicts: which differences of a study are real, as far as its test examples and seeds can tell.
 
-With one seed a verdict is about the checkpoints at hand: another training of the same cell may turn out
-otherwise, and one seed says nothing about it. With several seeds a difference is claimed only where the
-test examples *and* the seeds show it: the p-value of a comparison is the larger of the two tests' (an
-intersection-union test, Berger 1982), and Holm's adjustment is applied to that one.
+With one seed a verdict is about the trainings at hand: another training of the same cell may turn out
+otherwise, and one seed says nothing about it. With several seeds one test and one interval cover both
+chances, another seed and other test examples (``statistics.difference_over_seeds``).
 
 A verdict is a row of a table, ``Family.verdicts``:
 
@@ -12,15 +11,16 @@ A verdict is a row of a table, ``Family.verdicts``:
 - ``outcome``: ``better``, ``worse`` or ``cannot be told apart``
 - ``accuracy``, ``baseline_accuracy``: fractions of 1, means over seeds, with Wilson intervals
 - ``difference_points``: in hundredths of accuracy, positive where the value is better than the baseline,
-  with a bootstrap interval over test examples
+  with its interval at the level 1 − ALPHA / comparisons: all intervals of a family hold at once
 - ``gained``, ``lost``: test examples that the value got right under more, or fewer, seeds
-- ``p``: the larger of ``p_examples`` and ``p_seeds``; ``p_holm``: adjusted over the family
+- ``p``: exact McNemar with one seed, the t test over seeds and examples with several; ``p_holm``: adjusted
 - ``smallest_detectable_points``: at the level of Holm's first step; NaN: none, however large
-- ``seeds`` and what follows: how the difference varies over seeds; NaN with one seed
+- ``seeds``, the standard deviations of both accuracies over them, and ``standard_error_points`` of the
+  difference: NaN with one seed
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,16 +31,15 @@ from reports.comparisons import Comparison, epoch_comparisons, paired_answers, p
 from reports.content import rows
 from reports.prose import axis_words, counted, listed, number, p_text, signed
 from reports.statistics import (
-    RESAMPLES,
     Interval,
-    SeedSpread,
-    bootstrap_interval,
+    SeedVariance,
+    difference_over_seeds,
     holm,
     paired_test,
+    pooled_seed_variance,
     score_differences,
-    seed_spread,
+    score_interval,
     smallest_detectable_difference,
-    smallest_detectable_over_seeds,
     wilson_interval,
 )
 from reports.study_data import StudyData
@@ -48,7 +47,6 @@ from search_spaces.space import AXES
 
 ALPHA = 0.05  # the chance of any false claim in a family of comparisons
 BETTER, WORSE, NOT_APART = "better", "worse", "cannot be told apart"
-_ONE_SEED = SeedSpread(1, math.nan, Interval(math.nan, math.nan), math.nan, math.nan, math.nan)
 _CLAIMS = 6  # of a headline; where there are more, the table is easier to read
 
 
@@ -67,18 +65,18 @@ class Family:
     def scope(self) -> str:
         """What a verdict of this family is about, and what it leaves out."""
         about = (
-            "There is one seed, so this is about these checkpoints only: "
+            "There is one seed, so this is about these trainings only: "
             "one seed says nothing about another training."
         )
         if self.seeds > 1:
             about = (
                 f"There are {self.seeds} seeds: a difference is claimed only where "
-                "it is larger than both the test examples and the seeds explain."
+                "it is larger than the test examples and the seeds together explain."
             )
         return " ".join([about, *self.notes])
 
 
-def compare_cells(study: StudyData, resamples: int = RESAMPLES) -> Family:
+def compare_cells(study: StudyData) -> Family:
     """Each value against the baseline on its axis, all else equal, from the best epochs' predictions."""
     seeds = len(study.axis_values("seed"))
     notes = [
@@ -86,14 +84,14 @@ def compare_cells(study: StudyData, resamples: int = RESAMPLES) -> Family:
         for axis, baseline in study.plan.baselines.items()
         if baseline not in study.axis_values(axis)
     ]
-    verdicts, left_out = _judge(study, planned_comparisons(study), resamples)
+    verdicts, left_out = _judge(study, planned_comparisons(study))
     return Family("Which differences are real", verdicts, seeds, notes + left_out)
 
 
-def compare_epochs(study: StudyData, resamples: int = RESAMPLES) -> Family:
+def compare_epochs(study: StudyData) -> Family:
     """The last epoch against the best epoch of each trial; always about the one training."""
     comparisons, tested = epoch_comparisons(study), sum(trial.is_tested for trial in study.trials.values())
-    verdicts, notes = _judge(study, comparisons, resamples)
+    verdicts, notes = _judge(study, comparisons)
     if same := tested - len(comparisons):
         verb = "is best at its" if same == 1 else "are best at their"
         trials = counted(tested, "tested trial")
@@ -101,37 +99,81 @@ def compare_epochs(study: StudyData, resamples: int = RESAMPLES) -> Family:
     return Family("Last epoch against best epoch", verdicts, 1, notes)
 
 
-def _judge(
-    study: StudyData, comparisons: Sequence[Comparison], resamples: int
-) -> tuple[pd.DataFrame, list[str]]:
+def _judge(study: StudyData, comparisons: Sequence[Comparison]) -> tuple[pd.DataFrame, list[str]]:
     """The verdicts, and a note where comparisons lack a tested trial."""
     paired = [(each, answers) for each in comparisons if (answers := paired_answers(study, each))]
-    level = ALPHA / max(1, len(paired))
-    verdicts = pd.DataFrame(_measured(each, *answers, level, resamples) for each, answers in paired)
+    alpha, pools = ALPHA / max(1, len(paired)), _seed_variances(study, paired)
+    verdicts = pd.DataFrame(
+        _measured(each, *answers, pools[_models(study, each)], alpha) for each, answers in paired
+    )
     if paired:
         verdicts["p_holm"] = holm(verdicts["p"].to_numpy())
         difference = verdicts["difference_points"]
         apart = (verdicts["p_holm"] <= ALPHA) & (difference != 0)
         verdicts["outcome"] = np.where(apart, np.where(difference > 0, BETTER, WORSE), NOT_APART)
+        _agree_with_outcomes(verdicts)
     left_out = counted(len(comparisons) - len(paired), "comparison")
     note = f"{left_out} left out: not all of their trials are tested."
     return verdicts, [note] if len(paired) < len(comparisons) else []
 
 
+def _models(study: StudyData, comparison: Comparison) -> frozenset[str]:
+    """Of both sides."""
+    sides = (comparison.trials, comparison.baseline_trials)
+    return frozenset(study.trials[side[0]].config.model_name for side in sides)
+
+
+def _seed_variances(
+    study: StudyData, paired: Iterable[tuple[Comparison, tuple[np.ndarray, np.ndarray]]]
+) -> dict[frozenset[str], SeedVariance]:
+    """The pooled variance for each set of models that is compared; a cell counts once."""
+    cells: dict[tuple[str, ...], np.ndarray] = {}
+    for each, (correct, baseline) in paired:
+        cells |= {each.trials: correct, each.baseline_trials: baseline}
+    models = {trials: study.trials[trials[0]].config.model_name for trials in cells}
+    return {
+        compared: pooled_seed_variance(cells[trials] for trials in cells if models[trials] in compared)
+        for compared in {_models(study, each) for each, _ in paired}
+    }
+
+
+def _agree_with_outcomes(verdicts: pd.DataFrame) -> None:
+    """Let no interval contradict its outcome, in place.
+
+    The exact test may not reject where the score interval just leaves 0 out, and Holm's later steps
+    may claim where an interval at the level of the first still holds 0.
+    The interval then ends at 0, or reaches it.
+    """
+    low, high = verdicts["difference_points_low"], verdicts["difference_points_high"]
+    better, worse = verdicts["outcome"] == BETTER, verdicts["outcome"] == WORSE
+    verdicts["difference_points_low"] = np.select(
+        [better, worse], [low.clip(lower=0), low], low.clip(upper=0)
+    )
+    verdicts["difference_points_high"] = np.select(
+        [better, worse], [high, high.clip(upper=0)], high.clip(lower=0)
+    )
+
+
 def _measured(
-    comparison: Comparison, correct: np.ndarray, baseline: np.ndarray, level: float, resamples: int
+    comparison: Comparison, correct: np.ndarray, baseline: np.ndarray, pooled: SeedVariance, alpha: float
 ) -> dict[str, Any]:
     """A verdict before the family is known: its ``p_holm`` and ``outcome`` are still to come."""
     seeds, examples = correct.shape
     differences = score_differences(correct, baseline)
-    detectable = smallest_detectable_difference(differences, seeds, level)
-    p_examples, spread = paired_test(differences), _ONE_SEED
+    gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
     if seeds > 1:
-        spread = seed_spread(correct.mean(axis=1), baseline.mean(axis=1), examples)
-        # either test can stand in the way; a difference above 100 points is none
-        over_seeds = smallest_detectable_over_seeds(spread.deviation, seeds, level)
-        larger = float(np.max([detectable, over_seeds]))
-        detectable = larger if larger <= 1 else math.nan
+        over_seeds = difference_over_seeds(correct, baseline, pooled)
+        p, interval, error = over_seeds.p, over_seeds.interval(alpha), over_seeds.error
+        detectable = over_seeds.detectable(alpha)
+        deviations = [float(side.mean(axis=1).std(ddof=1)) for side in (correct, baseline)]
+    else:
+        p, interval, error = (
+            paired_test(differences),
+            score_interval(gained, lost, examples, alpha),
+            math.nan,
+        )
+        detectable = smallest_detectable_difference(differences, seeds, alpha)
+        deviations = [math.nan, math.nan]
     return {axis: comparison.fixed.get(axis, "") for axis in AXES} | {
         "axis": comparison.axis,
         "value": comparison.value,
@@ -143,19 +185,16 @@ def _measured(
         "baseline_accuracy": baseline.sum() / seeds / examples,
         **_ends("baseline_accuracy", wilson_interval(baseline.sum() / seeds, examples)),
         "difference_points": 100 * float(differences.mean()) / seeds,
-        **_ends("difference_points", bootstrap_interval(differences, seeds, resamples), 100),
-        "gained": int((differences > 0).sum()),
-        "lost": int((differences < 0).sum()),
-        "p": float(np.fmax(p_examples, spread.p)),
-        "p_examples": p_examples,
-        "p_seeds": spread.p,
+        **_ends("difference_points", interval, 100),
+        "gained": gained,
+        "lost": lost,
+        "p": p,
         "p_holm": math.nan,
         "smallest_detectable_points": 100 * detectable,
         "seeds": seeds,
-        "seed_deviation_points": 100 * spread.deviation,
-        **_ends("seed_points", spread.interval, 100),
-        "accuracy_deviation": spread.accuracy_deviation,
-        "baseline_accuracy_deviation": spread.baseline_deviation,
+        "standard_error_points": 100 * error,
+        "accuracy_deviation": deviations[0],
+        "baseline_accuracy_deviation": deviations[1],
     }
 
 
@@ -187,32 +226,31 @@ def _sentence(verdict: Any) -> str:
     if verdict.outcome == NOT_APART:
         return (
             f"{pair} against {verdict.baseline} {NOT_APART} "
-            f"(difference {signed(verdict.difference_points)} points, {_intervals(verdict, 1, signed)}; "
+            f"(difference {signed(verdict.difference_points)} points, {_interval(verdict, 1, signed)}; "
             f"{p}; {_detectable(verdict)})."
         )
     sign = 1 if verdict.outcome == BETTER else -1
     return (
         f"{pair} is {verdict.outcome} than {verdict.baseline} "
-        f"by {number(abs(verdict.difference_points))} points ({_intervals(verdict, sign, number)}; {p})."
+        f"by {number(abs(verdict.difference_points))} points ({_interval(verdict, sign, number)}; {p})."
     )
 
 
-def _intervals(verdict: Any, sign: int, text: Callable[[float], str]) -> str:
+def _interval(verdict: Any, sign: int, text: Callable[[float], str]) -> str:
     low, high = verdict.difference_points_low, verdict.difference_points_high
-    over_examples = interval_text(low, high, sign, text)
-    if verdict.seeds == 1:
-        return f"95 % interval {over_examples}"
-    over_seeds = interval_text(verdict.seed_points_low, verdict.seed_points_high, sign, text)
-    return f"95 % interval over test examples {over_examples}, over seeds {over_seeds}"
+    return f"simultaneous 95 % interval {interval_text(low, high, sign, text)}"
 
 
 def _detectable(verdict: Any) -> str:
     if math.isnan(verdict.smallest_detectable_points):
         sample = f"{counted(verdict.test_examples, 'test example')} and {counted(verdict.seeds, 'seed')}"
         return f"with {sample} the study could not have detected any difference"
+    return _found_above(number(verdict.smallest_detectable_points))
+
+
+def _found_above(points: str) -> str:
     return (
-        "the smallest difference the study could have detected is "
-        f"about {number(verdict.smallest_detectable_points)} points"
+        f"a difference of more than about {points} points would have been found with a probability of 80 %"
     )
 
 
@@ -253,6 +291,7 @@ def _rest(alike: pd.DataFrame, total: int) -> list[str]:
     if detectable.empty:
         return [f"{told}, and no difference, however large, could have been detected."]
     blind = len(alike) - len(detectable)
-    but = f", and in {blind} of them any difference, however large" if blind else ""
-    unnoticed = f"a difference of less than about {number(detectable.max())} points"
-    return [f"{told}: {unnoticed} would probably have gone unnoticed{but}."]
+    but = f", and in {blind} of them none, however large" if blind else ""
+    most_sensitive, least = number(detectable.min()), number(detectable.max())
+    points = least if most_sensitive == least else f"{most_sensitive} to {least}"
+    return [f"{told}: {_found_above(points)}{but}."]

@@ -132,7 +132,7 @@ def test_the_comparisons_are_those_that_the_space_declares(folder):
         ("bert-tiny", "target_batch_size", "32"),
         ("bert-tiny", "scaling_rule", "sqrt"),
     }
-    assert made["p_seeds"].isna().all()
+    assert made["standard_error_points"].isna().all()  # one seed
     assert made["sentence"].str.startswith("bert-tiny, ").all()
     assert "comparisons left out" in (folder / "report.md").read_text()
 
@@ -241,7 +241,7 @@ def test_seed_and_test_variation_are_reported_apart(seeded):
 def test_several_seeds_have_columns_an_interval_and_dots_and_one_seed_has_not(seeds):
     study = simulated_study(Truth(seeds=seeds), np.random.default_rng(0))
     several, found = seeds > 1, tables(study)
-    assert ("95 % interval over seeds" in found["comparisons"].columns) == several
+    assert ("one t test and interval over seeds" in found["comparisons"].note) == several
     assert ("seed_spread" in found) == several
     assert all(("seed" in table.columns) == several for table in result_tables(study))
     assert ("means over seeds" in answer_picture(study).caption) == several

@@ -9,13 +9,14 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from reports.statistics import (
-    bootstrap_interval,
+    Difference,
+    difference_over_seeds,
     holm,
     paired_test,
+    pooled_seed_variance,
     score_differences,
-    seed_spread,
+    score_interval,
     smallest_detectable_difference,
-    smallest_detectable_over_seeds,
     wilson_interval,
 )
 
@@ -48,7 +49,7 @@ ANSWERS = np.ones((1, 3), dtype=bool)
         *((wilson_interval, (correct, 10), "no accuracy") for correct in (11, -1, math.nan)),
         (wilson_interval, (0, 0), "no accuracy"),
         (holm, (np.array([0.1, math.nan]),), "without a p-value"),
-        (seed_spread, (np.array([0.8]), np.array([0.7]), 100), "two or more"),
+        (score_interval, (3, 2, 4, 0.05), "are not of 4 examples"),
     ],
 )
 def test_what_cannot_be_calculated_with_is_refused(calculate, values, message):
@@ -71,12 +72,74 @@ def test_paired_test_with_one_seed_is_mcnemars(gained, lost):
     assert paired_test(signs(gained, lost, ties=16)) == pytest.approx(min(1, expected), rel=1e-9)
 
 
-def test_the_bootstrap_agrees_with_scipys():
-    differences = np.random.default_rng(0).choice([-2, -1, 0, 1, 2], 400, p=[0.02, 0.1, 0.6, 0.2, 0.08])
-    expected = stats.bootstrap(
-        (differences / 2,), np.mean, n_resamples=10_000, method="percentile", rng=1
-    ).confidence_interval
-    assert bootstrap_interval(differences, seeds=2) == pytest.approx(tuple(expected), abs=0.003)
+@pytest.mark.parametrize(
+    ("gained", "lost", "examples"), [(9, 2, 40), (0, 5, 30), (3, 0, 50), (140, 144, 5000)]
+)
+def test_score_interval_agrees_with_a_likelihood_maximised_by_brute_force(gained, lost, examples):
+    low, high = score_interval(gained, lost, examples, 0.05)
+    rates = np.linspace(0, 1, 200_001)[1:-1]  # of lost examples
+
+    def score(delta):
+        alike = 1 - 2 * rates - delta
+        possible = rates[(alike > 0) & (rates + delta > 0)]
+        alike = 1 - 2 * possible - delta
+        likelihood = gained * np.log(possible + delta) + lost * np.log(possible)
+        likelihood += (examples - gained - lost) * np.log(alike)
+        rate = possible[likelihood.argmax()]
+        return (gained - lost - examples * delta) / math.sqrt(examples * (2 * rate + delta * (1 - delta)))
+
+    assert score(low) == pytest.approx(1.95996, abs=0.01)
+    assert score(high) == pytest.approx(-1.95996, abs=0.01)
+
+
+def test_score_interval_by_hand():
+    # √(284 − 4²/5000)/5000 = 0.337 points, 1.645 of them: −0.08 ± 0.555
+    assert 100 * np.array(score_interval(140, 144, 5000, 0.1)) == pytest.approx([-0.63, 0.47], abs=0.01)
+    z = 1.959964**2  # no discordant pair: z²/(n + z²) on either side
+    assert score_interval(0, 0, 100, 0.05) == pytest.approx([-z / (100 + z), z / (100 + z)])
+    assert score_interval(7, 0, 7, 0.05)[1] == 1
+
+
+def answers_of(seeds, examples=600, accuracy=0.8, seed=0):
+    return np.random.default_rng(seed).random((seeds, examples)) < accuracy
+
+
+def test_the_pooled_seed_variance_is_that_of_an_analysis_of_variance():
+    cells = [answers_of(3, seed=0), answers_of(5, seed=1), answers_of(1, seed=2)]
+    pooled = pooled_seed_variance(cells)
+    accuracies = [cell.mean(axis=1) for cell in cells]
+    squares = sum(((each - each.mean()) ** 2).sum() for each in accuracies)
+    assert pooled == pytest.approx((squares / 6, 6))
+    assert math.isnan(pooled_seed_variance([answers_of(1)]).variance)
+
+
+def test_the_error_of_a_difference_by_the_mean_squares_of_a_two_way_layout():
+    correct, baseline = answers_of(4, seed=3), answers_of(4, accuracy=0.7, seed=4)
+    found = difference_over_seeds(correct, baseline, pooled_seed_variance([correct, baseline]))
+    examples = correct.shape[1]
+
+    def mean_squares(scores):
+        seeds = len(scores)
+        rest = scores - scores.mean(axis=0) - scores.mean(axis=1, keepdims=True) + scores.mean()
+        of_seeds = examples * scores.mean(axis=1).var(ddof=1)
+        return of_seeds, (rest**2).sum() / (seeds - 1) / (examples - 1)
+
+    (seeds_a, rest_a), (seeds_b, rest_b) = mean_squares(correct * 1.0), mean_squares(baseline * 1.0)
+    scores = np.append(correct.mean(axis=0) - baseline.mean(axis=0), [1, -1])
+    of_examples = max(0, 4 * scores.var(ddof=1) - rest_a - rest_b)
+    variance = (seeds_a + seeds_b + of_examples) / (4 * examples)
+    assert found.error == pytest.approx(math.sqrt(variance))
+    low, high = found.interval(0.05)
+    margin = stats.t.ppf(0.975, found.freedom) * found.error
+    assert (low, high) == pytest.approx((found.mean - margin, found.mean + margin))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.mean) / found.error, found.freedom))
+
+
+def test_a_restless_cell_is_not_hidden_among_calm_ones():
+    calm = [np.roll(answers_of(1, seed=9).repeat(3, axis=0), 1, axis=1) for _ in range(4)]
+    restless = np.array([np.arange(600) < right for right in (360, 480, 590)])
+    found = difference_over_seeds(restless, calm[0], pooled_seed_variance([*calm, restless]))
+    assert found.error >= restless.mean(axis=1).std(ddof=1) / math.sqrt(3)
 
 
 def test_holm_by_hand():
@@ -122,23 +185,15 @@ def test_nothing_can_be_detected_with_five_examples():
     assert smallest_detectable_difference(np.ones(6, dtype=int), seeds=1, alpha=0.05) <= 1
 
 
-def test_seed_spread_agrees_with_scipys_paired_t():
-    value, baseline = np.random.default_rng(0).normal(0.8, 0.02, (2, 5))
-    expected = stats.ttest_rel(value, baseline)
-    spread = seed_spread(value, baseline, examples=5000)
-    assert spread.p == pytest.approx(expected.pvalue)
-    assert spread.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
-    deviations = [np.std(each, ddof=1) for each in (value - baseline, value, baseline)]
-    found = (spread.deviation, spread.accuracy_deviation, spread.baseline_deviation)
-    assert found == pytest.approx(deviations)
-
-
 def test_seeds_that_agree_to_the_last_example_are_not_certain():
-    same = seed_spread(np.array([0.8, 0.8]), np.array([0.7, 0.7]), examples=100)
-    assert 0 < same.p < 0.05
-    assert seed_spread(np.array([0.8, 0.8]), np.array([0.8, 0.8]), examples=100).p == 1
+    right = np.array([np.arange(100) < 80] * 2)
+    same = difference_over_seeds(right, right, pooled_seed_variance([right, right]))
+    assert same.p == 1
+    low, high = same.interval(0.05)
+    assert low < -0.01 < 0.01 < high
 
 
-def test_smallest_detectable_over_seeds_has_the_power_that_statsmodels_gives_it():
-    found = smallest_detectable_over_seeds(deviation=0.01, seeds=5, alpha=0.05)
+def test_the_detectable_difference_has_the_power_that_statsmodels_gives_it():
+    found = Difference(mean=0, error=0.01 / math.sqrt(5), freedom=4).detectable(0.05)
     assert TTestPower().power(found / 0.01, nobs=5, alpha=0.05) == pytest.approx(0.8, abs=1e-4)
+    assert math.isnan(Difference(mean=0, error=0.5, freedom=4).detectable(0.05))
