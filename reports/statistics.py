@@ -1,7 +1,9 @@
 """The statistics of the verdicts: pure functions on arrays. Accuracies are fractions of 1.
 
-Two things vary, and they are kept apart: the test examples (a test split is a sample of reviews) and the
-seeds (a training is a sample of trainings). A *score difference* is, for one test example, the number of
+Two things vary: the test examples (a test split is a sample of reviews) and the seeds (a training is a
+sample of trainings). With several seeds ``difference_over_seeds`` reckons with both.
+
+A *score difference* is, for one test example, the number of
 seeds under which one side classified it correctly less the number under which the other side did: an
 integer between -seeds and +seeds. With one seed it is +1 or -1 on a discordant pair, and 0 otherwise.
 """

@@ -53,7 +53,7 @@ def test_it_is_finished_to_the_same_results(study):
 
 
 def test_its_comparisons_are_the_same(study):
-    """All but the intervals and sentences, which were others then."""
+    """Intervals and sentences are those of today, the rest is of then."""
     found = pd.read_csv(study / "results" / "earlier" / "comparisons.csv")
     expected = pd.read_csv(HERE / "comparisons.csv")
     pd.testing.assert_frame_equal(found[expected.columns], expected, rtol=1e-9)
