@@ -17,15 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import expit
 
-from reports.statistics import (
-    Interval,
-    difference_over_seeds,
-    pooled_seed_variance,
-    score_interval,
-    wilson_interval,
-)
+from reports.statistics import difference, pooled_seed_variance, wilson_interval
 from reports.study_data import StoredCell, StoredPlan, StudyData, TrialData
-from reports.verdicts import ALPHA, NOT_APART, Family, compare_cells
+from reports.verdicts import ALPHA, BETTER, WORSE, Family, compare_cells
 from search_spaces import TrialConfig
 from tracking import DatasetFacts
 
@@ -111,7 +105,7 @@ def predictions(correct: np.ndarray) -> pd.DataFrame:
 
 def claims(family: Family) -> bool:
     """Whether any difference is claimed."""
-    return bool((family.verdicts["outcome"] != NOT_APART).any())
+    return bool(family.verdicts["outcome"].isin([BETTER, WORSE]).any())
 
 
 def claims_without_holm(family: Family) -> bool:
@@ -143,17 +137,10 @@ def covered(truth: Truth, draws: int) -> tuple[int, int]:
         correct = chances[1] < expit(_ABILITY + 0.5 - difficulty)
         low, high = wilson_interval(int(baseline[0].sum()), truth.examples)
         wilson += low <= accuracy <= high
-        low, high = _difference_interval(correct, baseline)
+        pooled = pooled_seed_variance([correct, baseline])
+        low, high = difference(correct, baseline, pooled).interval(ALPHA)
         paired += low <= abler - accuracy <= high
     return wilson, paired
-
-
-def _difference_interval(correct: np.ndarray, baseline: np.ndarray) -> Interval:
-    if len(correct) > 1:
-        pooled = pooled_seed_variance([correct, baseline])
-        return difference_over_seeds(correct, baseline, pooled).interval(ALPHA)
-    gained, lost = ((left & ~right).sum() for left, right in ((correct, baseline), (baseline, correct)))
-    return score_interval(int(gained), int(lost), correct.shape[1], ALPHA)
 
 
 def _accuracy(ability: float) -> float:

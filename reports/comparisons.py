@@ -1,6 +1,6 @@
-"""What a study compares with what, and the paired answers that the comparison is made from."""
+"""What a study compares with what, and the answers that a comparison is made from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,14 @@ from reports.study_data import GRID, StudyData
 
 @dataclass(frozen=True)
 class Comparison:
-    """A value on an axis against the baseline on it, all else equal; seeds are pairs, not an axis."""
+    """A value on an axis against the baseline on it, all else equal; the seeds are no axis."""
 
     axis: str
     value: Any
     baseline: Any
     fixed: Mapping[str, Any]  # the other coordinates
     trials: tuple[str, ...]  # trial hashes, one a seed
-    baseline_trials: tuple[str, ...]  # in the same order of seeds
+    baseline_trials: tuple[str, ...]  # which may have more seeds, or fewer
     epochs: tuple[str, str] = ("best", "best")  # whose predictions are compared, on either side
 
 
@@ -66,18 +66,16 @@ def epoch_comparisons(study: StudyData) -> list[Comparison]:
     return found
 
 
-def paired_answers(study: StudyData, comparison: Comparison) -> tuple[np.ndarray, np.ndarray] | None:
-    """Whether each test example was classified correctly on either side: bool, (seeds, examples) each.
+def answers(study: StudyData, trials: Iterable[str], which: str = "best") -> np.ndarray:
+    """Whether each test example was classified correctly, by those of the trials that have been tested.
 
-    None where not all of the trials have been tested.
+    bool, (seeds, examples), in one order of examples for all trials of a study; (0, 0) where none has.
     """
-    sides = []
-    for trials, which in zip(
-        (comparison.trials, comparison.baseline_trials), comparison.epochs, strict=True
-    ):
-        found = [study.trials.get(name) for name in trials]
-        tested = [trial.correct(which) for trial in found if trial is not None and trial.is_tested]
-        if len(tested) < len(trials):
-            return None
-        sides.append(np.stack([answers.sort_index() for answers in tested]))
-    return sides[0], sides[1]
+    found = [study.trials[name] for name in trials if name in study.trials]
+    tested = [trial.correct(which).sort_index() for trial in found if trial.is_tested]
+    return np.stack(tested) if tested else np.empty((0, 0), dtype=bool)
+
+
+def diverged(study: StudyData, trials: Iterable[str]) -> int:
+    """How many of the trials diverged."""
+    return sum(study.trials[name].is_diverged for name in trials if name in study.trials)

@@ -10,7 +10,9 @@ _SLUG_LENGTH = 80  # file systems end at 255 bytes, and a picture's kind is to f
 
 
 def p_text(p: float) -> str:
-    """A p-value with its sign of relation: ``= 0.012``, ``= 1e-9``, ``< 1e-300``."""
+    """A p-value with its sign of relation: ``= 0.012``, ``= 1e-9``, ``< 1e-300``; a dash for none."""
+    if math.isnan(p):
+        return "–"
     if p < 1e-300:
         return "< 1e-300"
     if p >= 0.001:
@@ -25,7 +27,9 @@ def number(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    """One decimal with its sign, ``+0.5``; what rounds to zero has none."""
+    """One decimal with its sign, ``+0.5``; none for what rounds to zero; a dash for no number."""
+    if math.isnan(value):
+        return "–"
     return f"{value:+.1f}".replace("-", "−") if abs(value) >= 0.05 else "0.0"
 
 

@@ -1,11 +1,8 @@
 """The statistics of the verdicts: pure functions on arrays. Accuracies are fractions of 1.
 
 Two things vary: the test examples (a test split is a sample of reviews) and the seeds (a training is a
-sample of trainings). With several seeds ``difference_over_seeds`` reckons with both.
-
-A *score difference* is, for one test example, the number of
-seeds under which one side classified it correctly less the number under which the other side did: an
-integer between -seeds and +seeds. With one seed it is +1 or -1 on a discordant pair, and 0 otherwise.
+sample of trainings). ``difference`` reckons with both where some cell has several seeds; where none has, it
+speaks of the trainings at hand. Answers are bool, (seeds, examples): who was classified correctly.
 """
 
 import math
@@ -14,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.95
@@ -36,8 +33,11 @@ class SeedVariance(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A difference of accuracies with its standard error, fractions of 1, and its degrees of freedom."""
+class SeedsDifference:
+    """The difference of two cells' mean accuracies, for new trainings on new examples.
+
+    With its standard error, fractions of 1, and its degrees of freedom.
+    """
 
     mean: float
     error: float
@@ -54,13 +54,81 @@ class Difference:
         return Interval(self.mean - margin, self.mean + margin)
 
     def detectable(self, alpha: float) -> float:
-        """The difference that is found with a power of 80 % at level ``alpha``; NaN where it is above 1.
+        """The difference that is found with a power of 80 % at level ``alpha``; NaN: none, however large.
 
         The noncentral t distribution is inverted for its noncentrality, without its negligible far tail.
         """
         critical = special.stdtrit(self.freedom, 1 - alpha / 2)
         found = float(special.nctdtrinc(self.freedom, 1 - POWER, critical)) * self.error
         return found if found <= 1 else math.nan
+
+
+@dataclass(frozen=True)
+class TrainingsDifference:
+    """The difference of two trainings' accuracies, for new examples, from the examples they differ on."""
+
+    gained: int  # test examples that only the first classified correctly
+    lost: int  # that only the second did
+    examples: int
+
+    @property
+    def mean(self) -> float:
+        return (self.gained - self.lost) / self.examples
+
+    @property
+    def error(self) -> float:
+        """The standard error of a paired difference of proportions."""
+        n = self.examples
+        return math.sqrt(max(0.0, self.gained + self.lost - n * self.mean**2)) / n
+
+    @property
+    def p(self) -> float:
+        """Exact McNemar: under the null hypothesis either side is as likely to be right alone."""
+        fewer, discordant = min(self.gained, self.lost), self.gained + self.lost
+        return min(1.0, 2 * float(special.bdtr(fewer, discordant, 0.5)))
+
+    def interval(self, alpha: float) -> Interval:
+        """At level 1 − ``alpha``."""
+        return score_interval(self.gained, self.lost, self.examples, alpha)
+
+    def detectable(self, alpha: float) -> float:
+        """The difference that is found with a power of 80 % at level ``alpha``; NaN: none, however large.
+
+        Connor 1987 (Biometrics 43), after Miettinen 1968: with discordance ψ and difference δ, McNemar's
+        test needs n = (z_α √ψ + z_β √(ψ − δ²))² / δ² pairs, here solved for δ. Never below what the exact
+        test can find at all: it rejects only from 1 − log2(alpha) discordant pairs on (six at 0.05), even
+        if they all point the same way.
+        """
+        examples, needed = self.examples, math.ceil(1 - math.log2(alpha))
+        if examples < needed:
+            return math.nan
+        z_alpha, z_beta = special.ndtri(1 - alpha / 2), special.ndtri(POWER)
+        root = math.sqrt(max(0.0, examples + z_beta**2 - z_alpha**2))
+        factor = (z_alpha * math.sqrt(examples) + z_beta * root) / (examples + z_beta**2)
+        connor = factor * math.sqrt((self.gained + self.lost) / examples)
+        # the rate at which at least `needed` of the examples are discordant with probability POWER
+        return float(max(connor, special.betaincinv(needed, examples - needed + 1, POWER)))
+
+
+Difference = SeedsDifference | TrainingsDifference
+
+
+def difference(correct: np.ndarray, baseline: np.ndarray, pooled: SeedVariance) -> Difference:
+    """Of two cells' answers, (seeds, examples) each; the numbers of seeds may differ.
+
+    ``pooled`` is the ``pooled_seed_variance`` of all cells that may lend theirs. Where it has no degree of
+    freedom either side must be one training. Raises ValueError where the answers are not paired.
+    """
+    if correct.dtype != bool or baseline.dtype != bool:
+        raise ValueError("correctness must be bool: a missing prediction is neither right nor wrong")
+    if correct.shape[1:] != baseline.shape[1:] or correct.ndim != 2 or not (correct.size and baseline.size):
+        raise ValueError(f"shapes {correct.shape} and {baseline.shape} are not of the same examples")
+    if pooled.freedom:
+        return _difference_over_seeds(correct, baseline, pooled)
+    if len(correct) > 1 or len(baseline) > 1:
+        raise ValueError("several seeds need a variance over seeds")
+    gained, lost = int((correct & ~baseline).sum()), int((baseline & ~correct).sum())
+    return TrainingsDifference(gained, lost, correct.shape[1])
 
 
 def wilson_interval(correct: float, examples: int) -> Interval:
@@ -74,38 +142,6 @@ def wilson_interval(correct: float, examples: int) -> Interval:
         raise ValueError(f"{correct} correct of {examples} examples is no accuracy")
     low, high = proportion_confint(correct, examples, alpha=1 - LEVEL, method="wilson")
     return Interval(float(low), float(high))
-
-
-def score_differences(correct: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """Integers, (examples,), from two bool arrays, (seeds, examples) each.
-
-    Raises ValueError where the shapes differ, an array is empty or anything but bool.
-    """
-    if correct.dtype != bool or baseline.dtype != bool:
-        raise ValueError("correctness must be bool: a missing prediction is neither right nor wrong")
-    if correct.shape != baseline.shape or correct.ndim != 2 or not correct.size:
-        raise ValueError(f"shapes {correct.shape} and {baseline.shape} are not paired (seeds, examples)")
-    difference: np.ndarray = correct.sum(axis=0, dtype=int) - baseline.sum(axis=0, dtype=int)
-    return difference
-
-
-def paired_test(differences: np.ndarray) -> float:
-    """Exact two-sided p-value of "either side is as likely to be the better one on any example".
-
-    ``differences`` are score differences, (examples,). Under the null hypothesis the sign of each is a fair
-    coin's; their sum is then a sum of scaled binomials, one per distinct size, whose distribution is
-    their convolution (Fisher 1935, the randomisation test for matched pairs). With one seed this is the
-    exact McNemar test. Examples on which both sides do alike carry no information, and do not count.
-    """
-    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
-    positive_sum = np.ones(1)  # [k]: probability that the positive differences add up to k
-    for size, count in zip(sizes, counts, strict=True):
-        scaled = np.zeros(size * count + 1)
-        scaled[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
-        positive_sum = np.convolve(positive_sum, scaled)
-    sums = 2 * np.arange(len(positive_sum)) - int(sizes @ counts)
-    as_extreme = np.abs(sums) >= abs(int(differences.sum()))
-    return min(1.0, float(positive_sum[as_extreme].sum()))
 
 
 def score_interval(gained: int, lost: int, examples: int, alpha: float) -> Interval:
@@ -134,68 +170,46 @@ def score_interval(gained: int, lost: int, examples: int, alpha: float) -> Inter
     return Interval(float(low), float(high))
 
 
-def holm(p_values: np.ndarray) -> np.ndarray:
+def holm(p_values: np.ndarray, planned: int) -> np.ndarray:
     """Adjusted p-values, (comparisons,): the chance of any false claim stays below the level (Holm 1979).
 
+    The family has ``planned`` comparisons; those without a p-value yet count as the least significant.
     Raises ValueError for a NaN.
     """
     if np.isnan(p_values).any():
         raise ValueError("a comparison without a p-value has no place in a family")
     # not statsmodels' multipletests: it collects garbage at every call, 0.1 s each
     order = np.argsort(p_values)
-    steps = p_values[order] * np.arange(len(p_values), 0, -1)
+    steps = p_values[order] * np.arange(planned, planned - len(p_values), -1)
     adjusted = np.empty(len(p_values))
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
     return adjusted
 
 
-def smallest_detectable_difference(differences: np.ndarray, seeds: int, alpha: float) -> float:
-    """The accuracy difference that ``paired_test`` finds with a power of 80 % at level ``alpha``.
-
-    Connor 1987 (Biometrics 43), after Miettinen 1968: with discordance ψ and difference δ, McNemar's test
-    needs n = (z_α √ψ + z_β √(ψ − δ²))² / δ² pairs, here solved for δ. ψ is the mean squared score
-    difference per seed², which is the discordant fraction where there is one seed.
-
-    Never below what the exact test can find at all: it rejects only from 1 − log2(alpha) discordant
-    pairs on (six at 0.05), even if they all point the same way. NaN where there are fewer examples.
-    """
-    examples = len(differences)
-    needed = math.ceil(1 - math.log2(alpha))
-    if examples < needed:
-        return math.nan
-    scores = np.abs(differences) / seeds
-    z_alpha, z_beta = special.ndtri(1 - alpha / 2), special.ndtri(POWER)
-    root = math.sqrt(max(0.0, examples + z_beta**2 - z_alpha**2))
-    factor = (z_alpha * math.sqrt(examples) + z_beta * root) / (examples + z_beta**2)
-    connor = factor * math.sqrt((scores**2).mean())
-    discordant = scores[scores > 0]
-    size = discordant.mean() if len(discordant) else 1.0
-    # the rate at which at least `needed` of the examples are discordant with probability POWER
-    rate = special.betaincinv(needed, examples - needed + 1, POWER)
-    return float(max(connor, rate * size))
-
-
 def pooled_seed_variance(cells: Iterable[np.ndarray]) -> SeedVariance:
     """The variance of accuracies over seeds, from the answers of several cells: bool, (seeds, examples).
 
-    Cells with one seed show none and count for nothing; NaN where no cell has two.
+    Cells with one seed or none count for nothing; NaN where no cell has two.
     """
     squares = freedom = 0.0
     for answers in cells:
-        squares += _seed_variance(answers) * (len(answers) - 1)
-        freedom += len(answers) - 1
+        own = max(0, len(answers) - 1)
+        squares += _seed_variance(answers) * own
+        freedom += own
     return SeedVariance(squares / freedom if freedom else math.nan, int(freedom))
 
 
-def difference_over_seeds(correct: np.ndarray, baseline: np.ndarray, pooled: SeedVariance) -> Difference:
-    """The difference of mean accuracies for new trainings on new examples; bool arrays, (seeds, examples).
+def _difference_over_seeds(
+    correct: np.ndarray, baseline: np.ndarray, pooled: SeedVariance
+) -> SeedsDifference:
+    """The variance of a difference has two parts.
 
-    Its variance has two parts. Of the seeds: the ``pooled`` variance of a model's cells, but never less
-    than what the two cells show, so that one restless cell is not hidden among calm ones. Of the examples:
-    how the difference varies from example to example, less what the seeds explain already. These are the
-    components of a two-way layout of readers and cases (Obuchowski and Rockette 1995, Hillis 2007), and
-    the degrees of freedom are Satterthwaite's. Two examples are added, one won and one lost under all
-    seeds (Bonett and Price 2012), so that a few examples that disagree do not look like certainty.
+    Of the seeds: the ``pooled`` variance, but never less than what the two cells show, so that one restless
+    cell is not hidden among calm ones. Of the examples: how the difference varies from example to example,
+    less what the seeds explain already. These are the components of a two-way layout of readers and cases
+    (Obuchowski and Rockette 1995, Hillis 2007), and the degrees of freedom are Satterthwaite's. Two
+    examples are added, one won and one lost under all seeds (Bonett and Price 2012), so that a few examples
+    that disagree do not look like certainty.
     """
     seeds, examples = (len(correct), len(baseline)), correct.shape[1]
     apart = _seed_variance(correct) / seeds[0] + _seed_variance(baseline) / seeds[1]
@@ -206,7 +220,7 @@ def difference_over_seeds(correct: np.ndarray, baseline: np.ndarray, pooled: See
     of_examples = max(0.0, varies - explained) / examples
     total = of_seeds + of_examples
     freedom = total**2 / (of_seeds**2 / pooled.freedom + of_examples**2 / examples)
-    return Difference(float(scores.mean()), math.sqrt(total), freedom)
+    return SeedsDifference(float(scores.mean()), math.sqrt(total), freedom)
 
 
 def _seed_variance(answers: np.ndarray) -> float:

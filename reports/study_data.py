@@ -7,10 +7,11 @@ from functools import cached_property
 from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from errors import UserError, printable
 from search_spaces import SearchSpace, TrialConfig
+from search_spaces.search_space import DIVERGED
 from search_spaces.space import AXES
 from tracking import DatasetFacts, TrialRun
 from tracking.study_store import StudyRuns
@@ -39,6 +40,7 @@ class StoredPlan(BaseModel):
     cells: list[StoredCell]  # of a search: what confirms its best, empty before
     baselines: dict[str, str | int] = {}
     search: SearchSpace | None = None
+    margin: Annotated[float, Field(gt=0)] = 1.0  # points of accuracy within which cells are equivalent
     metrics: dict[str, str] = {"loss": "cross entropy (nats)", "acc": "accuracy"}  # name -> axis label
 
     @model_validator(mode="after")
@@ -74,6 +76,11 @@ class TrialData:
     @property
     def is_tested(self) -> bool:
         return len(self.predictions) == 2
+
+    @property
+    def is_diverged(self) -> bool:
+        """Whether its loss was no number any more, which ended it."""
+        return self.tags.get("outcome") == DIVERGED and not self.is_tested
 
     @property
     def best_epoch(self) -> int:

@@ -27,9 +27,10 @@ from reports.flags import flags
 from reports.prose import markdown_text
 from reports.search_pictures import search_pictures
 from reports.searches import read_search
+from reports.sentences import headline, sentences
 from reports.study_data import StudyData, read_study
 from reports.tables import facts, finding_tables, result_tables, results_frame, runs_table
-from reports.verdicts import compare_cells, compare_epochs, headline
+from reports.verdicts import compare_cells, compare_epochs
 from tracking import InvocationRun, StudyStore, check_store_exists
 
 _PICTURES = "pictures"
@@ -90,7 +91,7 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
         "flags": warnings,
         "results": result_tables(data),
         "tables": tables,
-        "sentences": [family.sentences() for family in families.values()],
+        "sentences": [sentences(family) for family in families.values()],
         "answer": answer,
         "galleries": [gallery for gallery in galleries if gallery.pictures or gallery.folded],
         "inside": inside,
@@ -107,7 +108,7 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
         write_section(inside, folder / INSIDE)
     frames = {name: table.frame for name, table in tables.items()} | {"results": results_frame(data)}
     # verdicts have more to say in a file, unrounded, than fits into their tables
-    frames |= {name: each.verdicts.assign(sentence=each.sentences()) for name, each in families.items()}
+    frames |= {name: each.verdicts.assign(sentence=sentences(each)) for name, each in families.items()}
     files = {f"{name}.csv": csv_text(frame) for name, frame in frames.items() if not frame.empty}
     files |= {name: render(template, page) for name, template in _TEMPLATES.items()}
     for name, text in files.items():

@@ -9,10 +9,19 @@ from pandas.core.groupby import DataFrameGroupBy
 
 from reports.charts import NOISE_CAPTION, noise_scale
 from reports.content import Table, rows
-from reports.prose import accuracy_text, axis_words, learning_rate_text, number, p_text, signed
+from reports.prose import (
+    accuracy_text,
+    axis_words,
+    counted,
+    learning_rate_text,
+    number,
+    p_text,
+    signed,
+)
+from reports.sentences import about, comparison, interval_text, outcome_text, subject
 from reports.statistics import Interval, wilson_interval
 from reports.study_data import GRID, StudyData
-from reports.verdicts import Family, claimed, interval_text, subject
+from reports.verdicts import DIVERGED, Family
 from tracking import InvocationRun, StudyStore
 
 _SHARED_SETTINGS = "optimizer scheduler epochs head_dropout max_length precision engine".split()
@@ -97,27 +106,27 @@ def finding_tables(study: StudyData, families: Mapping[str, Family]) -> dict[str
 
 def comparisons_table(family: Family) -> Table:
     """The verdicts of a family as they are read."""
-    verdicts = list(rows(family.verdicts))
     shown = [
         {
-            "comparison": f"{subject(v)}: {claimed(v)} against {v.baseline}",
+            "comparison": f"{subject(v)}: {comparison(v)}",
             "difference (points)": signed(v.difference_points),
             "simultaneous 95 % interval": interval_text(v.difference_points_low, v.difference_points_high),
-            "gained / lost": f"{v.gained} / {v.lost}",
+            "gained / lost": "–" if v.outcome == DIVERGED else f"{v.gained} / {v.lost}",
             "p (Holm)": p_text(v.p_holm).removeprefix("= "),
             "smallest detectable (points)": number(v.smallest_detectable_points),
-            "verdict": v.outcome,
+            "verdict": outcome_text(v),
         }
-        for v in verdicts
+        for v in rows(family.verdicts)
     ]
     test = "exact McNemar test, score interval (Tango)"
-    if family.seeds > 1:
+    if family.seeds[1] > 1:
         test = "one t test and interval over seeds and test examples"
     note = (
         f"Differences of test accuracy, paired example by example: {test}, "
-        f"Holm's adjustment over these {len(verdicts)} comparisons. Gained and lost: those that "
-        "only the one or only the other side classified correctly, or did under more seeds. "
-        f"Smallest detectable: at 80 % power, at the level of Holm's first step. {family.scope()}"
+        f"Holm's adjustment over the {counted(family.planned, 'planned comparison')}. Gained and lost: "
+        "examples that only the one or only the other side classified correctly, or did under more seeds. "
+        "Smallest detectable: at 80 % power, at the level of Holm's first step. Equivalent: the "
+        f"simultaneous 90 % interval lies within {family.margin:g} of 0. {about(family)}"
     )
     return Table(family.title, pd.DataFrame(shown), note)
 

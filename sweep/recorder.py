@@ -138,10 +138,10 @@ class Recorder(tune.Callback):
         self._fail(trial_hash, _worker_error(trial))
 
     def _stopped_by_itself(self, trial_hash: str, result: Mapping[str, Any]) -> None:
-        """In a search, a trial that diverged has its outcome; elsewhere it has failed, like any other."""
+        """In a search a trial that diverged is done; in a grid it has failed, and its run says of what."""
         why = result["failure"]
         if self._search is None or not result["diverged"]:
-            self._fail(trial_hash, why)
+            self._fail(trial_hash, why, DIVERGED if result["diverged"] else "")
             return
         history = self._histories.get(trial_hash, [])
         self._end(trial_hash, Outcome(DIVERGED, _val_accs(history)))
@@ -168,9 +168,9 @@ class Recorder(tune.Callback):
 
         self._writer.submit(trial_hash, write, refused)
 
-    def _fail(self, trial_hash: str, why: str) -> None:
+    def _fail(self, trial_hash: str, why: str, outcome: str = "") -> None:
         self.failures[trial_hash] = why
-        self._submit(trial_hash, lambda: self.runs[trial_hash].fail(why))
+        self._submit(trial_hash, lambda: self.runs[trial_hash].fail(why, outcome))
         self._progress.trial_failed(trial_hash, why)
 
     def _open(self, config: TrialConfig) -> None:

@@ -17,10 +17,11 @@ from benchmarks.null_studies import Truth, simulated_study
 from reports import write_report
 from reports.charts import accuracy_pictures, answer_picture, curve_pictures, noise_pictures, noise_scale
 from reports.content import Gallery, Picture, Section, Table, csv_text
+from reports.sentences import headline
 from reports.study_data import GRID, StudyData, read_study
 from reports.study_report import render
 from reports.tables import finding_tables, result_tables, results_frame
-from reports.verdicts import compare_cells, compare_epochs, headline
+from reports.verdicts import compare_cells, compare_epochs
 from tests.small_study import STUDY
 from tracking import StudyStore
 
@@ -132,7 +133,7 @@ def test_the_comparisons_are_those_that_the_space_declares(folder):
         ("bert-tiny", "target_batch_size", "32"),
         ("bert-tiny", "scaling_rule", "sqrt"),
     }
-    assert made["standard_error_points"].isna().all()  # one seed
+    assert made["accuracy_deviation"].isna().all()  # one seed
     assert made["sentence"].str.startswith("bert-tiny, ").all()
     assert "comparisons left out" in (folder / "report.md").read_text()
 

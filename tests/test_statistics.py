@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import numpy as np
@@ -9,20 +8,19 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from reports.statistics import (
-    Difference,
-    difference_over_seeds,
+    SeedsDifference,
+    SeedVariance,
+    TrainingsDifference,
+    difference,
     holm,
-    paired_test,
     pooled_seed_variance,
-    score_differences,
     score_interval,
-    smallest_detectable_difference,
     wilson_interval,
 )
 
 
-def signs(gained, lost, ties=0):
-    return np.repeat([1, -1, 0], [gained, lost, ties])
+def counts(gained, lost, examples=500):
+    return TrainingsDifference(gained, lost, examples)
 
 
 @pytest.mark.parametrize(("correct", "examples"), [(8, 10), (431, 500), (0, 10), (1, 1)])
@@ -31,24 +29,26 @@ def test_wilson_agrees_with_scipy(correct, examples):
     assert wilson_interval(correct, examples) == pytest.approx((expected.low, expected.high))
 
 
-def test_score_differences_by_hand():
-    correct = np.array([[1, 1, 0, 0], [1, 0, 0, 1]], dtype=bool)  # seeds right: 2 1 0 1
-    baseline = np.array([[0, 1, 0, 1], [0, 0, 1, 0]], dtype=bool)  # seeds right: 0 1 1 1
-    assert score_differences(correct, baseline).tolist() == [2, 0, -1, 0]
+def test_two_trainings_differ_by_their_discordant_examples():
+    correct, baseline = np.array([[1, 1, 0, 0, 1]], dtype=bool), np.array([[0, 1, 0, 1, 0]], dtype=bool)
+    alone = pooled_seed_variance([correct, baseline])
+    assert difference(correct, baseline, alone) == TrainingsDifference(gained=2, lost=1, examples=5)
 
 
 ANSWERS = np.ones((1, 3), dtype=bool)
+ALONE = SeedVariance(math.nan, 0)
 
 
 @pytest.mark.parametrize(
     ("calculate", "values", "message"),
     [
-        (score_differences, (ANSWERS, np.ones((1, 4), dtype=bool)), "not paired"),
-        (score_differences, (ANSWERS[:, :0], ANSWERS[:, :0]), "not paired"),
-        (score_differences, (np.array([[1.0, math.nan, 0.0]]), ANSWERS), "neither right nor wrong"),
+        (difference, (ANSWERS, np.ones((1, 4), dtype=bool), ALONE), "not of the same examples"),
+        (difference, (ANSWERS[:, :0], ANSWERS[:, :0], ALONE), "not of the same examples"),
+        (difference, (np.array([[1.0, math.nan, 0.0]]), ANSWERS, ALONE), "neither right nor wrong"),
+        (difference, (np.ones((2, 3), dtype=bool), ANSWERS, ALONE), "need a variance over seeds"),
         *((wilson_interval, (correct, 10), "no accuracy") for correct in (11, -1, math.nan)),
         (wilson_interval, (0, 0), "no accuracy"),
-        (holm, (np.array([0.1, math.nan]),), "without a p-value"),
+        (holm, (np.array([0.1, math.nan]), 2), "without a p-value"),
         (score_interval, (3, 2, 4, 0.05), "are not of 4 examples"),
     ],
 )
@@ -57,19 +57,12 @@ def test_what_cannot_be_calculated_with_is_refused(calculate, values, message):
         calculate(*values)
 
 
-@pytest.mark.parametrize("differences", [[2, 1, -1, 0, 0], [3, 3, -2, 2, 1, 1, -1, 3, 0, 0]])
-def test_paired_test_with_several_seeds_agrees_with_flipping_every_sign(differences):
-    flips = np.array(list(itertools.product([-1, 1], repeat=len(differences))))
-    sums = np.abs(flips @ np.abs(differences))
-    assert paired_test(np.array(differences)) == pytest.approx((sums >= abs(sum(differences))).mean())
-
-
 @pytest.mark.parametrize(
     ("gained", "lost"), [(0, 0), (5, 0), (0, 6), (5, 5), (3, 14), (40, 70), (900, 1000)]
 )
-def test_paired_test_with_one_seed_is_mcnemars(gained, lost):
+def test_two_trainings_are_tested_by_mcnemar(gained, lost):
     expected = mcnemar([[7, lost], [gained, 9]], exact=True).pvalue
-    assert paired_test(signs(gained, lost, ties=16)) == pytest.approx(min(1, expected), rel=1e-9)
+    assert counts(gained, lost).p == pytest.approx(min(1, expected), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +108,7 @@ def test_the_pooled_seed_variance_is_that_of_an_analysis_of_variance():
 
 def test_the_error_of_a_difference_by_the_mean_squares_of_a_two_way_layout():
     correct, baseline = answers_of(4, seed=3), answers_of(4, accuracy=0.7, seed=4)
-    found = difference_over_seeds(correct, baseline, pooled_seed_variance([correct, baseline]))
+    found = difference(correct, baseline, pooled_seed_variance([correct, baseline]))
     examples = correct.shape[1]
 
     def mean_squares(scores):
@@ -138,20 +131,22 @@ def test_the_error_of_a_difference_by_the_mean_squares_of_a_two_way_layout():
 def test_a_restless_cell_is_not_hidden_among_calm_ones():
     calm = [np.roll(answers_of(1, seed=9).repeat(3, axis=0), 1, axis=1) for _ in range(4)]
     restless = np.array([np.arange(600) < right for right in (360, 480, 590)])
-    found = difference_over_seeds(restless, calm[0], pooled_seed_variance([*calm, restless]))
+    found = difference(restless, calm[0], pooled_seed_variance([*calm, restless]))
     assert found.error >= restless.mean(axis=1).std(ddof=1) / math.sqrt(3)
 
 
 def test_holm_by_hand():
     # ascending: 0.01·3, 0.03·2, 0.04·1 = 0.03, 0.06, 0.04; the last may not fall below the one before
-    assert holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm(np.array([])).tolist() == []
+    assert holm(np.array([0.01, 0.04, 0.03]), 3) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm(np.array([]), 0).tolist() == []
+    # two of five are known: 0.01·5, 0.03·4
+    assert holm(np.array([0.01, 0.03]), 5) == pytest.approx([0.05, 0.12])
     many = np.random.default_rng(0).random(20) ** 3
-    assert holm(many) == pytest.approx(multipletests(many, method="holm")[1])
+    assert holm(many, 20) == pytest.approx(multipletests(many, method="holm")[1])
 
 
 def test_smallest_detectable_difference_solves_connors_formula():
-    found = smallest_detectable_difference(signs(50, 50, 400), seeds=1, alpha=0.05)
+    found = counts(50, 50).detectable(0.05)
     # discordance 0.2: n = (1.95996 √0.2 + 0.84162 √(0.2 − δ²))² / δ² must give the 500 back
     assert (
         1.95996 * math.sqrt(0.2) + 0.84162 * math.sqrt(0.2 - found**2)
@@ -159,41 +154,34 @@ def test_smallest_detectable_difference_solves_connors_formula():
 
 
 def test_the_smallest_detectable_difference_is_detected_four_times_of_five():
-    found = smallest_detectable_difference(signs(50, 50, 400), seeds=1, alpha=0.05)
+    found = counts(50, 50).detectable(0.05)
     generator = np.random.default_rng(0)
     chances = [(0.2 + found) / 2, (0.2 - found) / 2, 0.8]
     draws = generator.multinomial(500, chances, size=1000)
-    power = np.mean([paired_test(signs(gained, lost)) <= 0.05 for gained, lost, _ in draws])
+    power = np.mean([counts(gained, lost).p <= 0.05 for gained, lost, _ in draws])
     assert 0.74 <= power <= 0.84  # the exact test is a little conservative, the formula is not exact
 
 
-def test_several_seeds_count_by_the_spread_of_their_scores():
-    one = smallest_detectable_difference(signs(50, 50, 400), seeds=1, alpha=0.05)
-    # the same answers under each of three seeds say no more than under one
-    three = smallest_detectable_difference(3 * signs(50, 50, 400), seeds=3, alpha=0.05)
-    assert three == pytest.approx(one)
-
-
 def test_without_discordance_the_exact_test_is_the_limit():
-    found = smallest_detectable_difference(np.zeros(500, dtype=int), seeds=1, alpha=0.05)
+    found = counts(0, 0).detectable(0.05)
     # at least six of 500 must be discordant, all one way, with probability 80 %
     assert stats.binom.sf(5, 500, found) == pytest.approx(0.8)
 
 
 def test_nothing_can_be_detected_with_five_examples():
-    assert math.isnan(smallest_detectable_difference(np.ones(5, dtype=int), seeds=1, alpha=0.05))
-    assert smallest_detectable_difference(np.ones(6, dtype=int), seeds=1, alpha=0.05) <= 1
+    assert math.isnan(counts(5, 0, 5).detectable(0.05))
+    assert counts(6, 0, 6).detectable(0.05) <= 1
 
 
 def test_seeds_that_agree_to_the_last_example_are_not_certain():
     right = np.array([np.arange(100) < 80] * 2)
-    same = difference_over_seeds(right, right, pooled_seed_variance([right, right]))
+    same = difference(right, right, pooled_seed_variance([right, right]))
     assert same.p == 1
     low, high = same.interval(0.05)
     assert low < -0.01 < 0.01 < high
 
 
 def test_the_detectable_difference_has_the_power_that_statsmodels_gives_it():
-    found = Difference(mean=0, error=0.01 / math.sqrt(5), freedom=4).detectable(0.05)
+    found = SeedsDifference(mean=0, error=0.01 / math.sqrt(5), freedom=4).detectable(0.05)
     assert TTestPower().power(found / 0.01, nobs=5, alpha=0.05) == pytest.approx(0.8, abs=1e-4)
-    assert math.isnan(Difference(mean=0, error=0.5, freedom=4).detectable(0.05))
+    assert math.isnan(SeedsDifference(mean=0, error=0.5, freedom=4).detectable(0.05))

@@ -125,8 +125,9 @@ class TrialRun(TrackedRun):
         self._end("KILLED")
 
     @retried
-    def fail(self, reason: str) -> None:
-        self._tag({"failure": reason[:_LONGEST_REASON]})
+    def fail(self, reason: str, outcome: str = "") -> None:
+        """Mark the run as failed; ``outcome`` is that of a training which a retry would not change."""
+        self._tag({"failure": reason[:_LONGEST_REASON]} | ({"outcome": outcome} if outcome else {}))
         self._end("FAILED")
 
     @retried
