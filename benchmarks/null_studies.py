@@ -1,66 +1,118 @@
 """Does the pipeline keep its promises? Simulated studies whose truth is known go in, verdicts come out.
 
 A test example has a difficulty that every trial shares, so that trials are right and wrong together, as
-real ones are; given it, trials answer independently, so that any two of them are exchangeable and every
-claim of a difference is false. ``python -m benchmarks.null_studies --studies 1000`` prints how often a
-study makes any false claim, and how often the intervals cover the truth.
+real ones are. A training has an ability; the accuracy is the share of examples that are not too difficult
+for it. ``python -m benchmarks.null_studies`` simulates 1,000 studies of every truth in TRUTHS, and prints
+how often their verdicts are false and how often they find what is there.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from scipy.optimize import brentq
 from scipy.special import expit
 
+from reports.content import rows
 from reports.statistics import difference, pooled_seed_variance, wilson_interval
 from reports.study_data import StoredCell, StoredPlan, StudyData, TrialData
-from reports.verdicts import ALPHA, BETTER, WORSE, Family, compare_cells
+from reports.verdicts import ALPHA, BETTER, EQUIVALENT, WORSE, Family, compare_cells
 from search_spaces import TrialConfig
 from tracking import DatasetFacts
 
 BATCHES = (64, 256, 1024)
-_ABILITY = 1.5  # log-odds of a correct answer at mean difficulty: an accuracy of about 0.77
 _DIFFICULTY = 1.5  # standard deviation, log-odds
-_WORSE = {1024: -1.0}
 _NO_STEPS = pd.DataFrame()
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What a simulated study is drawn from.
+    """What a simulated study is drawn from: one model, three target batch sizes. Points of accuracy.
 
-    ``training_deviation`` is how much trainings of one cell differ in ability, in log-odds;
-    ``effects`` adds to the ability of a target batch size, and makes the study non-null.
+    ``effects`` adds to the accuracy of a target batch size. ``deviation`` is the standard deviation of the
+    accuracy over trainings of one cell, times ``restless`` at some target batch sizes. ``interaction`` is
+    how much each cell finds some examples easier than others do, a standard deviation in log-odds.
+    ``diverging`` is the probability that a training at a target batch size diverges. ``control_seeds`` are
+    those of the cells at the smallest target batch size.
     """
 
     examples: int = 300
     seeds: int = 1
+    control_seeds: int = 0
     scaling_rules: tuple[str, ...] = ("fixed", "linear")
-    training_deviation: float = 0.0
+    accuracy: float = 77.0
+    deviation: float = 0.0
     effects: Mapping[int, float] = field(default_factory=dict)
+    restless: Mapping[int, float] = field(default_factory=dict)
+    interaction: float = 0.0
+    diverging: Mapping[int, float] = field(default_factory=dict)
+
+    def difference(self, verdict: Any) -> float:
+        """The true difference that a verdict is about, points."""
+        if verdict.axis != "target_batch_size":
+            return 0.0
+        return self.effects.get(verdict.value, 0.0) - self.effects.get(verdict.baseline, 0.0)
+
+    def ability(self, batch: int, spread: float) -> float:
+        """Of a training whose accuracy is ``spread`` standard deviations off its cell's, log-odds."""
+        accuracy = self.accuracy + self.effects.get(batch, 0.0)
+        deviation = self.deviation * self.restless.get(batch, 1.0)
+        return _ability(accuracy, self.interaction) + spread * deviation / _slope(
+            accuracy, self.interaction
+        )
+
+
+def _accuracy(ability: float, interaction: float = 0.0) -> float:
+    """The accuracy over all difficulties in points, by Gauss-Hermite quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    scatter = np.hypot(_DIFFICULTY, interaction)
+    return float(100 * expit(ability - scatter * nodes) @ weights / weights.sum())
+
+
+@lru_cache
+def _ability(accuracy: float, interaction: float = 0.0) -> float:
+    """The ability with this accuracy in points, log-odds."""
+    return float(brentq(lambda ability: _accuracy(ability, interaction) - accuracy, -20, 20))
+
+
+@lru_cache
+def _slope(accuracy: float, interaction: float) -> float:
+    """Points of accuracy for a little more ability."""
+    ability, little = _ability(accuracy, interaction), 1e-3
+    return (_accuracy(ability + little, interaction) - accuracy) / little
 
 
 def simulated_study(truth: Truth, generator: np.random.Generator) -> StudyData:
-    """One model, three target batch sizes; with two rules 5 trials a seed and 6 comparisons."""
+    """With two rules and one seed: 5 trials, 6 comparisons."""
     difficulty = generator.normal(0, _DIFFICULTY, truth.examples)
     cells = [
         TrialConfig(model="tiny", target_batch_size=batch, scaling_rule=rule, seed=seed)
         for rule in truth.scaling_rules
         for batch in BATCHES
-        for seed in range(truth.seeds)
+        for seed in range(max(truth.seeds, truth.control_seeds if batch == BATCHES[0] else 0))
     ]
-    trials = {}
+    own: dict[float, np.ndarray] = {}  # learning rate and batch size name what a cell learns
+    trials: dict[str, TrialData] = {}
     for trial_hash, cell in ((cell.trial_hash, cell) for cell in cells):
-        if trial_hash not in trials:
-            ability = _ABILITY + truth.effects.get(cell.target_batch_size, 0.0)
-            ability += generator.normal(0, truth.training_deviation)
-            correct = generator.random(truth.examples) < expit(ability - difficulty)
-            trials[trial_hash] = simulated_trial(cell, correct)
+        if trial_hash in trials:
+            continue
+        batch = cell.target_batch_size
+        key = batch + cell.learning_rate
+        if key not in own:
+            own[key] = generator.normal(0, truth.interaction, truth.examples)
+        ability = truth.ability(batch, generator.normal())
+        correct = generator.random(truth.examples) < expit(ability + own[key] - difficulty)
+        trials[trial_hash] = simulated_trial(cell, correct)
+        if generator.random() < truth.diverging.get(batch, 0.0):
+            tags = {"outcome": "diverged"}
+            trials[trial_hash] = replace(trials[trial_hash], metrics={}, predictions={}, tags=tags)
     baselines = {"target_batch_size": BATCHES[0], "scaling_rule": truth.scaling_rules[0]}
     return StudyData(simulated_plan(cells, baselines), trials)
 
@@ -103,97 +155,165 @@ def predictions(correct: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"row_id": rows, "label": 1, "prediction": correct.astype(int), "probability": 0.9})
 
 
-def claims(family: Family) -> bool:
-    """Whether any difference is claimed."""
-    return bool(family.verdicts["outcome"].isin([BETTER, WORSE]).any())
+@dataclass(frozen=True)
+class Count:
+    """How often something happened, of how often it could have."""
+
+    hits: int = 0
+    chances: int = 0
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(self.hits + other.hits, self.chances + other.chances)
+
+    def __str__(self) -> str:
+        if not self.chances:
+            return "–"
+        low, high = wilson_interval(self.hits, self.chances)
+        return f"{self.hits / self.chances:.3f} ({low:.3f}–{high:.3f})"
 
 
-def claims_without_holm(family: Family) -> bool:
+def _any(hits: Iterable[bool]) -> Count:
+    return Count(int(any(hits)), 1)
+
+
+def _each(hits: Sequence[bool]) -> Count:
+    return Count(sum(hits), len(hits))
+
+
+def judged(truth: Truth, family: Family) -> dict[str, Count]:
+    """What is true and false of a study's verdicts.
+
+    Of the study: a claim of a difference that is none or is the other way round (``false claim``); a claim
+    the other way round alone; whether all its simultaneous intervals hold; an equivalence claimed where the
+    difference is as large as the margin. Of each comparison: a difference that is there and found; an
+    equivalence that is there and found; an interval of this comparison alone that holds.
+    """
+    verdicts = [(verdict, truth.difference(verdict)) for verdict in rows(family.verdicts)]
+    signs = {BETTER: 1, WORSE: -1}
+    wrong = [signs[v.outcome] * true <= 0 for v, true in verdicts if v.outcome in signs]
+    turned = [signs[v.outcome] * true < 0 for v, true in verdicts if v.outcome in signs]
+    holds = [
+        v.difference_points_low <= true <= v.difference_points_high
+        for v, true in verdicts
+        if v.difference_points == v.difference_points
+    ]
+    equivalent = [(v.outcome == EQUIVALENT, abs(true) < family.margin) for v, true in verdicts]
+    return {
+        "false claim": _any(wrong),
+        "wrong direction": _any(turned),
+        "difference found": _each([signs.get(v.outcome, 0) * true > 0 for v, true in verdicts if true]),
+        "all intervals hold": Count(int(all(holds)), 1),
+        "false equivalence": _any(claimed and not near for claimed, near in equivalent),
+        "equivalence found": _each([claimed for claimed, near in equivalent if near]),
+    }
+
+
+def without_holm(truth: Truth, family: Family) -> dict[str, Count]:
     """Wrong on purpose: every comparison at the level of one."""
-    return bool((family.verdicts["p"] <= ALPHA).any())
+    return {"false claim": _any(family.verdicts["p"] <= ALPHA)}
 
 
-def studies_that_claim(truth: Truth, studies: int, *rules: Callable[[Family], bool]) -> list[int]:
-    """Of ``studies`` simulated studies, how many claim something, under each rule of claiming."""
-    counts = np.zeros(len(rules), dtype=int)
+def simulate(truth: Truth, studies: int, judge: Any = judged) -> dict[str, Count]:
+    """The counts over ``studies`` simulated studies."""
+    total: dict[str, Count] = {}
     for number in range(studies):
         family = compare_cells(simulated_study(truth, np.random.default_rng(number)))
-        counts += [rule(family) for rule in rules]
-    return [int(count) for count in counts]
+        for name, count in judge(truth, family).items():
+            total[name] = total.get(name, Count()) + count
+    return total
 
 
-def covered(truth: Truth, draws: int) -> tuple[int, int]:
-    """How many Wilson intervals and intervals of a difference cover the truth, of ``draws`` each.
+def covered(truth: Truth, draws: int, effect: float = 6.0) -> tuple[Count, Count]:
+    """Wilson intervals and 95 % intervals of one difference that cover the truth, in points.
 
-    One trial's accuracy, and the difference of a trial that is 0.5 log-odds abler, on fresh examples.
+    One cell's first training, and the difference of a cell that is ``effect`` points better, on fresh
+    examples each time.
     """
     generator = np.random.default_rng(0)
-    accuracy, abler = (_accuracy(_ABILITY + effect) for effect in (0.0, 0.5))
+    better = replace(truth, effects={BATCHES[0]: effect})
     wilson = paired = 0
     for _ in range(draws):
         difficulty = generator.normal(0, _DIFFICULTY, truth.examples)
-        chances = generator.random((2, truth.seeds, truth.examples))
-        baseline = chances[0] < expit(_ABILITY - difficulty)
-        correct = chances[1] < expit(_ABILITY + 0.5 - difficulty)
+        correct, baseline = (_answers(each, difficulty, generator) for each in (better, truth))
         low, high = wilson_interval(int(baseline[0].sum()), truth.examples)
-        wilson += low <= accuracy <= high
+        wilson += 100 * low <= truth.accuracy <= 100 * high
         pooled = pooled_seed_variance([correct, baseline])
         low, high = difference(correct, baseline, pooled).interval(ALPHA)
-        paired += low <= abler - accuracy <= high
-    return wilson, paired
+        paired += 100 * low <= effect <= 100 * high
+    return Count(wilson, draws), Count(paired, draws)
 
 
-def _accuracy(ability: float) -> float:
-    """The accuracy over all difficulties, by Gauss-Hermite quadrature."""
-    nodes, node_weights = np.polynomial.hermite_e.hermegauss(60)
-    return float(expit(ability - _DIFFICULTY * nodes) @ node_weights / node_weights.sum())
+def _answers(truth: Truth, difficulty: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Of the trainings of one cell: bool, (seeds, examples)."""
+    abilities = [truth.ability(BATCHES[0], generator.normal()) for _ in range(truth.seeds)]
+    chances = expit(np.subtract.outer(abilities, difficulty))
+    return generator.random(chances.shape) < chances
 
 
-def _table(studies: int) -> Table:
-    one, three = Truth(), Truth(seeds=3)
-    false, no_holm = studies_that_claim(one, studies, claims, claims_without_holm)
-    rows: list[tuple[str, str, int]] = [
-        ("any false claim", "1 seed", false),
-        ("… without Holm", "1 seed", no_holm),
-        ("… if it were about trainings", "1 seed, trainings vary", _claiming(_varying(1), studies)),
-        ("any false claim", "3 seeds", _claiming(three, studies)),
-        *(
-            ("any false claim", f"{seeds} seeds, trainings vary", _claiming(_varying(seeds), studies))
-            for seeds in (3, 5, 10, 20)
-        ),
-        ("any true claim", "1 seed, 1024 is worse", _claiming(Truth(effects=_WORSE), studies)),
-        *(
-            (
-                "any true claim",
-                f"{seeds} seeds, trainings vary, 1024 is worse",
-                _claiming(_varying(seeds, _WORSE), studies),
-            )
-            for seeds in (3, 5)
-        ),
-    ]
-    for name, truth in (("1 seed", one), ("3 seeds", three)):
-        wilson, paired = covered(truth, studies)
-        rows += [("Wilson interval covers", name, wilson), ("difference's interval covers", name, paired)]
-    table = Table("what", "truth", "rate", "95 % interval", title=f"{studies} studies a row")
-    for what, truth_name, count in rows:
-        low, high = wilson_interval(count, studies)
-        table.add_row(what, truth_name, f"{count / studies:.3f}", f"{low:.3f} to {high:.3f}")
+def _seeds(*seeds: int, **fields: Any) -> dict[str, Truth]:
+    return {f"{n} seeds": Truth(seeds=n, **fields) for n in seeds}
+
+
+_VARYING: dict[str, Any] = {"deviation": 4.5}
+_LARGE: dict[str, Any] = {"examples": 2000, "accuracy": 92.0, "deviation": 0.5}
+_HUGE: dict[str, Any] = {"examples": 20_000, "accuracy": 92.0, "deviation": 0.2}
+
+TRUTHS: dict[str, dict[str, Truth]] = {
+    "no difference, trainings alike": {"1 seed": Truth()} | _seeds(3),
+    "no difference, trainings vary by 4.5 points": _seeds(3, 5, 10, 20, **_VARYING),
+    "no difference, cells find other examples easy": _seeds(3, 5, 10, 20, interaction=1.0, deviation=1.0),
+    "no difference, 1024 varies three times as much": _seeds(3, 5, 10, deviation=1.5, restless={1024: 3.0}),
+    "no difference, 1024 varies six times as much": _seeds(3, 5, 10, deviation=1.0, restless={1024: 6.0}),
+    "no difference, 6 seeds of the control": _seeds(3, control_seeds=6, **_VARYING),
+    "no difference, 30 % of 1024 diverge": _seeds(3, 5, diverging={1024: 0.3}, **_VARYING),
+    "1024 worse by 16 points": {"1 seed": Truth(effects={1024: -16.0})}
+    | _seeds(3, 5, effects={1024: -16.0}, **_VARYING),
+    "n = 2,000 at 92 %, trainings vary by 0.5, no difference": _seeds(3, 5, **_LARGE),
+    "… 1024 worse by 2 points": _seeds(3, 5, effects={1024: -2.0}, **_LARGE),
+    "… 1024 worse by 4 points": _seeds(3, effects={1024: -4.0}, **_LARGE),
+    "n = 20,000 at 92 %, trainings vary by 0.2, no difference": _seeds(3, 5, **_HUGE),
+    "… 256 and 1024 better by the margin, 1 point": _seeds(3, 5, effects={256: 1.0, 1024: 1.0}, **_HUGE),
+    "… with one training each": {"1 seed": Truth(effects={256: 1.0}, examples=20_000, accuracy=92.0)},
+}
+_COLUMNS = (
+    *("false claim", "wrong direction", "difference found", "all intervals hold"),
+    *("false equivalence", "equivalence found"),
+)
+
+
+def _verdict_table(studies: int) -> Table:
+    truths = [(name, seeds, truth) for name, kind in TRUTHS.items() for seeds, truth in kind.items()]
+    table = Table("truth", "seeds", *_COLUMNS, title=f"{studies} studies a row; 95 % intervals in brackets")
+    with ProcessPoolExecutor() as pool:
+        counts = pool.map(partial(simulate, studies=studies), [truth for *_, truth in truths])
+        for (name, seeds, _), row in zip(truths, counts, strict=True):
+            table.add_row(name, seeds, *(str(row[column]) for column in _COLUMNS))
+    wrong = simulate(Truth(), studies, without_holm)
+    about_trainings = simulate(Truth(**_VARYING), studies)
+    table.add_row("wrong on purpose: without Holm", "1 seed", str(wrong["false claim"]))
+    table.add_row("read as if about trainings", "1 seed", str(about_trainings["false claim"]))
     return table
 
 
-def _varying(seeds: int, effects: Mapping[int, float] | None = None) -> Truth:
-    return Truth(seeds=seeds, training_deviation=0.4, effects=effects or {})
-
-
-def _claiming(truth: Truth, studies: int) -> int:
-    return studies_that_claim(truth, studies, claims)[0]
+def _interval_table(draws: int) -> Table:
+    table = Table("truth", "seeds", "Wilson", "difference", title=f"{draws} intervals at 95 % a row")
+    for seeds in (1, 3, 5, 10):
+        for name, fields in {"n = 300 at 77 %": {}, "n = 2,000 at 92 %": _LARGE}.items():
+            spread = {} if seeds == 1 else {"deviation": fields.get("deviation", 4.5)}
+            truth = Truth(seeds=seeds, **fields | {"deviation": 0.0} | spread)
+            wilson, paired = covered(truth, draws, effect=4.0)
+            table.add_row(name, str(seeds), "" if spread else str(wilson), str(paired))
+    return table
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--studies", type=int, default=1000, help="simulated studies per row (1000)")
-    Console().print(_table(parser.parse_args().studies))
+    parser.add_argument("--studies", type=int, default=1000, help="simulated studies a row (1000)")
+    studies = parser.parse_args().studies
+    console = Console(width=200)
+    console.print(_verdict_table(studies))
+    console.print(_interval_table(5 * studies))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ A verdict is a row of a table, ``Family.verdicts``:
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -122,22 +123,22 @@ class _Sides:
         return planned - len(self.correct) - len(self.baseline) - sum(self.diverged)
 
 
-def _sides(study: StudyData, comparison: Comparison) -> _Sides:
-    sides = (comparison.trials, comparison.baseline_trials)
-    correct, baseline = (
-        answers(study, trials, which) for trials, which in zip(sides, comparison.epochs, strict=True)
-    )
-    configs = {cell.trial_hash: cell.config for cell in study.plan.cells}
-    value_model, baseline_model = (configs[trials[0]].model_name for trials in sides)
-    value_diverged, baseline_diverged = (diverged(study, trials) for trials in sides)
-    both = (value_diverged, baseline_diverged)
-    return _Sides(comparison, correct, baseline, both, (value_model, baseline_model))
+def _sides(study: StudyData, comparisons: Iterable[Comparison]) -> Iterator[_Sides]:
+    answers_of = cache(partial(answers, study))  # a cell is in several comparisons
+    for each in comparisons:
+        yield _Sides(
+            each,
+            answers_of(each.trials, each.epochs[0]),
+            answers_of(each.baseline_trials, each.epochs[1]),
+            (diverged(study, each.trials), diverged(study, each.baseline_trials)),
+            (each.fixed.get("model", each.value), each.fixed.get("model", each.baseline)),
+        )
 
 
 def _judge(title: str, study: StudyData, comparisons: Sequence[Comparison], notes: list[str]) -> Family:
     """The verdicts on all comparisons that can be made by now; a comparison's seeds may be missing."""
     planned, margin = len(comparisons), study.plan.margin
-    sides = [_sides(study, each) for each in comparisons]
+    sides = list(_sides(study, comparisons))
     shown = [each for each in sides if any(each.diverged) or (len(each.correct) and len(each.baseline))]
     if incomplete := sum(each.missing > 0 for each in sides):
         notes = [f"Preliminary: {planned - incomplete} of {counted(planned, 'comparison')}.", *notes]
