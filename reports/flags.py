@@ -1,19 +1,80 @@
 """Flags: sentences that a reader should know before believing a study."""
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
+from reports.comparisons import answers
 from reports.prose import accuracy_text, counted, learning_rate_text, listed
+from reports.statistics import difference, pooled_seed_variance
 from reports.study_data import StudyData, TrialData
 from search_spaces.optimization import OPTIMIZERS
 
 _GRID_VALUES = 3  # with two values either is an edge
+_FEW_WINDOWS = 20  # among more a small one weighs little
 
 
 def flags(study: StudyData) -> list[str]:
     """Every flag of a study; one sentence speaks for all trials of the same kind and subject."""
-    return [*edge_flags(study), *short_training_flags(study), *rising_flags(study)]
+    kinds = (
+        learning_flags,
+        seed_flags,
+        edge_flags,
+        monotony_flags,
+        short_training_flags,
+        last_window_flags,
+        rising_flags,
+    )
+    return [flag for kind in kinds for flag in kind(study)]
+
+
+def learning_flags(study: StudyData) -> list[str]:
+    """Models with trials that did not learn: they tell nothing about the batch size.
+
+    Such a trial gives all test examples one class, or its best val_acc is at most two standard errors above
+    the share of the commonest class.
+    """
+    found = []
+    for model in study.axis_values("model"):
+        tested = [trial for trial in study.trials_of(model) if trial.is_tested]
+        if guessing := [trial for trial in tested if not _has_learned(trial, study)]:
+            found.append(
+                f"{model}: {len(guessing)} of {counted(len(tested), 'trial')} did not learn "
+                f"({_labels(guessing, study)}): their val_acc is no better than naming the commonest "
+                "class, so they say that training failed, not how well a batch size generalises."
+            )
+    return found
+
+
+def _has_learned(trial: TrialData, study: StudyData) -> bool:
+    tested = trial.predictions["best"]
+    commonest = tested["label"].value_counts(normalize=True).max()  # the splits are stratified
+    error = math.sqrt(commonest * (1 - commonest) / study.plan.dataset.sizes["val"])
+    if commonest == 1:
+        return True  # nothing is to be learned
+    above = trial.metrics.get("best_val_acc", 0.0) > commonest + 2 * error
+    return bool(above and tested["prediction"].nunique() > 1)
+
+
+def _labels(trials: Sequence[TrialData], study: StudyData) -> str:
+    several = len(study.axis_values("seed")) > 1
+    return listed([each.label + (f" · seed {each.config.seed}" if several else "") for each in trials])
+
+
+def seed_flags(study: StudyData) -> list[str]:
+    """Seeds that were added when a report on fewer had been written."""
+    before = study.reported_seeds & set(study.axis_values("seed"))
+    added = [seed for seed in study.axis_values("seed") if seed not in study.reported_seeds]
+    if not (before and added):
+        return []
+    many = len(added) > 1
+    return [
+        f"{'Seeds' if many else 'Seed'} {listed(list(map(str, added)))} {'were' if many else 'was'} added "
+        f"after results of {listed(list(map(str, sorted(before))))} had been seen: a study that grows "
+        "until it finds something finds too much. Plan all seeds at once."
+    ]
 
 
 def edge_flags(study: StudyData) -> list[str]:
@@ -50,6 +111,41 @@ def _edge(name: str, grid: pd.Series, best: pd.Series) -> list[str]:
     ]
 
 
+def monotony_flags(study: StudyData) -> list[str]:
+    """Where test accuracy goes down and up again with the target batch size, or up and down.
+
+    Only changes of more than two standard errors between neighbours count.
+    """
+    found = []
+    batches = sorted(study.axis_values("target_batch_size"))
+    for name, cells in study.cells.groupby(["model", "scaling_rule"], sort=False):
+        trials = {batch: cells["trial_hash"][cells["target_batch_size"] == batch] for batch in batches}
+        tested = {batch: each for batch in batches if (each := answers(study, trials[batch])).size}
+        pooled = pooled_seed_variance(tested.values())
+        steps = [difference(after, before, pooled) for before, after in itertools.pairwise(tested.values())]
+        if {math.copysign(1, step.mean) for step in steps if abs(step.mean) > 2 * step.error} == {1, -1}:
+            shown = [f"{100 * each.mean():.1f} at {batch}" for batch, each in tested.items()]
+            found.append(
+                f"{', '.join(map(str, name))}: test accuracy does not change one way with the target batch "
+                f"size ({listed(shown)}): more than the batch size is at work."
+            )
+    return found
+
+
+def last_window_flags(study: StudyData) -> list[str]:
+    """Target batch sizes whose last window of an epoch has less than half of the examples."""
+    train, small = study.plan.dataset.sizes["train"], []
+    for batch in sorted(study.axis_values("target_batch_size")):
+        windows, rest = -(-train // batch), train % batch
+        if 0 < rest < batch / 2 and 1 < windows <= _FEW_WINDOWS:
+            small.append(f"one of {windows} steps of an epoch at {batch} has {rest} examples")
+    if not small:
+        return []
+    return [
+        f"The last window is small: {listed(small)}. Such a step is as long as the others, and noisier."
+    ]
+
+
 def short_training_flags(study: StudyData) -> list[str]:
     """Target batch sizes with fewer steps than the half-life of the optimizer's second-moment average."""
     optimizer = OPTIMIZERS[study.plan.shared.optimizer]  # all cells share it
@@ -71,15 +167,13 @@ def short_training_flags(study: StudyData) -> list[str]:
 
 def rising_flags(study: StudyData) -> list[str]:
     """Models with trials that were best at their last epoch, val_acc still rising."""
-    found, several = [], len(study.axis_values("seed")) > 1
+    found = []
     for model in study.axis_values("model"):
         trials = study.trials_of(model)
         if rising := [trial for trial in trials if _is_still_rising(trial)]:
-            seeds = [f" · seed {trial.config.seed}" if several else "" for trial in rising]
-            labels = [trial.label + seed for trial, seed in zip(rising, seeds, strict=True)]
             found.append(
                 f"{model}: val_acc was still rising at the last epoch in {len(rising)} of "
-                f"{counted(len(trials), 'trial')} ({listed(labels)}): more epochs may raise it."
+                f"{counted(len(trials), 'trial')} ({_labels(rising, study)}): more epochs may raise it."
             )
     return found
 

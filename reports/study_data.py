@@ -116,6 +116,7 @@ class StudyData:
 
     plan: StoredPlan
     trials: Mapping[str, TrialData]  # trial hash -> trial; without those that have not started
+    reported_seeds: frozenset[int] = frozenset()  # of invocations that ended before the newest
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -153,7 +154,9 @@ def read_study(runs: StudyRuns) -> StudyData:
         if trial_hash in runs.trials
     }
     _check_results(trials.values(), len(plan.dataset.label_names))
-    return StudyData(plan, trials)
+    ended = [each for each in runs.invocations[1:] if each.status in ("FINISHED", "FAILED")]
+    seeds = {cell.config.seed for each in ended for cell in _read_plan(each.plan()).cells}
+    return StudyData(plan, trials, frozenset(seeds))
 
 
 def _read_plan(stored: Any) -> StoredPlan:

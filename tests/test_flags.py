@@ -5,7 +5,16 @@ import pandas as pd
 import pytest
 
 from benchmarks.null_studies import simulated_plan, simulated_trial
-from reports.flags import edge_flags, flags, rising_flags, short_training_flags
+from reports.flags import (
+    edge_flags,
+    flags,
+    last_window_flags,
+    learning_flags,
+    monotony_flags,
+    rising_flags,
+    seed_flags,
+    short_training_flags,
+)
 from reports.study_data import StudyData
 from reports.tables import generalisation_gap_table
 from search_spaces import TrialConfig
@@ -94,6 +103,69 @@ def test_rising_trials_share_a_sentence_that_names_seeds_where_there_are_several
 @pytest.mark.parametrize("curve", [FALLING, (0.6, 0.8, 0.8), (0.8,)])
 def test_what_does_not_rise_is_not_flagged(curve):
     assert not rising_flags(make_study({(64, "fixed", 1e-3, 1): curve}))
+
+
+def answered(predictions, val_acc):
+    """A study of one trial that gave these answers; half of the labels are 1."""
+    study = make_study({(64, "fixed", 1e-3, 1): (val_acc,)})
+    ((name, trial),) = study.trials.items()
+    frame = pd.DataFrame({"row_id": range(100), "label": [0, 1] * 50, "prediction": predictions})
+    return replace(study, trials={name: replace(trial, predictions={"best": frame, "last": frame})})
+
+
+@pytest.mark.parametrize(
+    ("predictions", "val_acc", "flagged"),
+    [
+        ([0, 1] * 50, 0.9, 0),
+        ([1] * 100, 0.9, 1),  # all of one class
+        # two standard errors of 300 at a half: 0.5 + 2 · 0.0289
+        ([0, 1] * 50, 0.557, 1),
+        ([0, 1] * 50, 0.559, 0),
+    ],
+)
+def test_a_trial_that_does_no_better_than_the_commonest_class_did_not_learn(predictions, val_acc, flagged):
+    found = learning_flags(answered(predictions, val_acc))
+    assert len(found) == flagged
+    if found:
+        assert found[0].startswith("tiny: 1 of 1 trial did not learn (64 · fixed)")
+
+
+def test_seeds_that_were_added_after_a_report():
+    study = make_study({(64, "fixed", 1e-3, seed): FALLING for seed in (1, 2, 3)})
+    assert not seed_flags(study)
+    assert not seed_flags(replace(study, reported_seeds=frozenset({1, 2, 3})))
+    assert not seed_flags(replace(study, reported_seeds=frozenset({7})))  # another study under this name
+    (flag,) = seed_flags(replace(study, reported_seeds=frozenset({1})))
+    assert flag.startswith("Seeds 2 and 3 were added after results of 1 had been seen")
+
+
+def by_batch(*right):
+    """Of 1,000 test examples so many are correct at 64, 256, …"""
+    study = batches([0.9] * len(right))
+    trials = {
+        name: simulated_trial(trial.config, np.arange(1000) < count)
+        for (name, trial), count in zip(study.trials.items(), right, strict=True)
+    }
+    return replace(study, trials=trials)
+
+
+@pytest.mark.parametrize(
+    ("right", "flagged"),
+    [((800, 700, 780), 1), ((800, 700, 600), 0), ((800, 780, 783), 0), ((800, 700), 0)],
+)
+def test_accuracy_that_goes_down_and_up_again_with_the_batch_size(right, flagged):
+    found = monotony_flags(by_batch(*right))
+    assert len(found) == flagged
+    if found:
+        assert "tiny, fixed: " in found[0]
+        assert "(80.0 at 64, 70.0 at 256 and 78.0 at 1024)" in found[0]
+
+
+def test_small_last_windows():
+    # 3,200 = 12 · 256 + 128 = 3 · 1,024 + 128
+    (flag,) = last_window_flags(batches([0.9, 0.8, 0.7], train_examples=3200))
+    assert flag.startswith("The last window is small: one of 4 steps of an epoch at 1024 has 128 examples.")
+    assert not last_window_flags(batches([0.9, 0.8, 0.7], train_examples=39_666))
 
 
 def test_generalisation_gap_by_hand():
