@@ -76,7 +76,7 @@ def curve_pictures(study: StudyData) -> tuple[list[Picture], list[Picture]]:
 def _drawn_curves(study: StudyData, curves: Sequence[_Curve]) -> Iterator[Picture]:
     for curve, model in itertools.product(curves, study.axis_values("model")):
         if lines := _lines(study, model, curve):
-            names = ", ".join(trial.label for trial, _ in lines)
+            names = ", ".join(dict.fromkeys(trial.label for trial, _ in lines))  # each for all its seeds
             alt = f"Line chart of {curve.label} over {_X_LABELS[curve.over]} for {model}; lines: {names}."
             yield _line_picture(study, model, curve, lines, alt)
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from reports.content import rows
-from reports.study_data import GRID, StudyData
+from reports.study_data import StudyData
+from search_spaces.space import GRID
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from reports.mistakes import (
     shared_errors_sentences,
 )
 from reports.prose import axis_words
-from reports.study_data import GRID, StudyData, read_study
+from reports.study_data import StudyData, read_study
+from search_spaces.space import GRID
 from tracking import StudyStore, TrialRun, check_store_exists
 
 _ATTENTION_TEXTS = 256

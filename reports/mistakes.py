@@ -16,7 +16,8 @@ from errors import UserError
 from reports.content import rows
 from reports.prose import shorten
 from reports.statistics import wilson_interval
-from reports.study_data import GRID, StudyData
+from reports.study_data import StudyData
+from search_spaces.space import GRID
 
 EVERY = "every target batch size"
 _READABLE_WORDS = range(4, 17)

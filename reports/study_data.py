@@ -12,11 +12,9 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 from errors import UserError, printable
 from search_spaces import SearchSpace, TrialConfig
 from search_spaces.search_space import DIVERGED
-from search_spaces.space import AXES
+from search_spaces.space import GRID
 from tracking import DatasetFacts, TrialRun
 from tracking.study_store import StudyRuns
-
-GRID = tuple(axis for axis in AXES if axis != "seed")  # the axes that can be compared on
 
 
 def _config(values: Any) -> Any:

@@ -20,8 +20,9 @@ from reports.prose import (
 )
 from reports.sentences import about, comparison, interval_text, outcome_text, subject
 from reports.statistics import Interval, wilson_interval
-from reports.study_data import GRID, StudyData
+from reports.study_data import StudyData
 from reports.verdicts import DIVERGED, Family
+from search_spaces.space import GRID
 from tracking import InvocationRun, StudyStore
 
 _SHARED_SETTINGS = "optimizer scheduler epochs head_dropout max_length precision engine".split()
@@ -218,7 +219,7 @@ def facts(study: StudyData, invocations: Iterable[InvocationRun]) -> dict[str, s
         "Exact duplicates dropped before the split": f"{dataset.duplicates_dropped:,}",
         "Classes": ", ".join(dataset.label_names),
         "Training": ", ".join(f"{name} {getattr(config, name)}" for name in _SHARED_SETTINGS),
-        "Seeds": ", ".join(map(str, study.axis_values("seed"))),
+        "Seeds": _seeds(study),
         "Trials": f"{len(study.trials)}, serving {len(study.cells)} cells",
         "Hardware": "; ".join(tags["hardware"].dropna().unique()),
         "Versions": "; ".join(tags["versions"].dropna().unique()),
@@ -227,6 +228,14 @@ def facts(study: StudyData, invocations: Iterable[InvocationRun]) -> dict[str, s
         "GPU hours": f"{gpu_hours:.2f}" if gpu_hours else "none: trained on the CPU",
     }
     return {what: value for what, value in found.items() if value}
+
+
+def _seeds(study: StudyData) -> str:
+    """``1, 2, 3; of control cells also 4, 5, 6``."""
+    points, cells = len(study.cells[list(GRID)].drop_duplicates()), study.cells["seed"].value_counts()
+    everywhere = ", ".join(str(seed) for seed in study.axis_values("seed") if cells[seed] == points)
+    further = ", ".join(str(seed) for seed in study.axis_values("seed") if cells[seed] < points)
+    return f"{everywhere}; of control cells also {further}" if further else everywhere
 
 
 def _duration(seconds: float) -> str:

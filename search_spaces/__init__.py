@@ -3,9 +3,10 @@
 import importlib
 import pkgutil
 
-from errors import unknown
+from errors import UserError, unknown
 from search_spaces.search_space import SearchSpace
 from search_spaces.space import Space, trial_name, unique_trials
+from search_spaces.space_file import space_in
 from search_spaces.trial_config import TrialConfig
 
 _MODULES = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
@@ -16,7 +17,12 @@ SPACES: dict[str, Space | SearchSpace] = {
 
 
 def find_space(name: str) -> Space | SearchSpace:
-    """The space of this name, or a UserError that suggests near misses."""
+    """The space of this name, or in this ``.py`` file; UserError for a mistake, with the near misses."""
+    if name.endswith(".py"):
+        space = space_in(name)
+        if space != SPACES.get(space.name, space):
+            raise UserError(f"{name}: {space.name} is the name of another space: choose another")
+        return space
     if name not in SPACES:
         raise unknown("space", name, SPACES)
     return SPACES[name]

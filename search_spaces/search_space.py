@@ -187,4 +187,4 @@ def _one_line(error: ValidationError) -> UserError:
     first = error.errors(include_url=False)[0]
     if first["loc"] and first["loc"][0] == "parameters" and len(first["loc"]) > 1:
         return UserError(f"{first['loc'][1]} has an impossible range: {first['msg']}")
-    return user_error(error)
+    return user_error(error, of=SearchSpace)

@@ -2,43 +2,114 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from search_spaces.trial_config import TrialConfig
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from errors import UserError, unknown
+from search_spaces.trial_config import Text, TrialConfig, user_error
 
 AXES = ("model", "target_batch_size", "scaling_rule", "seed")
+GRID = AXES[:-1]  # what can be compared on: seeds are pairs
+MOST_SEEDS = 100
+
+_LISTED = BeforeValidator(lambda values: tuple(values) if isinstance(values, list) else values)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Space:
+class Space(BaseModel):
     """A question, and the cells, budget and seeds that answer it. Plain data.
 
     ``settings`` are the TrialConfig fields that every cell shares where they differ from the defaults.
     ``baselines`` says which differences the question is about: an axis, and the value on it that every
-    other value is compared with, all else equal.
+    other value is compared with, all else equal. A cell that has the baseline on each of these axes is a
+    control cell; it has ``control_seeds`` seeds in all, by default as many as the others. ``margin`` is
+    the largest difference of accuracy, in points, that counts for nothing. Raises UserError, one line, for
+    what is not valid.
     """
 
-    name: str
-    question: str
-    models: tuple[str, ...]
-    target_batch_sizes: tuple[int, ...]
-    scaling_rules: tuple[str, ...]
-    seeds: tuple[int, ...] = (42,)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    baselines: Mapping[str, Any] = field(default_factory=dict)
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    name: Text
+    question: Text
+    models: Annotated[tuple[Text, ...], _LISTED]
+    target_batch_sizes: Annotated[tuple[int, ...], _LISTED]
+    scaling_rules: Annotated[tuple[str, ...], _LISTED]
+    seeds: Annotated[tuple[int, ...], _LISTED] = (42,)
+    control_seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] | None = None
+    settings: Mapping[str, Any] = {}
+    baselines: Mapping[str, str | int] = {}
+    margin: Annotated[float, Field(gt=0, le=100)] = 1.0
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise user_error(error, of=type(self)) from None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Space":
+        for axis in AXES:
+            self._check_axis(axis, self.axis_values(axis))
+        for axis, baseline in self.baselines.items():
+            if axis not in GRID:
+                raise unknown("axis of baselines", axis, GRID)
+            if baseline not in self.axis_values(axis):
+                raise UserError(f"the baseline {baseline} is none of the {axis}s")
+        if self.control_seeds is not None and not self.baselines:
+            raise UserError("control seeds need baselines: they say which cell is the control")
+        if self.control_seeds is not None and self.control_seeds < len(self.seeds):
+            raise UserError(
+                f"{self.control_seeds} control seeds are fewer than the {len(self.seeds)} seeds of a cell: "
+                "give as many or more"
+            )
+        self.cells()  # each validates a TrialConfig
+        return self
+
+    def _check_axis(self, axis: str, values: tuple[Any, ...]) -> None:
+        words = axis.replace("_", " ")
+        if not values:
+            raise UserError(f"{axis}s is empty: name a {words}")
+        if len(set(values)) < len(values):
+            raise UserError(f"{words}s are named twice: {', '.join(map(str, values))}")
+        if axis in self.settings:
+            raise UserError(f"settings cannot have a {axis}: name it in {axis}s")
 
     def axis_values(self, axis: str) -> tuple[Any, ...]:
         """The values of ``model``, ``target_batch_size``, ``scaling_rule`` or ``seed``, as listed."""
         return getattr(self, f"{axis}s")
 
     def cells(self) -> list[TrialConfig]:
-        """Every point of the grid under every seed, in reading order: rule, model, batch, seed."""
-        grid = itertools.product(self.scaling_rules, self.models, self.target_batch_sizes, self.seeds)
-        return [
-            TrialConfig(model=model, target_batch_size=batch, scaling_rule=rule, seed=seed, **self.settings)
-            for rule, model, batch, seed in grid
+        """Every point of the grid under its seeds, in reading order: rule, model, batch, seed.
+
+        The further seeds of a control cell follow the largest of the others. All cells that are one trial
+        with it have them too: they are the same training.
+        """
+        grid = itertools.product(self.scaling_rules, self.models, self.target_batch_sizes)
+        cells = [
+            TrialConfig(
+                model=model,
+                target_batch_size=batch,
+                scaling_rule=rule,
+                seed=self.seeds[0],
+                **self.settings,
+            )
+            for rule, model, batch in grid
         ]
+        further = (self.control_seeds or len(self.seeds)) - len(self.seeds)
+        following = max(self.seeds) + 1
+        control_seeds = (*self.seeds, *range(following, following + further))
+        controls = {cell.trial_hash for cell in cells if self._is_control(cell)}
+        return [
+            cell.replace(seed=seed)
+            for cell in cells
+            for seed in (control_seeds if cell.trial_hash in controls else self.seeds)
+        ]
+
+    def _is_control(self, cell: TrialConfig) -> bool:
+        return all(getattr(cell, axis) == baseline for axis, baseline in self.baselines.items())
+
+    def replace(self, **changes: Any) -> "Space":
+        return Space(**dict(self) | changes)
 
 
 def unique_trials(cells: Iterable[TrialConfig]) -> dict[str, list[TrialConfig]]:

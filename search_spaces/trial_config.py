@@ -203,19 +203,25 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise user_error(error, lambda _: name) from None
 
 
-def user_error(error: ValidationError, spelled: Callable[[str], str] = str) -> UserError:
+def user_error(
+    error: ValidationError, spelled: Callable[[str], str] = str, of: type[BaseModel] | None = None
+) -> UserError:
     """The first of Pydantic's complaints as one line; all keys that are missing at once.
 
-    ``spelled`` gives a field's name as the user writes it.
+    ``spelled`` gives a field's name as the user writes it. ``of`` has the fields, by default TrialConfig.
     """
+    whole, kind, known = "configuration", "configuration key", FIELDS
+    if of:
+        whole, kind, known = of.__name__, f"field of {of.__name__}", tuple(of.model_fields)
     complaints = error.errors(include_url=False)
-    missing = [spelled(str(each["loc"][0])) for each in complaints if each["type"] == "missing"]
-    if missing:
-        return UserError(f"configuration lacks {', '.join(missing)}")
-    first = complaints[0]
+    # first a key that is not known: it may be the one that is missing, misspelled
+    first = min(complaints, key=lambda each: each["type"] != "extra_forbidden")
     name = spelled(str(first["loc"][0]) if first["loc"] else "")
     if first["type"] == "extra_forbidden":
-        return unknown("configuration key", name, FIELDS)
+        return unknown(kind, name, known)
+    missing = [spelled(str(each["loc"][0])) for each in complaints if each["type"] == "missing"]
+    if missing:
+        return UserError(f"{whole} lacks {', '.join(missing)}")
     if first["type"] == "value_error":
         return UserError(str(first["ctx"]["error"]))
     wanted = re.sub(r"^\w+ should ", "must ", first["msg"]).partition(", ")[0]

@@ -5,9 +5,11 @@ import contextlib
 import logging
 import os
 import shlex
+import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import aiohttp
 from ray.exceptions import RayError
@@ -37,12 +39,12 @@ def submit(options: SubmitOptions) -> int:
     A study that was stopped or killed goes on where it was. Raises UserError for what cannot run there.
     """
     study = _study_there(options)
-    with _client(options.address) as client:
+    with _client(options.address) as client, project_with(study) as (folder, words):
         job = client.submit_job(
-            entrypoint=shlex.join(["python", "tune_main.py", *study.words()]),
+            entrypoint=shlex.join(["python", "tune_main.py", *words]),
             metadata={_STUDY: study.study},
             runtime_env={
-                "working_dir": str(PROJECT),
+                "working_dir": folder,
                 "excludes": NOT_FOR_WORKERS,
                 "env_vars": {name: os.environ[name] for name in _CREDENTIALS if name in os.environ},
             },
@@ -103,6 +105,21 @@ def _study_there(options: SubmitOptions) -> SweepOptions:
     if sqlite_file(study.tracking_uri):
         raise UserError("--tracking-uri must be a server that the cluster reaches: give http://HOST:PORT")
     return study
+
+
+@contextlib.contextmanager
+def project_with(study: SweepOptions) -> Iterator[tuple[str, list[str]]]:
+    """The folder that travels to the cluster, a user's own space in it; and the study's words there."""
+    if not study.space.endswith(".py"):
+        yield str(PROJECT), study.words()
+        return
+    with TemporaryDirectory() as folder:
+        ignored = shutil.ignore_patterns(*NOT_FOR_WORKERS)
+        shutil.copytree(PROJECT, folder, ignore=ignored, dirs_exist_ok=True)
+        there = Path("own_space", Path(study.space).name)
+        (folder / there).parent.mkdir()
+        shutil.copyfile(study.space, folder / there)
+        yield folder, study.model_copy(update={"space": str(there)}).words()
 
 
 def _follow(client: JobSubmissionClient, job: str, address: str, study: str) -> int:

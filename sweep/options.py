@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from errors import UserError
-from search_spaces import SPACES
+from search_spaces import SPACES, find_space
 from search_spaces.search_space import SAMPLERS
-from search_spaces.space import AXES
+from search_spaces.space import AXES, MOST_SEEDS
 from search_spaces.trial_config import FIELDS, RENAMED, parse_setting
 from sweep.command_line import Options, flag_of, option
 
@@ -37,7 +37,7 @@ _RESULTS_PATH = option("folder for reports (default results)", _PLACES, default=
 class SweepOptions(Options):
     """Run a batch-size x learning-rate-scaling study as a Ray Tune sweep."""
 
-    space: str = option("the question to answer (see --list-spaces)", default="")
+    space: str = option("the question to answer (see --list-spaces), or a file of your own", default="")
     list_spaces: bool = option("list the questions and exit", default=False)
     dry_run: bool = option("print the plan, train nothing", default=False)
     fresh: bool = option("train everything anew, also what an earlier run has finished", default=False)
@@ -47,6 +47,9 @@ class SweepOptions(Options):
     target_batch_sizes: Sequence[int] | None = option("examples per optimizer step", _CELLS, "N")
     scaling_rules: Sequence[str] | None = option("fixed, sqrt, linear", _CELLS, "RULE")
     seeds: Sequence[int] | None = option("default 42", _CELLS, "N", flag="--seed")
+    control_seeds: int | None = option(
+        "seeds of the cells that others are compared with", _CELLS, "N", ge=1, le=MOST_SEEDS
+    )
 
     trials: int | None = option("how many to search", _SEARCH, "N", ge=1)
     sampler: str | None = option(", ".join(SAMPLERS), _SEARCH)
@@ -115,7 +118,10 @@ class SweepOptions(Options):
     @property
     def study(self) -> str:
         """The study's name: ``--name``, else the space's, so that a demo never mixes with the study."""
-        return self.name or (f"{self.space}-demo" if self.demo else self.space)
+        if self.name:
+            return self.name
+        name = find_space(self.space).name
+        return f"{name}-demo" if self.demo else name
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -195,7 +201,7 @@ def parse_options(command: str, argv: Sequence[str]) -> Any:
     else:
         options = _KINDS[command].parse(command, argv)
     if isinstance(options, SweepOptions) and not (options.space or options.list_spaces):
-        raise UserError("give --space NAME, or --list-spaces to see the names")
+        raise UserError("give --space NAME or FILE.py, or --list-spaces to see the names")
     return options
 
 

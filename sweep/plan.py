@@ -13,7 +13,7 @@ from search_spaces.space import AXES
 from search_spaces.trial_config import model_name
 from sweep.hardware import gpu_expected
 from sweep.options import SweepOptions
-from sweep.resolve import check_distinct, resolve_space
+from sweep.resolve import resolve_space
 from tracking import DatasetFacts, colour_tag
 from trainables.encoders import canonical_model, check_max_length, count_parameters
 from trainables.evaluation import METRICS
@@ -159,23 +159,21 @@ class Plan:
             | {name: getattr(cell, name) for name in shown}
             for cell in self.cells
         ]
-        baselines, search = {}, None
         if isinstance(self.space, SearchSpace):
-            search = self.space.model_dump(mode="json")
+            asked: dict[str, Any] = {"search": self.space.model_dump(mode="json")}
         else:
-            for axis, baseline in self.space.baselines.items():
-                values = self.space.axis_values(axis)  # flags may have left the baseline out
-                baselines[axis] = baseline if baseline in values else values[0]
+            baselines = dict(self.space.baselines)
+            if "model" in baselines:  # as the cells name it
+                baselines["model"] = model_name(str(baselines["model"]))
+            asked = {"baselines": baselines, "margin": self.space.margin}
         return {
             "study": self.study,
             "space": self.space.name,
             "question": self.space.question,
-            "baselines": baselines,
             "dataset": vars(self.dataset),
             "metrics": {name: metric.label for name, metric in METRICS.items()},
             "cells": cells,
-            "search": search,
-        }
+        } | asked
 
 
 def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
@@ -200,11 +198,12 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
 
 def _canonical(space: Space | SearchSpace) -> Space | SearchSpace:
     """The space with its models as they are known to the table of encoders."""
-    if isinstance(space, Space):
-        space = replace(space, models=tuple(map(canonical_model, space.models)))
-        check_distinct(space)
-        return space
     models = tuple(map(canonical_model, space.models))
+    if isinstance(space, Space):
+        baselines = dict(space.baselines)
+        if "model" in baselines:
+            baselines["model"] = canonical_model(str(baselines["model"]))
+        return space.replace(models=models, baselines=baselines)
     if "model" in space.parameters:
         return space.replace(parameters={**space.parameters, "model": Choice(models)})
     return space.replace(settings={**space.settings, "model": models[0]})

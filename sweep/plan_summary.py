@@ -54,7 +54,9 @@ def plan_summary(plan: Plan) -> str:
 def _extent(plan: Plan) -> str:
     space = plan.space
     if not isinstance(space, SearchSpace):
-        return f"{len(plan.cells)} cells, {len(plan.trials)} unique trials"
+        seeds, control = len(space.seeds), space.control_seeds or 0
+        further = f" ({control} seeds of a control cell, {seeds} of any other)" if control > seeds else ""
+        return f"{len(plan.cells)} cells, {len(plan.trials)} unique trials{further}"
     return (
         f"{space.trials} trials in generations of {space.generation_size}, sampler {space.sampler}, "
         f"stopping {space.stopping}; the best is trained again with {space.confirm_seeds} seeds and tested"

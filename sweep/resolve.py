@@ -1,7 +1,6 @@
 """The space that a study answers: the question's own, with the options applied."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +38,18 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space | Search
     for name in _SEARCH_OPTIONS:
         if getattr(options, name) is not None:
             raise UserError(f"{flag_of(SweepOptions, name)} is for a search, and {space.name} is a grid")
+    axes = {f"{axis}s": space.axis_values(axis) for axis in AXES}
     if options.demo:
-        space = replace(space, models=_DEMO_MODELS)
-    space = replace(
-        space,
-        models=tuple(options.models or space.models),
-        target_batch_sizes=tuple(options.target_batch_sizes or space.target_batch_sizes),
-        scaling_rules=tuple(options.scaling_rules or space.scaling_rules),
-        seeds=tuple(options.seeds or space.seeds),
-        settings=settings,
-    )
-    check_distinct(space)
-    space.cells()  # every TrialConfig is validated here, before anything is loaded
-    return space
+        axes["models"] = _DEMO_MODELS
+    axes |= {name: tuple(given) for name in axes if (given := getattr(options, name))}
+    baselines = {
+        axis: baseline if baseline in axes[f"{axis}s"] else axes[f"{axis}s"][0]
+        for axis, baseline in space.baselines.items()
+    }
+    control_seeds = options.control_seeds
+    if space.control_seeds and not control_seeds:  # as many times those of the others as in the space
+        control_seeds = space.control_seeds * len(axes["seeds"]) // len(space.seeds)
+    return space.replace(**axes, settings=settings, baselines=baselines, control_seeds=control_seeds)
 
 
 def _narrowed(space: SearchSpace, options: SweepOptions, settings: dict[str, Any]) -> SearchSpace:
@@ -66,6 +64,8 @@ def _narrowed(space: SearchSpace, options: SweepOptions, settings: dict[str, Any
         raise UserError(
             "a search takes one --seed: --confirm-seeds says how often its best is trained again"
         )
+    if options.control_seeds:
+        raise UserError(f"--control-seeds is for a grid, and {space.name} is a search")
     listed = {axis: getattr(options, f"{axis}s") for axis in AXES if axis != "seed"}
     parameters |= {axis: Choice(tuple(values)) for axis, values in listed.items() if values}
     parameters = {name: value for name, value in parameters.items() if name not in options.settings}
@@ -94,14 +94,6 @@ def check_copy(options: SweepOptions) -> None:
     ours, store = (f"{at}".removeprefix("sqlite:///") for at in (url, options.tracking_uri))
     if Path(ours).absolute() == Path(store).absolute():
         raise UserError("--optuna-storage is MLflow's database: each needs one of its own")
-
-
-def check_distinct(space: Space) -> None:
-    """Raise UserError where an axis names a value twice."""
-    for axis in AXES:
-        values = space.axis_values(axis)
-        if len(set(values)) < len(values):
-            raise UserError(f"{axis.replace('_', ' ')}s are named twice: {', '.join(map(str, values))}")
 
 
 def _physical_batch_size(text: str) -> int:

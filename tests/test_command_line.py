@@ -1,13 +1,21 @@
 """Bad input: one clear line, exit code 2, before anything is trained or written."""
 
 import errno
+import re
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import tune_main
 from errors import StoppedError
-from sweep.options import parse_options
+from sweep.jobs import project_with
+from sweep.options import SweepOptions, parse_options
+from sweep.plan import make_plan
+from tests.test_search_spaces import OWN
+from trainables.encoders import load_config
 
 DEMO = ["--space", "fixed_lr", "--demo"]
 
@@ -66,6 +74,14 @@ BAD_INPUT = {
     "setting value": ([*DEMO, "--set", "dropout=much"], "dropout must be a valid number"),
     "setting form": ([*DEMO, "--set", "dropout"], "key=value"),
     "setting of an axis": ([*DEMO, "--set", "seed=3"], "use --seed"),
+    "a file": (["--space", "./nowhere.py", "--demo"], "./nowhere.py: No such file or directory"),
+    "a job's file": (["submit", *NO_CLUSTER, "--space", "nowhere.py", *SHARED], "nowhere.py: No such file"),
+    "control seeds": (
+        [*DEMO, "--seed", "1", "2", "--control-seeds", "1"],
+        "1 control seeds are fewer than",
+    ),
+    "no control seeds": ([*DEMO, "--control-seeds", "0"], "--control-seeds must be greater than or equal"),
+    "control of a search": (["--space", "best_config", "--control-seeds", "3"], "is for a grid"),
     "twice": ([*DEMO, "--target-batch-sizes", "64", "64"], "named twice"),
     "data file": ([*DEMO, "--dataset", "reviews.csv"], "no such data set"),
     "study name": ([*DEMO, "--name", "../escape"], "study name"),
@@ -103,7 +119,15 @@ def test_list_spaces_names_every_question(capsys):
     code, out, _ = run(["--list-spaces"], capsys)
     assert code == 0
     names = [line.split()[0] for line in out.splitlines()]
-    assert names == ["batch_lr_grid", "best_config", "fixed_lr", "linear_ablation", "sqrt_lr"]
+    assert names == [
+        "batch_lr_grid",
+        "best_config",
+        "fixed_lr",
+        "linear_ablation",
+        "seeds",
+        "small_batch",
+        "sqrt_lr",
+    ]
 
 
 def test_dry_run_of_a_search_prints_its_box(capsys, tmp_path):
@@ -125,6 +149,73 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
     row = next(line for line in out.splitlines() if "0.008" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")][3:8] == ["1024", "64", "16", "0.008", "4"]
     assert not list(tmp_path.iterdir())
+
+
+def planned(argv):
+    return make_plan(parse_options("sweep", argv), bf16_available=False).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("given", "seeds", "control"),
+    [
+        ([], {1, 2, 3}, {1, 2, 3, 4, 5, 6}),
+        (["--seed", "5", "4"], {4, 5}, {4, 5, 6, 7}),  # as many times those of the others
+        (["--control-seeds", "4"], {1, 2, 3}, {1, 2, 3, 4}),
+        (["--seed", "9", "--control-seeds", "2"], {9}, {9, 10}),
+    ],
+)
+def test_seeds_and_those_of_the_control_cell(given, seeds, control):
+    cells = planned(["--space", "seeds", "--demo", *given])["cells"]
+    assert {cell["seed"] for cell in cells if cell["target_batch_size"] == 64} == control
+    assert {cell["seed"] for cell in cells if cell["target_batch_size"] != 64} == seeds
+
+
+def test_where_flags_leave_the_baseline_out_the_first_value_takes_its_place():
+    plan = planned([*DEMO, "--target-batch-sizes", "256", "1024", "--control-seeds", "2"])
+    assert plan["baselines"] == {"target_batch_size": 256}
+    found = {(cell["target_batch_size"], cell["seed"]) for cell in plan["cells"]}
+    assert found == {(256, 42), (256, 43), (1024, 42)}
+
+
+def test_a_baseline_among_models_is_called_as_the_cells_call_it(tmp_path):
+    load_config("bert-tiny").save_pretrained(tmp_path / "encoders" / "ours")
+    models = '("./encoders/ours", "bert-tiny")'
+    text = OWN.replace('["bert-tiny"]', models).replace(
+        '{"target_batch_size": 64}', '{"model": "./encoders/ours"}'
+    )
+    (tmp_path / "mine.py").write_text(text)
+    plan = planned(
+        ["--space", "mine.py", "--models", "bert-tiny", "./encoders/ours", "--dataset", "demo-reviews"]
+    )
+    assert plan["baselines"] == {"model": "ours"}
+    assert "ours" in {cell["model"] for cell in plan["cells"]}
+
+
+README = (Path(tune_main.__file__).parent / "README.md").read_text()
+
+
+def test_the_space_of_the_readme_is_planned_as_it_says(tmp_path, capsys):
+    text = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "SPACE" in block)
+    command = re.search(r"python tune_main.py (--space \./my_space.py .*)", README)[1]
+    assert len(text.splitlines()) == 10
+    (tmp_path / "my_space.py").write_text(text)
+    code, out, _ = run([*command.split(), "--demo", "--models", "bert-tiny", "--dry-run"], capsys)
+    assert code == 0
+    assert "study my_space-demo: Is 32 as good as 256 for my reviews?" in out
+    assert "18 cells, 18 unique trials (6 seeds of a control cell, 3 of any other)" in out
+    plan = planned([*command.split(), "--demo"])
+    assert (plan["space"], plan["margin"]) == ("my_space", 1.0)
+    assert plan["baselines"] == {"target_batch_size": 256}
+
+
+def test_a_space_of_ones_own_travels_with_the_job(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    study = SweepOptions(space=str(file), demo=True)
+    with project_with(study) as (folder, words):
+        there = [sys.executable, "tune_main.py", *words, "--dry-run"]
+        planned_there = subprocess.run(there, cwd=folder, check=True, capture_output=True, text=True)
+    assert "study mine-demo:" in planned_there.stdout
 
 
 def test_explicit_flags_beat_demo(capsys):

@@ -18,10 +18,11 @@ from reports import write_report
 from reports.charts import accuracy_pictures, answer_picture, curve_pictures, noise_pictures, noise_scale
 from reports.content import Gallery, Picture, Section, Table, csv_text
 from reports.sentences import headline
-from reports.study_data import GRID, StudyData, read_study
+from reports.study_data import StudyData, read_study
 from reports.study_report import render
-from reports.tables import finding_tables, result_tables, results_frame
+from reports.tables import facts, finding_tables, result_tables, results_frame, seed_spread_table
 from reports.verdicts import compare_cells, compare_epochs
+from search_spaces.space import GRID
 from tests.small_study import STUDY
 from tracking import StudyStore
 
@@ -61,6 +62,31 @@ def study(small_study):
 def seeded():
     truth = Truth(seeds=3, effects={1024: -1.5}, training_deviation=0.1)
     return simulated_study(truth, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def with_control_seeds(seeded):
+    """The last seed belongs to the control cells alone."""
+    cells = [
+        cell for cell in seeded.plan.cells if cell.config.target_batch_size == 64 or cell.config.seed < 2
+    ]
+    trials = {cell.trial_hash: seeded.trials[cell.trial_hash] for cell in cells}
+    return StudyData(seeded.plan.model_copy(update={"cells": cells}), trials)
+
+
+def test_control_cells_with_more_seeds_are_told_and_drawn_with_all_of_them(with_control_seeds):
+    study = with_control_seeds
+    spread = seed_spread_table(study).frame
+    assert {batch: set(own["seeds"]) for batch, own in spread.groupby("target batch size")} == {
+        64: {3},
+        256: {2},
+        1024: {2},
+    }
+    assert facts(study, [])["Seeds"] == "0, 1; of control cells also 2"
+    for table in result_tables(study):
+        assert table.frame["target batch size"].value_counts().to_dict() == {64: 3, 256: 2, 1024: 2}
+    assert answer_picture(study)
+    assert len(list(accuracy_pictures(study))) == 2 * len(study.axis_values("model"))
 
 
 def tables(study):

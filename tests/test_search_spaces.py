@@ -1,8 +1,6 @@
-import dataclasses
-
 import pytest
 
-from search_spaces import SPACES, TrialConfig, find_space, unique_trials
+from search_spaces import SPACES, SearchSpace, Space, TrialConfig, find_space, unique_trials
 from search_spaces.optimization import learning_rate_factor
 from search_spaces.trial_config import parse_setting
 from tests.helpers import make_config, refusal
@@ -49,7 +47,7 @@ def stored(without=(), **changes):
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_batch_lr_grid_is_18_cells_and_14_trials_of_each_seed(seeds):
-    cells = dataclasses.replace(SPACES["batch_lr_grid"], seeds=tuple(range(seeds))).cells()
+    cells = SPACES["batch_lr_grid"].replace(seeds=tuple(range(seeds))).cells()
     assert len(cells) == len({(c.model, c.target_batch_size, c.scaling_rule, c.seed) for c in cells})
     trials = unique_trials(cells).values()
     assert (len(cells), len(trials)) == (18 * seeds, 14 * seeds)
@@ -57,7 +55,7 @@ def test_batch_lr_grid_is_18_cells_and_14_trials_of_each_seed(seeds):
     assert set(shared) == {64}  # the reference batch size, where the rules are the same
 
 
-@pytest.mark.parametrize("name", [name for name in SPACES if name != "best_config"])
+@pytest.mark.parametrize("name", [name for name in SPACES if name not in {"best_config", "seeds"}])
 def test_every_grid_is_a_question_about_valid_cells(name):
     space = find_space(name)
     cells = space.cells()
@@ -65,6 +63,160 @@ def test_every_grid_is_a_question_about_valid_cells(name):
     assert space.question.endswith("?")
     assert len(cells) == len(space.models) * len(space.target_batch_sizes) * len(space.scaling_rules)
     assert all(0 < cell.learning_rate <= 8e-4 for cell in cells)
+
+
+def make_space(**changes):
+    values = {"name": "mine", "question": "Is it?", "models": ("bert-tiny", "modernbert-tiny")}
+    values |= {"target_batch_sizes": (64, 256), "scaling_rules": ("fixed", "sqrt")}
+    return Space(**values | {"baselines": {"target_batch_size": 64, "scaling_rule": "fixed"}} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"models": "bert-tiny"}, "models must be a valid tuple, not 'bert-tiny'"),
+        ({"models": ()}, "models is empty"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": (True,)}, "seeds must be a valid integer, not True"),
+        ({"seeds": (1, -2)}, "seed must be greater than or equal to 0"),
+        ({"target_batch_sizes": ("64",)}, "target_batch_sizes must be a valid integer, not '64'"),
+        ({"target_batch_sizes": (64, 64)}, "target batch sizes are named twice: 64, 64"),
+        ({"target_batch_sizes": (0,), "baselines": {}}, "target_batch_size must be greater than 0, not 0"),
+        ({"scaling_rules": ("fixed", "sqr")}, "unknown scaling rule 'sqr': did you mean sqrt?"),
+        ({"scaling_rule": ("fixed",)}, "unknown field of Space 'scaling_rule': did you mean scaling_rules"),
+        ({"settings": {"epoch": 3}}, "unknown configuration key 'epoch': did you mean epochs?"),
+        ({"settings": {"epochs": "3"}}, "epochs must be a valid integer, not '3'"),
+        ({"settings": {"seed": 3}}, "settings cannot have a seed: name it in seeds"),
+        ({"baselines": {"batch_size": 64}}, "unknown axis of baselines 'batch_size'"),
+        ({"baselines": {"seed": 42}}, "unknown axis of baselines 'seed'"),
+        ({"baselines": {"target_batch_size": 128}}, "the baseline 128 is none of the target_batch_sizes"),
+        ({"margin": 0}, "margin must be greater than 0"),
+        ({"margin": float("nan")}, "margin must be a finite number"),
+        ({"control_seeds": 2, "seeds": (1, 2, 3)}, "2 control seeds are fewer than the 3 seeds"),
+        ({"control_seeds": 2, "baselines": {}}, "control seeds need baselines"),
+        ({"control_seeds": 10**9}, "control_seeds must be less than or equal to 100"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused_in_one_line(changes, words):
+    assert words in refusal(make_space, **changes)
+
+
+def test_a_space_without_its_question_says_so():
+    assert refusal(Space, name="mine", models=["bert-tiny"]) == (
+        "Space lacks question, target_batch_sizes, scaling_rules"
+    )
+
+
+def test_lists_are_as_good_as_tuples():
+    assert make_space(models=["bert-tiny"]) == make_space(models=("bert-tiny",))
+
+
+def seeds_by_point(space):
+    found = {}
+    for cell in space.cells():
+        point = (cell.model, cell.target_batch_size, cell.scaling_rule)
+        found[point] = (*found.get(point, ()), cell.seed)
+    return found
+
+
+def test_the_control_cell_alone_has_more_seeds_and_all_cells_of_its_trials_have_them():
+    space = make_space(seeds=(7, 2), control_seeds=4)
+    for (_, batch, _), seeds in seeds_by_point(space).items():
+        # at the reference batch size both rules are one trial
+        assert seeds == ((7, 2, 8, 9) if batch == 64 else (7, 2))
+    assert len(unique_trials(space.cells())) == 2 * (4 + 2 * 2)
+
+
+def test_where_no_cells_share_a_trial_one_has_more_seeds():
+    baselines = {"target_batch_size": 256, "scaling_rule": "sqrt"}
+    found = seeds_by_point(make_space(baselines=baselines, control_seeds=3, seeds=(1,)))
+    assert {point[1:] for point, seeds in found.items() if seeds == (1, 2, 3)} == {(256, "sqrt")}
+    assert {seeds for point, seeds in found.items() if point[1:] != (256, "sqrt")} == {(1,)}
+
+
+def test_the_space_of_seeds_is_the_grid_with_twice_the_seeds_of_its_control_cells():
+    space, grid = SPACES["seeds"], SPACES["batch_lr_grid"]
+    assert space.control_seeds == 2 * len(space.seeds) == 6
+    assert (space.models, space.baselines) == (grid.models, grid.baselines)
+    trials = unique_trials(space.cells())
+    assert (len(space.cells()), len(trials)) == (18 * 3 + 2 * 3 * 3, 14 * 3 + 2 * 3)
+
+
+def test_small_batches_and_large_ones_are_compared_with_the_largest_that_is_not_accumulated():
+    space = SPACES["small_batch"]
+    assert space.target_batch_sizes == (1, 4, 16, 64, 256, 1024)
+    assert space.baselines == {"target_batch_size": 64}
+    accumulated = {cell.target_batch_size: cell.accumulation_steps > 1 for cell in space.cells()}
+    assert accumulated == {1: False, 4: False, 16: False, 64: False, 256: True, 1024: True}
+
+
+# -- spaces in files -------------------------------------------------------------------------------
+
+OWN = """\
+from search_spaces import Space
+
+SPACE = Space(
+    name="mine",
+    question="Is 256 as good as 64?",
+    models=["bert-tiny"],
+    target_batch_sizes=(64, 256),
+    scaling_rules=("fixed",),
+    baselines={"target_batch_size": 64},
+)
+"""
+OWN_SEARCH = """\
+from search_spaces.search_space import Choice, LogUniform, SearchSpace
+
+SPACE = SearchSpace(
+    name="box",
+    question="Which is best?",
+    parameters={"base_lr": LogUniform(1e-5, 1e-3), "model": Choice(("bert-tiny",))},
+    settings={"scaling_rule": "fixed", "target_batch_size": 64},
+)
+"""
+
+
+def written(folder, text):
+    file = folder / "mine.py"
+    file.write_text(text)
+    return str(file)
+
+
+def test_a_file_of_ones_own_holds_a_grid_or_a_search(tmp_path):
+    assert find_space(written(tmp_path, OWN)).target_batch_sizes == (64, 256)
+    search = find_space(written(tmp_path, OWN_SEARCH))
+    assert isinstance(search, SearchSpace)
+    assert search.models == ("bert-tiny",)
+
+
+@pytest.mark.parametrize(
+    ("text", "there", "instead", "words"),
+    [
+        (OWN, "models=", "models=,", ", line 6: invalid syntax"),
+        (OWN, "question", "qestion", ", line 3: unknown field of Space 'qestion': did you mean question"),
+        (OWN, '("fixed",)', '("fixd",)', ", line 3: unknown scaling rule 'fixd': did you mean fixed?"),
+        (OWN, "(64, 256)", '("64", 256)', ", line 3: target_batch_sizes must be a valid integer, not '64'"),
+        (OWN, "= Space(", "= Spce(", ", line 3: NameError: name 'Spce' is not defined"),
+        (OWN, "import Space", "import Spaec", ", line 1: ImportError: cannot import name 'Spaec'"),
+        (OWN, "import Space", "import Space; exit(3)", ", line 1: SystemExit: 3"),
+        (OWN, "(64, 256)", "(64, 1 // 0)", ", line 7: ZeroDivisionError"),
+        (OWN, "SPACE =", "SPCE =", " has no SPACE: write SPACE = Space(...)"),
+        (OWN, "= Space(", "= dict(", ": SPACE is a dict: make it a Space or a SearchSpace"),
+        (OWN, '"mine"', '"fixed_lr"', ": fixed_lr is the name of another space: choose another"),
+        (OWN, "SPACE", "\0", ": source code string cannot contain null bytes"),
+        (OWN_SEARCH, "settings", "setings", ", line 3: unknown field of SearchSpace 'setings'"),
+        (OWN_SEARCH, "1e-5, 1e-3", "1e-5", ", line 6: LogUniform: high: Field required"),
+        (OWN_SEARCH, "1e-5, 1e-3", "1e-3, 1e-5", ", line 3: base_lr has a range from 0.001 to 1e-05"),
+        (OWN_SEARCH, '"fixed"', '"fixd"', ": unknown scaling rule 'fixd': did you mean fixed?"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line_with_the_file_and_the_line(tmp_path, text, there, instead, words):
+    file = written(tmp_path, text.replace(there, instead))
+    assert refusal(find_space, file).startswith(file + words)
+
+
+def test_a_file_that_is_not_there_says_so():
+    assert refusal(find_space, "nowhere/mine.py") == "nowhere/mine.py: No such file or directory"
 
 
 # -- TrialConfig -----------------------------------------------------------------------------------
