@@ -3,8 +3,7 @@
     python -m benchmarks.noise_overhead [--model M] [--dataset D] [--targets N …] [--windows N]
 
 Every window is stepped on both ways, in alternating order, on one core; CPU seconds, so that other work
-on the machine matters little. In training one window in ``noise_every`` is measured, and the first of
-each epoch always, so short epochs measure a larger share.
+on the machine matters little. In training a window is measured in every ``noise_every`` × 64 examples.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from torch import Tensor
 from search_spaces import TrialConfig
 from trainables.assets import TrialAssets, prepare_assets
 from trainables.batches import epoch_windows
-from trainables.noise_scale import measured_cut
+from trainables.noise_scale import measured_windows
 from trainables.reviews import load_splits
 from trainables.trial import Trial
 
@@ -43,14 +42,13 @@ def main() -> None:
     print(f"noise_every {config.noise_every}, physical batch size {config.physical_batch_size}")
     print("target batch size  seconds a window  a measured one  windows measured  of training time")
     for target in options.targets:
-        if measured_cut(target, config.physical_batch_size)[0] > 1:
-            _print_row(config.replace(target_batch_size=target), assets, options.windows)
+        _print_row(config.replace(target_batch_size=target), assets, options.windows)
 
 
 def _print_row(config: TrialConfig, assets: TrialAssets, windows: int) -> None:
     trial = Trial(config, assets, torch.device("cpu"))
     steps = trial.steps_per_epoch
-    share = sum(config.measures_noise(window) for window in range(steps)) / steps
+    share = len(measured_windows(config, len(trial.train), epoch=1)) / steps
     alone, extra = _compare(trial, windows)
     print(
         f"{config.target_batch_size:17}  {alone:16.3f}  {100 * extra:+12.2f} %  "

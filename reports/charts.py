@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,16 +13,11 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from reports.canvas import COLOURS, batch_colour, draw_points, figure, legend_below, plain, png
 from reports.content import Picture
+from reports.noise import HALVES, NOISE_CAPTION, noise_scales
 from reports.prose import slug
 from reports.statistics import wilson_interval
 from reports.study_data import StudyData, TrialData
 
-NOISE_CAPTION = (
-    "A diagnostic, not a law: tr(Σ)/‖G‖² of the plain gradient (McCandlish et al. 2018). It takes examples "
-    "for independent draws, counts dropout as noise and knows nothing of Adam. Above the dashed line the "
-    "noise scale exceeds the batch, and a larger batch still averages noise away; far below it, extra "
-    "examples per step are mostly wasted."
-)
 _INTERVALS = (
     "Bars: Wilson 95 % intervals{seeds}. All trials are tested on the same examples, so overlapping bars "
     "do not mean that a difference is absent: the verdicts compare example by example."
@@ -230,37 +225,41 @@ def _accuracy_picture(
     )
 
 
-def noise_scale(trial: TrialData) -> float:
-    """tr(Σ)/‖G‖² of a whole training, in examples; both terms are averaged before they are divided.
-
-    NaN where it was not measured, or where ‖G‖² drowned in the noise.
-    """
-    if "gradient_variance" not in trial.epochs:
-        return math.nan
-    terms = trial.epochs[["gradient_variance", "gradient_norm_squared"]].dropna().mean()
-    if not terms["gradient_norm_squared"] > 0:
-        return math.nan
-    return float(terms["gradient_variance"] / terms["gradient_norm_squared"])
-
-
 def noise_pictures(study: StudyData) -> Iterator[Picture]:
-    """Per model: the noise scale of each trial over its whole training, and epoch by epoch."""
+    """Per model: the noise scale of each trial in both halves of its training, and epoch by epoch."""
     for model in study.axis_values("model"):
-        trials = [trial for trial in study.trials_of(model) if not math.isnan(noise_scale(trial))]
-        if trials:
-            yield _noise_picture(study, model, trials)
-            lines = [(trial, trial.epochs["noise_scale"].dropna()) for trial in trials]
+        if picture := _noise_picture(study, model):
+            yield picture
+        if lines := _lines(study, model, _NOISE):
             alt = f"Gradient noise scale of each trial of {model} by epoch."
             yield _line_picture(study, model, _NOISE, lines, alt)
 
 
-def _noise_picture(study: StudyData, model: str, trials: Sequence[TrialData]) -> Picture:
+def _noise_picture(study: StudyData, model: str) -> Picture | None:
+    """None where no half of a training has a noise scale that means something."""
     (drawn, axes), batches = _new_figure(), sorted(study.axis_values("target_batch_size"))
+    points = [
+        (trial, half, scale)
+        for trial in study.trials_of(model)
+        for half in HALVES
+        if not math.isnan((scale := noise_scales(trial)[half]).value)
+    ]
+    if not points:
+        return None
     axes.plot(batches, batches, "--", color="dimgray", linewidth=1, label="target batch size")
-    for trial in trials:
-        batch, marker = trial.config.target_batch_size, _MARKERS[_place(study, trial) % len(_MARKERS)]
-        style = {"color": batch_colour(batch, batches), "marker": marker, "linestyle": ""}
-        axes.plot([batch], [noise_scale(trial)], label=trial.label, markersize=8, **style)
+    slots = list(itertools.product(study.axis_values("scaling_rule"), HALVES))
+    for trial, half, scale in points:
+        batch = trial.config.target_batch_size
+        colour = batch_colour(batch, batches)
+        slot = slots.index((trial.scaling_rules[0], half))
+        x = batch * 2 ** (_SPREAD * (slot - (len(slots) - 1) / 2))
+        fill = "white" if half == HALVES[0] else colour
+        style: dict[str, Any] = {"color": colour, "markerfacecolor": fill, "label": trial.label}
+        style |= {"fmt": _MARKERS[_place(study, trial) % len(_MARKERS)], "markersize": 7, "capsize": 3}
+        low, high = scale.interval
+        draw_points(axes, [x], [scale.value], [low], [high], **style)
+    for half, fill in zip(HALVES, ("white", "dimgray"), strict=True):
+        axes.plot([], [], "o", color="dimgray", markerfacecolor=fill, label=half)
     _batch_axis(axes, batches)
     axes.set_yscale("log")
     axes.set_ylabel(_NOISE.label)

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from pandas.core.groupby import DataFrameGroupBy
 
-from reports.charts import NOISE_CAPTION, noise_scale
 from reports.content import Table, rows
+from reports.noise import LARGEST_ERROR, NOISE_CAPTION, WHOLE, NoiseScale, noise_scales
 from reports.prose import (
     accuracy_text,
     axis_words,
@@ -175,17 +175,28 @@ def _points(study: StudyData, **values: pd.Series) -> DataFrameGroupBy:
 
 
 def noise_table(study: StudyData) -> Table:
-    """Over the whole training; a trial whose batch was never cut into equal micro-batches has none."""
-    measured = [
-        {
-            "trial": trial.name,
-            "target batch size": trial.config.target_batch_size,
-            "noise scale (examples)": f"{scale:,.0f}",
-        }
-        for trial in study.trials.values()
-        if not math.isnan(scale := noise_scale(trial))
-    ]
-    return Table("Gradient noise scale", pd.DataFrame(measured), NOISE_CAPTION)
+    """A row per trial whose noise was measured, over its whole training and over each half of it."""
+    shown = []
+    for trial in study.trials.values():
+        scales = noise_scales(trial)
+        if scales[WHOLE].windows != 0:
+            sizes = {"trial": trial.name, "target batch size": trial.config.target_batch_size}
+            shown.append(sizes | {name: _noise_text(scale) for name, scale in scales.items()})
+    note = (
+        f"In examples, with the number of measured windows. – where the standard error is "
+        f"{LARGEST_ERROR:.0%} of the value or more. {NOISE_CAPTION}"
+    )
+    return Table("Gradient noise scale", pd.DataFrame(shown), note)
+
+
+def _noise_text(scale: NoiseScale) -> str:
+    """``1,234 [900, 2,000], 39 windows``; an earlier version kept neither the interval nor the number."""
+    value = "–" if math.isnan(scale.value) else f"{scale.value:,.0f}"
+    if math.isnan(scale.windows):
+        return f"{value} [unknown]"
+    if not math.isnan(scale.value):
+        value += f" [{scale.interval.low:,.0f}, {scale.interval.high:,.0f}]"
+    return f"{value}, {scale.windows:.0f} window{'' if scale.windows == 1 else 's'}"
 
 
 def runs_table(study: StudyData, store: StudyStore) -> Table:

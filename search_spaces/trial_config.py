@@ -41,6 +41,7 @@ _ALWAYS_IN_HASH = frozenset(
     "model target_batch_size epochs seed optimizer weight_decay scheduler warmup_ratio head_dropout engine "
     "precision max_length split_seed dataset_digest".split()
 )
+_NOISE_UNIT = 64  # examples
 _HASHED_AS = {field: key for key, field in RENAMED.items()}
 
 
@@ -87,7 +88,7 @@ class TrialConfig(BaseModel):
     head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     engine: Annotated[str, _one_of("engine", ENGINES)] = "torch"
     precision: Annotated[str, _one_of("precision", PRECISIONS)] = "fp32"
-    # measure the gradient noise in every nth window of an epoch; 0: never
+    # measure the gradient noise once in every n × 64 training examples; 0: never
     noise_every: Annotated[int, Field(ge=0, le=_LARGEST)] = 16
 
     dataset: Text = "stanfordnlp/imdb"
@@ -132,8 +133,13 @@ class TrialConfig(BaseModel):
         """Optimizer steps in one pass over ``train_examples`` examples, the short last one included."""
         return -(-train_examples // self.target_batch_size)
 
-    def measures_noise(self, window: int) -> bool:
-        """Whether the gradient noise is measured in this window of an epoch, counted from 0."""
+    @property
+    def noise_interval(self) -> int:
+        """Training examples from one measurement of the gradient noise to the next; 0: never."""
+        return self.noise_every * _NOISE_UNIT
+
+    def cuts_in_groups(self, window: int) -> bool:
+        """Whether a window of an epoch, counted from 0, is cut into groups (trainables.window_groups)."""
         return self.noise_every > 0 and window % self.noise_every == 0
 
     @property

@@ -15,7 +15,7 @@ from PIL import Image
 import tune_main
 from benchmarks.null_studies import Truth, simulated_study
 from reports import write_report
-from reports.charts import accuracy_pictures, answer_picture, curve_pictures, noise_pictures, noise_scale
+from reports.charts import accuracy_pictures, answer_picture, curve_pictures, noise_pictures
 from reports.content import Gallery, Picture, Section, Table, csv_text
 from reports.sentences import headline
 from reports.study_data import StudyData, read_study
@@ -162,13 +162,6 @@ def test_the_comparisons_are_those_that_the_space_declares(folder):
     assert made["accuracy_deviation"].isna().all()  # one seed
     assert made["sentence"].str.startswith("bert-tiny, ").all()
     assert "comparisons left out" in (folder / "report.md").read_text()
-
-
-def test_the_noise_scale_of_a_training_averages_before_it_divides(study):
-    for trial in study.trials.values():
-        variance, norm = trial.epochs[["gradient_variance", "gradient_norm_squared"]].mean()
-        expected = variance / norm if norm > 0 else float("nan")
-        assert noise_scale(trial) == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_further_metric_has_curves_and_columns(study):

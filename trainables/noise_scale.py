@@ -1,24 +1,28 @@
-"""The simple gradient noise scale tr(Σ)/‖G‖² of McCandlish et al. 2018 (arXiv:1812.06162, appendix A).
+"""The simple gradient noise scale tr(Σ)/‖G‖² of McCandlish et al. 2018 (arXiv:1812.06162, appendix A.1).
 
-G is the true gradient and Σ the covariance of a single example's gradient: where the target batch size
-is far below their ratio a larger batch averages noise away, far above it the larger batch is wasted.
-A window's gradient is a sum over micro-batches anyway, so it is collected here in two or a few groups
-whose disagreement gives unbiased estimates of both terms. The groups are random parts of the window;
-only within a group are examples sorted by length, because micro-batches of short and of long texts are
-not samples of the same thing.
+G is the gradient over all training examples and Σ the covariance of a single example's gradient: where
+the target batch size is far below their ratio a larger batch averages noise away, far above it the
+larger batch is wasted. The squared norm of a gradient over n examples has the mean ‖G‖² + tr(Σ)/n. So a
+window's gradient, which is there anyway, and those of two small parts of it, which cost passes of their
+own before the window is accumulated, give unbiased estimates of both terms. Whatever the physical batch
+size, the parts are the same examples, and the update does not know that it was measured.
 
-Assumptions: examples are independent draws; the noise of dropout counts as gradient noise; the plain
-gradient is measured, not Adam's preconditioned step. A diagnostic, not a law.
+Assumptions: the noise of dropout counts as gradient noise; the plain gradient is measured, not Adam's
+preconditioned step. A diagnostic, not a law.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-LARGEST_NEEDED = 64  # physical batch size at which windows are measured where a larger one cannot
+from search_spaces import TrialConfig
+from trainables.batches import derive_seed
+
+PARTS = 2
+LARGEST_PART = 32  # examples: two are one window of the reference batch size
 
 
 class NoiseSample(NamedTuple):
@@ -28,74 +32,68 @@ class NoiseSample(NamedTuple):
     norm_squared: Tensor  # ‖G‖², which may come out negative
 
 
-def measured_cut(examples: int, physical_batch_size: int) -> tuple[int, int]:
-    """How to measure a window: its number of groups, and the examples of a micro-batch.
+def measured_windows(config: TrialConfig, examples: int, epoch: int) -> set[int]:
+    """The windows, counted from 0, that are measured in an epoch over ``examples`` examples.
 
-    What memory has room for must not decide what is measured: a window that would be one micro-batch, or
-    ragged ones, is cut as at a physical batch size of 64. One group where that is impossible too.
+    They hold the examples that stand ``config.noise_interval`` apart from a seeded place on, so that
+    trials of one seed are measured at the same places whatever their target batch size: once in every
+    epoch at least, and a window only once. A short last window is measured where there is no other.
     """
-    for size in (physical_batch_size, min(physical_batch_size, LARGEST_NEEDED)):
-        micro_batches, rest = divmod(examples, size)
-        if micro_batches > 1 and not rest:
-            # equal groups, and few of them: the larger a group, the less padding its micro-batches need
-            return next(n for n in range(2, micro_batches + 1) if micro_batches % n == 0), size
-    return 1, physical_batch_size
+    if not config.noise_interval:
+        return set()
+    size = config.target_batch_size
+    whole = examples // size * size or examples
+    first = derive_seed(config.seed, "noise", epoch) % min(config.noise_interval, whole)
+    return {place // size for place in range(first, whole, config.noise_interval)}
 
 
-class GradientGroups:
-    """Collects the gradient of one window group by group.
+def window_parts(window: Tensor) -> Sequence[Tensor]:
+    """Two equal parts of a window, (n,), that share no example; none where it has only one.
 
-    Call ``after_backward`` after every micro-batch; after the last one ``.grad`` holds the gradient of
-    the whole window, as if nothing had happened, and ``sample`` is set. Costs a second set of gradients
-    in memory while the window lasts. With one group there is nothing to compare: ``sample`` stays None.
+    Windows are in random order before they are sorted by length, so their first examples are a random part.
     """
+    size = min(len(window) // PARTS, LARGEST_PART)
+    return window[: PARTS * size].split(size) if size else ()
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], groups: int, micro_batches: int, examples: int
-    ) -> None:
-        self.sample: NoiseSample | None = None
-        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        self._groups = groups
-        self._group_steps = micro_batches // groups
-        self._examples = examples
-        self._seen = 0
-        self._collected: list[Tensor] = []
-        self._norms_squared: list[Tensor] = []
 
-    def after_backward(self) -> None:
-        """Take note of a micro-batch whose loss, over the window's examples, has been differentiated."""
-        self._seen += 1
-        if self._groups == 1 or self._seen % self._group_steps:
-            return
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
-        self._norms_squared.append(get_total_norm(gradients) ** 2)
-        if self._collected:
-            torch._foreach_add_(self._collected, gradients)
-        else:
-            self._collected = gradients
-        is_last = len(self._norms_squared) == self._groups
-        for parameter, whole in zip(self._parameters, self._collected, strict=True):
-            parameter.grad = whole if is_last else None
-        if is_last:
-            n = self._groups
-            # a group's loss was divided by the examples of the whole window
-            group = torch.stack(self._norms_squared).mean() * n**2
-            whole = get_total_norm(self._collected) ** 2
-            self.sample = NoiseSample(
-                variance=(group - whole) * self._examples / (n - 1),
-                norm_squared=(n * whole - group) / (n - 1),
-            )
+def squared_norm(model: nn.Module) -> Tensor:
+    """‖.grad‖² over all parameters, () on the device."""
+    return get_total_norm([p.grad for p in model.parameters() if p.grad is not None]) ** 2
+
+
+def noise_sample(
+    whole: Tensor, window: int, parts: Sequence[Tensor], part: int, population: int
+) -> NoiseSample:
+    """What the squared norms of a window's gradient and of its parts' gradients say, () each.
+
+    ``window`` and ``part`` are their examples, and ``population`` those of the training split. A window is
+    drawn from it without replacement, which leaves ‖G‖² too low by tr(Σ)/population; that is added.
+    """
+    mean = torch.stack(list(parts)).mean()
+    variance = (mean - whole) / (1 / part - 1 / window)
+    norm_squared = (window * whole - part * mean) / (window - part)
+    return NoiseSample(variance, norm_squared + variance / population)
 
 
 def noise_metrics(samples: Sequence[NoiseSample]) -> dict[str, float]:
-    """``gradient_variance``, ``gradient_norm_squared`` and their ratio ``noise_scale``, in examples.
+    """Means over the measured windows: the two terms v and g, their ratio, and what its error needs.
 
-    Both terms are averaged before they are divided: the mean of the ratios is biased. Nothing where
-    nothing was measured, and no ratio where ‖G‖² drowns in the noise.
+    ``gradient_variance`` (v) and ``gradient_norm_squared`` (g), averaged before they are divided, because
+    the mean of the ratios is biased; ``noise_scale`` = v/g in examples, absent where ‖G‖² drowns in the
+    noise; ``noise_windows``, how many were measured; and the means ``noise_moment_vv``, ``noise_moment_vg``
+    and ``noise_moment_gg`` of v², v·g and g². Nothing where nothing was measured.
     """
     if not samples:
         return {}
-    variance = float(torch.stack([sample.variance for sample in samples]).mean())
-    norm_squared = float(torch.stack([sample.norm_squared for sample in samples]).mean())
-    metrics = {"gradient_variance": variance, "gradient_norm_squared": norm_squared}
-    return metrics | ({"noise_scale": variance / norm_squared} if norm_squared > 0 else {})
+    terms = torch.stack([torch.stack(sample) for sample in samples]).double().cpu()  # (windows, 2)
+    variance, norm_squared = terms.mean(dim=0).tolist()
+    (vv, vg), (_, gg) = (terms.T @ terms / len(terms)).tolist()
+    return {
+        "gradient_variance": variance,
+        "gradient_norm_squared": norm_squared,
+        **({"noise_scale": variance / norm_squared} if norm_squared > 0 else {}),
+        "noise_windows": len(samples),
+        "noise_moment_vv": vv,
+        "noise_moment_vg": vg,
+        "noise_moment_gg": gg,
+    }

@@ -17,7 +17,15 @@ from trainables.assets import TrialAssets
 from trainables.batches import TokenTensors, derive_seed, epoch_windows
 from trainables.checkpoint import Checkpoint, CorruptCheckpointError, Weights
 from trainables.evaluation import evaluate
-from trainables.noise_scale import GradientGroups, NoiseSample, measured_cut, noise_metrics
+from trainables.noise_scale import (
+    NoiseSample,
+    measured_windows,
+    noise_metrics,
+    noise_sample,
+    squared_norm,
+    window_parts,
+)
+from trainables.window_groups import GradientGroups, grouped_cut
 
 CURVE_POINTS_PER_EPOCH = 50
 
@@ -34,8 +42,8 @@ class Trial:
     ``history`` holds a report per finished epoch: ``epoch``, ``reported_at`` (ms since 1970),
     ``train_loss``, ``train_acc``, ``val_<metric>`` for each metric of ``evaluation.METRICS``,
     ``examples_per_second``, ``epoch_seconds``, ``physical_batch_size`` as it was at the epoch's end,
-    ``step_curve``, rows of (optimizer step, loss, accuracy, learning rate), and, where it could be
-    measured, ``noise_scale`` with its two terms.
+    ``step_curve``, rows of (optimizer step, loss, accuracy, learning rate), and, where noise
+    was measured, the ``noise_metrics``.
 
     ``physical_batch_size`` starts as the configuration's and is halved where memory runs out. The
     target batch size, the steps and the learning rates stay what they are.
@@ -91,9 +99,11 @@ class Trial:
         self.model.train()
         with torch.random.fork_rng(devices=[self.device] if on_gpu else []):
             windows = epoch_windows(len(self.train), config.target_batch_size, config.seed, epoch)
+            measured = measured_windows(config, len(self.train), epoch)
             for number, window in enumerate(windows):
                 dropout_seed = derive_seed(config.seed, "dropout", epoch, number)
-                result, sample = self.accumulate(window, dropout_seed, config.measures_noise(number))
+                cut = config.cuts_in_groups(number)
+                result, sample = self.accumulate(window, dropout_seed, number in measured, cut)
                 self._update()
                 steps.append(result)
                 if sample:
@@ -126,25 +136,39 @@ class Trial:
         return report
 
     def accumulate(
-        self, window: Tensor, dropout_seed: int, measure: bool
+        self, window: Tensor, dropout_seed: int, measure: bool, cut_in_groups: bool = False
     ) -> tuple[StepResult, NoiseSample | None]:
         """Accumulate the gradient of ``window``, indices of training examples, (n,) int64 on the CPU.
 
         Changes no weight. Where memory runs out the window is repeated from its start, with the same
         dropout seed, at half the physical batch size, which then stays. With ``measure`` the gradient's
-        noise comes with it, where it can be measured.
+        noise comes with it, if the window has two examples, and the gradient stays the same.
         """
         physical = min(self.physical_batch_size, len(window))
         while True:
-            groups, size = measured_cut(len(window), physical) if measure else (1, physical)
-            torch.manual_seed(dropout_seed)
+            groups, size = grouped_cut(len(window), physical) if cut_in_groups else (1, physical)
             try:
+                parts = window_parts(window) if measure else ()
+                norms = self._squared_norms(parts, physical, derive_seed(dropout_seed, "noise"))
+                torch.manual_seed(dropout_seed)
                 micro_batches = self.train.batches(window, size, groups)
-                noise = GradientGroups(self.model.parameters(), groups, len(micro_batches), len(window))
-                step = self.engine.accumulate(micro_batches, noise.after_backward)
-                return step, noise.sample
+                summed = GradientGroups(self.model.parameters(), groups, len(micro_batches))
+                step = self.engine.accumulate(micro_batches, summed.after_backward)
+                if not norms:
+                    return step, None
+                whole, part = squared_norm(self.model), len(parts[0])
+                return step, noise_sample(whole, len(window), norms, part, len(self.train))
             except Exception as error:
                 physical = self.physical_batch_size = half_after(error, physical)
+
+    def _squared_norms(self, parts: Sequence[Tensor], physical: int, dropout_seed: int) -> list[Tensor]:
+        """‖gradient‖² of the mean loss over each part of a window, () each on the device."""
+        torch.manual_seed(dropout_seed)
+        norms = []
+        for part in parts:
+            self.engine.accumulate(self.train.batches(part, physical))
+            norms.append(squared_norm(self.model))
+        return norms
 
     def _update(self) -> None:
         try:

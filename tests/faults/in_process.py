@@ -80,7 +80,7 @@ def exhausted_memory(assets: TrialAssets, count: int, rng: random.Random) -> Res
     """Run out of memory in a random pass; the result must be that of a trial told to halve there."""
     for _ in range(count):
         moment, engine = rng.randrange(2 * PASSES), rng.choice(["torch", "accelerate"])
-        starved, told = (new_trial(assets, epochs=2, engine=engine) for _ in range(2))
+        starved, told = (new_trial(assets, epochs=2, engine=engine, noise_every=0) for _ in range(2))
         _starve(starved, moment)
         epoch, position = divmod(moment, PASSES)
         _halve(told, epoch * WINDOWS + position // WINDOWS)
@@ -105,9 +105,9 @@ def _halve(trial: Trial, window: int) -> None:
     """Set the size that a starved trial ends with, in the window where it starved."""
     accumulate, windows = trial.accumulate, itertools.count()
 
-    def halved(examples: torch.Tensor, dropout_seed: int, measure: bool):
+    def halved(examples: torch.Tensor, *how: object):
         if next(windows) == window:
             trial.physical_batch_size = min(trial.physical_batch_size, len(examples)) // 2
-        return accumulate(examples, dropout_seed, measure)
+        return accumulate(examples, *how)
 
     trial.accumulate = halved  # type: ignore[method-assign]

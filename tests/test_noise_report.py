@@ -1,0 +1,180 @@
+"""The noise scale in the report: intervals against brute force and known truths, and what is shown."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.null_studies import Truth, simulated_study
+from reports.charts import noise_pictures
+from reports.noise import (
+    HALVES,
+    WHOLE,
+    fieller_interval,
+    from_moments,
+    noise_scale,
+    noise_scales,
+    relative_error,
+)
+from reports.study_data import StudyData
+from reports.tables import noise_table
+
+
+def moments(terms):
+    """What an epoch reports of its windows' terms, (windows, 2), computed from the definition."""
+    v, g = np.asarray(terms, dtype=float).T
+    report = {"gradient_variance": v.mean(), "gradient_norm_squared": g.mean(), "noise_windows": len(v)}
+    return report | {
+        "noise_moment_vv": (v * v).mean(),
+        "noise_moment_vg": (v * g).mean(),
+        "noise_moment_gg": (g * g).mean(),
+    }
+
+
+def epochs(*windows):
+    table = pd.DataFrame([moments(terms) for terms in windows], index=range(1, len(windows) + 1))
+    return table.assign(noise_scale=table["gradient_variance"] / table["gradient_norm_squared"])
+
+
+def drawn_terms(rng, studies, windows, batch, scale):
+    """Terms (studies, windows, 2) whose truth is known: two parts of 32, dropout and drift aside.
+
+    Gradients have 60 independent parts of unequal variance; tr(Σ) is 1 and ‖G‖² is 1/scale.
+    """
+    sizes = np.arange(1, 61) ** -0.5
+    sizes, mean = sizes / sizes.sum(), np.full(60, (1 / scale / 60) ** 0.5)
+    shape = (studies, windows, 60)
+    parts = [mean + rng.standard_normal(shape) * np.sqrt(sizes / 32) for _ in range(2)]
+    rest = batch - 64
+    other = mean + rng.standard_normal(shape) * np.sqrt(sizes / rest) if rest else 0
+    whole = np.square((32 * parts[0] + 32 * parts[1] + rest * other) / batch).sum(axis=2)
+    part = sum(np.square(each).sum(axis=2) for each in parts) / 2
+    v = (part - whole) / (1 / 32 - 1 / batch)
+    return np.stack([v, (batch * whole - 32 * part) / (batch - 32)], axis=2)
+
+
+def estimated(terms):
+    """The noise scale of one training, from its windows' terms."""
+    v, g = terms.T
+    return from_moments(len(v), [each.mean() for each in (v, g, v * v, v * g, g * g)])
+
+
+def jackknife_error(terms):
+    """Of the ratio of means: every window is left out once."""
+    ratios = [np.divide(*np.delete(terms, left_out, axis=0).mean(axis=0)) for left_out in range(len(terms))]
+    return math.sqrt((len(terms) - 1) * np.var(ratios))
+
+
+def test_the_error_is_that_of_a_jackknife_by_brute_force():
+    for terms in drawn_terms(np.random.default_rng(0), 20, 40, 64, 50.0):
+        v, g = terms.mean(axis=0)
+        error = relative_error(v, g, np.cov(terms.T) / len(terms)) * v / g
+        assert error == pytest.approx(jackknife_error(terms), rel=0.02)
+
+
+def test_moments_of_several_epochs_say_what_all_windows_say_together():
+    """Fieller's ends are where v − r·g, computed window by window, has exactly the critical t."""
+    terms = drawn_terms(np.random.default_rng(1), 1, 12, 256, 100.0)[0]
+    found = noise_scale(epochs(terms[:3], terms[3:4], terms[4:]))
+    assert found.windows == 12
+    assert found.value == pytest.approx(terms[:, 0].sum() / terms[:, 1].sum())
+    for end in found.interval:
+        differences = terms @ [1, -end]
+        t = differences.mean() / (differences.std(ddof=1) / math.sqrt(12))
+        assert abs(t) == pytest.approx(2.20098516, rel=1e-6)  # the 97.5 % point with 11 degrees of freedom
+
+
+def test_fiellers_interval_is_the_usual_one_where_the_denominator_is_known():
+    low, high = fieller_interval(6.0, 2.0, np.diag([0.25, 0.0]), freedom=1e9)
+    assert (low, high) == pytest.approx((3 - 1.959964 / 4, 3 + 1.959964 / 4), abs=1e-6)
+    assert math.isnan(fieller_interval(6.0, 2.0, np.diag([0.25, 1.1]), freedom=1e9).high)  # 2 < 1.96 · 1.05
+
+
+@pytest.mark.parametrize(
+    ("batch", "scale", "windows"), [(64, 50, 8), (64, 300, 40), (256, 300, 16), (1024, 3000, 16)]
+)
+def test_intervals_cover_a_known_noise_scale(batch, scale, windows):
+    """Those that are shown: within 1.5 points of 95 % or, where hiding the worst helps, above."""
+    studies = drawn_terms(np.random.default_rng(batch + windows), 1500, windows, batch, scale)
+    found = [estimated(terms) for terms in studies]
+    shown = [each for each in found if not math.isnan(each.value)]
+    covered = np.mean([each.interval.low <= scale <= each.interval.high for each in shown])
+    assert len(shown) > 0.9 * len(found)
+    assert 0.935 <= covered <= 0.98
+
+
+def test_a_symmetric_interval_from_the_jackknife_would_miss_too_often():
+    """Where few windows are measured and ‖G‖² is near its noise, it lies too low."""
+    scale, hits = 300, {"jackknife": [], "fieller": []}
+    for terms in drawn_terms(np.random.default_rng(2), 1500, 16, 64, scale):
+        found = estimated(terms)
+        if math.isnan(found.value):
+            continue
+        hits["fieller"].append(found.interval.low <= scale <= found.interval.high)
+        hits["jackknife"].append(abs(found.value - scale) <= 2.131 * jackknife_error(terms))
+    assert np.mean(hits["fieller"]) > 0.935
+    assert np.mean(hits["jackknife"]) < 0.9
+
+
+def test_what_means_nothing_is_not_a_number_and_windows_are_counted():
+    unknown = {
+        "one window": [(3.0, 1.0)],
+        "‖G‖² negative": [(3.0, -1.0), (3.0, -1.1), (3.0, -1.2)],
+        "an error of half the value": [(3.0, 2.2), (3.0, 0.1), (3.0, 0.1), (3.0, 1.0)],
+        "two windows that differ": [(3.0, 1.0), (3.0, 0.5)],
+    }
+    for terms in unknown.values():
+        found = noise_scale(epochs(terms))
+        assert math.isnan(found.value)
+        assert math.isnan(found.interval.high)
+        assert found.windows == len(terms)
+    assert noise_scale(pd.DataFrame(index=[1, 2])).windows == 0
+
+
+def trial_with(table):
+    study = simulated_study(Truth(), np.random.default_rng(0))
+    name, trial = next(iter(study.trials.items()))
+    trial = replace(trial, epochs=table)
+    return StudyData(study.plan, {name: trial}), trial
+
+
+def test_halves_leave_out_the_middle_of_an_odd_number_of_epochs():
+    known = [(3.0, 1.0), (3.1, 1.0), (3.2, 1.1)]
+    late = [(10 * v, g) for v, g in known]
+    study, trial = trial_with(epochs(known, known, [(1e6, 1e-6)] * 2, late, late))
+    scales = noise_scales(trial)
+    assert [scales[half].windows for half in HALVES] == [6, 6]
+    assert [scales[half].value for half in HALVES] == pytest.approx([3.0, 30.0])
+    row = noise_table(study).frame.iloc[0]
+    assert row["first half"].startswith("3 [3, 3], 6 windows")
+    assert row["last half"].startswith("30 [")
+    assert row[WHOLE] == "–, 14 windows"
+    assert [picture.name for picture in noise_pictures(study)] == [
+        "tiny_noise_scale",
+        "tiny_noise_scale_by_epoch",
+    ]
+    one_epoch = noise_scales(replace(trial, epochs=epochs(known)))
+    assert [one_epoch[part].windows for part in (WHOLE, *HALVES)] == [3, 0, 0]
+
+
+def test_a_study_of_an_earlier_version_has_ratios_without_intervals():
+    terms = ["gradient_variance", "gradient_norm_squared", "noise_scale"]
+    table = epochs([(3.0, 1.0)], [(5.0, 3.0)])
+    for earlier in (table[terms], table.assign(noise_windows=[math.nan, 1])):  # wholly, or begun by one
+        study, _ = trial_with(earlier)
+        assert noise_table(study).frame.iloc[0][WHOLE] == "2 [unknown]"
+        assert len(list(noise_pictures(study))) == 2
+
+
+def test_where_nothing_was_measured_there_is_no_row_and_no_picture():
+    study, _ = trial_with(pd.DataFrame({"val_acc": [0.5, 0.6]}, index=[1, 2]))
+    assert noise_table(study).frame.empty
+    assert list(noise_pictures(study)) == []
+
+
+def test_a_noise_scale_that_is_nowhere_known_is_a_dash_and_no_point():
+    study, _ = trial_with(epochs([(3.0, -1.0)], [(3.0, -1.0)]).drop(columns="noise_scale"))
+    assert noise_table(study).frame.iloc[0][WHOLE] == "–, 2 windows"
+    assert list(noise_pictures(study)) == []
