@@ -37,6 +37,7 @@ class StoredPlan(BaseModel):
     question: str
     dataset: DatasetFacts
     cells: list[StoredCell]  # of a search: what confirms its best, empty before
+    budget: str = "examples"  # what all cells spend alike
     baselines: dict[str, str | int] = {}
     search: SearchSpace | None = None
     metrics: dict[str, str] = {"loss": "cross entropy (nats)", "acc": "accuracy"}  # name -> axis label
@@ -66,7 +67,7 @@ class TrialData:
     config: TrialConfig
     scaling_rules: tuple[str, ...]  # of the cells it serves
     metrics: Mapping[str, float]
-    epochs: pd.DataFrame  # index: epoch, from 1; a column per metric
+    epochs: pd.DataFrame  # index: evaluation, from 1; a column per metric
     steps: pd.DataFrame  # index: optimizer step, from 1; a column per metric
     predictions: Mapping[str, pd.DataFrame]  # "best", "last" -> row_id, label, prediction, probability
     tags: Mapping[str, str] = field(default_factory=dict)  # hardware, versions, gpus_per_trial
@@ -76,9 +77,22 @@ class TrialData:
         return len(self.predictions) == 2
 
     @property
-    def best_epoch(self) -> int:
-        """The epoch of the highest val_acc, from 1; 0 where the trial has not come to it."""
-        return int(self.metrics.get("best_epoch", 0))
+    def best_evaluation(self) -> int:
+        """The evaluation of the highest val_acc, from 1; 0 where the trial has not come to it."""
+        return int(
+            self.metrics.get("best_evaluation", self.best_epoch)
+        )  # earlier versions: after every epoch
+
+    @property
+    def best_epoch(self) -> float:
+        """The epochs trained at the best evaluation; 0 where the trial has not come to it."""
+        return self.metrics.get("best_epoch", 0.0)
+
+    def by_epoch(self, name: str) -> pd.Series:
+        """A metric of the evaluations over the epochs trained, without those that lack it."""
+        values = self.epochs.get(name, pd.Series(dtype=float)).dropna()
+        numbers = pd.Series(self.epochs.index, self.epochs.index, dtype=float)  # as best_evaluation
+        return values.set_axis(self.epochs.get("epoch", numbers).fillna(numbers)[values.index])
 
     @property
     def rules(self) -> str:
@@ -177,7 +191,7 @@ def _trial(cells: Sequence[TrialConfig], run: TrialRun) -> TrialData:
         config=cells[0],
         scaling_rules=tuple(cell.scaling_rule for cell in cells),
         metrics=run.metrics,
-        epochs=run.epochs(),
+        epochs=run.evaluations(),
         steps=run.steps(),
         predictions={which: run.predictions(which) for which in ("best", "last")} if run.is_tested else {},
         tags=run.tags,
@@ -191,8 +205,10 @@ def _check_results(trials: Iterable[TrialData], classes: int) -> None:
         for name, value in trial.metrics.items():
             if name.endswith("_acc") and not 0 <= value <= 1:
                 raise UserError(f"{name} of {trial.name} in MLflow is {value}, which is no accuracy")
-        if not 1 <= trial.metrics.get("best_epoch", 1) < math.inf:
+        if not 0 < trial.metrics.get("best_epoch", 1) < math.inf:
             raise UserError(f"best_epoch of {trial.name} in MLflow is no epoch")
+        if not 1 <= trial.metrics.get("best_evaluation", 1) < math.inf:
+            raise UserError(f"best_evaluation of {trial.name} in MLflow is no evaluation")
         for frame in trial.predictions.values():
             if not frame[["label", "prediction"]].isin(range(classes)).all(axis=None):
                 raise UserError(f"the predictions of {trial.name} in MLflow name unknown classes")

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from errors import UserError, unknown
 from search_spaces.trial_config import TrialConfig
 
+BUDGETS = ("examples", "steps")
 AXES = ("model", "target_batch_size", "scaling_rule", "seed")
 
 
@@ -16,7 +18,9 @@ class Space:
 
     ``settings`` are the TrialConfig fields that every cell shares where they differ from the defaults.
     ``baselines`` says which differences the question is about: an axis, and the value on it that every
-    other value is compared with, all else equal.
+    other value is compared with, all else equal. ``budget`` is what all cells spend alike: the examples of
+    ``epochs`` epochs, or the optimizer steps that those take at the reference batch size. Raises
+    UserError for another one.
     """
 
     name: str
@@ -26,7 +30,14 @@ class Space:
     scaling_rules: tuple[str, ...]
     seeds: tuple[int, ...] = (42,)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    budget: str = "examples"
     baselines: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.budget not in BUDGETS:
+            raise unknown("budget", self.budget, BUDGETS)
+        if "steps" in self.settings:
+            raise UserError('a space sets no steps: give it budget="steps", and epochs in its settings')
 
     def axis_values(self, axis: str) -> tuple[Any, ...]:
         """The values of ``model``, ``target_batch_size``, ``scaling_rule`` or ``seed``, as listed."""

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -63,6 +63,15 @@ Text = Annotated[str, Field(min_length=1), AfterValidator(_text)]
 Count = Annotated[int, Field(gt=0, le=_LARGEST)]
 
 
+class Position(NamedTuple):
+    """Where in training an evaluation is."""
+
+    evaluation: int  # counted from 1
+    step: int  # optimizer steps taken
+    examples: int  # training examples seen
+    epoch: int | float  # passes over the training examples: an int where they are whole
+
+
 class TrialConfig(BaseModel):
     """One fully resolved configuration, trained once. Sizes are in examples, lengths in tokens.
 
@@ -79,6 +88,8 @@ class TrialConfig(BaseModel):
     reference_batch_size: Count = 64
     physical_batch_size: Count = 64
     epochs: Count = 5
+    steps: Count | None = None  # optimizer steps where they are not the epochs'; the plan sets them
+    evaluations: Count | None = None  # None: as many as epochs, after each where those are the budget
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     optimizer: Annotated[str, _one_of("optimizer", OPTIMIZERS)] = "adam"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -102,6 +113,8 @@ class TrialConfig(BaseModel):
     dataset_digest: Annotated[str, AfterValidator(_text)] = ""
 
     def __init__(self, **values: Any) -> None:
+        if values.get("evaluations") == values.get("epochs", type(self).model_fields["epochs"].default):
+            values["evaluations"] = None  # what means the same is written, and hashed, in one way
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -131,6 +144,50 @@ class TrialConfig(BaseModel):
     def steps_per_epoch(self, train_examples: int) -> int:
         """Optimizer steps in one pass over ``train_examples`` examples, the short last one included."""
         return -(-train_examples // self.target_batch_size)
+
+    def total_steps(self, train_examples: int) -> int:
+        """The budget in optimizer steps."""
+        return self.steps or self.epochs * self.steps_per_epoch(train_examples)
+
+    @property
+    def evaluation_count(self) -> int:
+        """How often the trial is evaluated, at equal fractions of its budget."""
+        return self.evaluations or self.epochs
+
+    def evaluation_step(self, evaluation: int, train_examples: int) -> int:
+        """The optimizer steps taken at an evaluation, counted from 1; 0 at 0.
+
+        k/K of all steps, to the nearest whole one and upwards from the middle between two: k whole epochs
+        where they are the budget and K their number.
+        """
+        steps, count = self.total_steps(train_examples), self.evaluation_count
+        return (2 * evaluation * steps + count) // (2 * count)
+
+    def examples_seen(self, step: int, train_examples: int) -> int:
+        """Training examples in the first ``step`` windows, of which the last of each epoch may be short."""
+        epochs, windows = divmod(step, self.steps_per_epoch(train_examples))
+        return epochs * train_examples + windows * self.target_batch_size
+
+    def position(self, evaluation: int, train_examples: int) -> "Position":
+        """Where in training an evaluation is."""
+        step = self.evaluation_step(evaluation, train_examples)
+        examples = self.examples_seen(step, train_examples)
+        epochs, rest = divmod(examples, train_examples)
+        epoch = examples / train_examples if rest else epochs
+        return Position(evaluation, step, examples, epoch)
+
+    def last_window(self, train_examples: int) -> int:
+        """The examples of the last window of an epoch."""
+        return (train_examples - 1) % self.target_batch_size + 1
+
+    def check_evaluations(self, train_examples: int) -> None:
+        """Raise UserError where there are more evaluations than steps."""
+        steps, batch = self.total_steps(train_examples), self.target_batch_size
+        if self.evaluation_count > steps:
+            raise UserError(
+                f"{self.evaluation_count} evaluations are more than the {steps} steps at target batch "
+                f"size {batch}: give --evaluations {steps} or fewer, or more --epochs"
+            )
 
     def measures_noise(self, window: int) -> bool:
         """Whether the gradient noise is measured in this window of an epoch, counted from 0."""
@@ -172,6 +229,13 @@ class TrialConfig(BaseModel):
     def from_stored(cls, values: Mapping[str, Any]) -> "TrialConfig":
         """Build from what any version of this program stored: old keys are read, new ones may be absent."""
         return cls(**{RENAMED.get(str(name), str(name)): value for name, value in values.items()})
+
+
+def epoch_text(epoch: float) -> str:
+    """Epochs for people: ``5``, ``79.5``, ``0.25``."""
+    if epoch % 1 == 0:
+        return f"{epoch:.0f}"
+    return f"{epoch:.1f}" if epoch > 1 else f"{epoch:.2g}"
 
 
 def model_name(model: str) -> str:

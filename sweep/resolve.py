@@ -34,6 +34,8 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space | Search
     settings["physical_batch_size"] = _physical_batch_size(options.physical_batch_size)
     settings["precision"] = _precision(options, bf16_available)
     if isinstance(space, SearchSpace):
+        if options.budget == "steps":
+            raise UserError("--budget steps is for a grid: a search compares trials at equal examples")
         check_copy(options)
         return _narrowed(space, options, settings)
     for name in _SEARCH_OPTIONS:
@@ -48,6 +50,7 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space | Search
         scaling_rules=tuple(options.scaling_rules or space.scaling_rules),
         seeds=tuple(options.seeds or space.seeds),
         settings=settings,
+        budget=options.budget or space.budget,
     )
     check_distinct(space)
     space.cells()  # every TrialConfig is validated here, before anything is loaded

@@ -121,7 +121,7 @@ def test_a_trial_reports_what_its_examples_gradients_give(assets):
     )
     trial = Trial(config, assets["bert-tiny"], CPU)
     fresh = Trial(config, assets["bert-tiny"], CPU)
-    report = trial.run_epoch()
+    report = trial.run_to_evaluation()
     window = next(epoch_windows(len(fresh.train), 192, config.seed, 1))
     halves = []
     for half in window.split(96):
