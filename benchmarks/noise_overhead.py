@@ -3,7 +3,7 @@
     python -m benchmarks.noise_overhead [--model M] [--dataset D] [--targets N …] [--windows N]
 
 Every window is stepped on both ways, in alternating order, on one core; CPU seconds, so that other work
-on the machine matters little. In training a window is measured in every ``noise_every`` × 64 examples.
+on the machine matters little. In training a window is measured in every ``noise_every`` × 256 examples.
 """
 
 import argparse

@@ -39,7 +39,7 @@ _MARKERS = "os^DvP"
 
 
 class _Curve(NamedTuple):
-    """A kind of line chart: a column of the epochs or steps over ``step``, ``examples`` or ``epoch``."""
+    """A line chart: a column of the evaluations or steps over ``step``, ``examples`` or ``epoch``."""
 
     name: str
     column: str
@@ -94,13 +94,12 @@ def _lines(study: StudyData, model: str, curve: _Curve) -> list[tuple[TrialData,
     """The curve of each trial that has logged it."""
     lines, examples = [], study.plan.dataset.sizes["train"]
     for trial in study.trials_of(model):
-        table = trial.epochs if curve.over == "epoch" else trial.steps
-        if curve.column not in table:
-            continue
-        line = table[curve.column].dropna()
-        if curve.over == "examples":  # the last window of an epoch may be short
-            epochs, rest = divmod(line.index, trial.config.steps_per_epoch(examples))
-            line = line.set_axis(epochs * examples + rest * trial.config.target_batch_size)
+        if curve.over == "epoch":
+            line = trial.by_epoch(curve.column)
+        else:
+            line = trial.steps.get(curve.column, pd.Series(dtype=float)).dropna()
+        if curve.over == "examples":
+            line = line.set_axis([trial.config.examples_seen(step, examples) for step in line.index])
         if not line.empty:
             lines.append((trial, line))
     return lines
@@ -119,11 +118,12 @@ def _line_picture(
             axes.plot(line.index, line, color=colour, alpha=0.18, linewidth=0.8)
             line = line.rolling(max(1, len(line) // _SMOOTHING), center=True, min_periods=1).mean()
         axes.plot(line.index, line, linewidth=1.7, **style)
-        if curve.caption == _BEST and trial.best_epoch in line.index:
-            axes.plot([trial.best_epoch], [line[trial.best_epoch]], "o", color=colour, markersize=6)
+        best = trial.best_epoch
+        if curve.caption == _BEST and best in line.index:
+            axes.plot([best], [line[best]], "o", color=colour, markersize=6)
     axes.set_xlabel(_X_LABELS[curve.over])
     axes.set_ylabel(curve.label)
-    if curve.over == "epoch":
+    if curve.over == "epoch" and all(line.index[-1] >= 1 for _, line in lines):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if curve.over == "step":
         axes.set_xscale("log")

@@ -9,6 +9,7 @@ import numpy as np
 from reports.content import rows
 from reports.study_data import StudyData
 from search_spaces.space import GRID
+from search_spaces.trial_config import epoch_text
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,12 @@ def planned_comparisons(study: StudyData) -> list[Comparison]:
 
 def epoch_comparisons(study: StudyData) -> list[Comparison]:
     """The last epoch against the best epoch of each tested trial where they are not the same."""
-    found = []
+    found, examples = [], study.plan.dataset.sizes["train"]
     for trial_hash, trial in study.trials.items():
-        config, best = trial.config, trial.best_epoch
-        if not trial.is_tested or best == config.epochs:
+        config = trial.config
+        if not trial.is_tested or trial.best_evaluation == config.evaluation_count:
             continue
+        best, last = trial.best_epoch, config.position(config.evaluation_count, examples).epoch
         fixed: dict[str, Any] = {
             "model": config.model_name,
             "target_batch_size": config.target_batch_size,
@@ -60,10 +62,8 @@ def epoch_comparisons(study: StudyData) -> list[Comparison]:
         }
         if len(study.axis_values("seed")) > 1:
             fixed["seed"] = config.seed
-        last, trials = f"{config.epochs} (last)", (trial_hash,)
-        found.append(
-            Comparison("epoch", last, f"{best} (best)", fixed, trials, trials, epochs=("last", "best"))
-        )
+        names, trials = (f"{epoch_text(last)} (last)", f"{epoch_text(best)} (best)"), (trial_hash,)
+        found.append(Comparison("epoch", *names, fixed, trials, trials, epochs=("last", "best")))
     return found
 
 

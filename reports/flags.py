@@ -154,7 +154,7 @@ def short_training_flags(study: StudyData) -> list[str]:
     half_life = math.log(2) / (1 - optimizer.beta2)
     examples = study.plan.dataset.sizes["train"]
     configs = [trial.config for trial in study.trials.values()]
-    steps = {c.target_batch_size: c.epochs * c.steps_per_epoch(examples) for c in configs}
+    steps = {c.target_batch_size: c.total_steps(examples) for c in configs}
     short = [f"{counted(n, 'step')} at {batch}" for batch, n in sorted(steps.items()) if n < half_life]
     if not short:
         return []
@@ -179,9 +179,9 @@ def rising_flags(study: StudyData) -> list[str]:
 
 
 def _is_still_rising(trial: TrialData) -> bool:
-    """Whether the best epoch is the last of several, and better than the one before it."""
-    last = trial.config.epochs
-    if last < 2 or trial.best_epoch != last or not {last - 1, last} <= set(trial.epochs.index):
+    """Whether the best evaluation is the last of several, and better than the one before it."""
+    last = trial.config.evaluation_count
+    if last < 2 or trial.best_evaluation != last or not {last - 1, last} <= set(trial.epochs.index):
         return False
     val_acc = trial.epochs["val_acc"]
     return bool(val_acc.loc[last] > val_acc.loc[last - 1])

@@ -16,12 +16,14 @@ from reports.prose import accuracy_text, cell_text, counted, learning_rate_text,
 from reports.study_data import StudyData
 from search_spaces import TrialConfig
 from search_spaces.search_space import COMPLETE, DIVERGED, STOPPED, Choice, LogUniform, Outcome, SearchSpace
+from search_spaces.trial_config import epoch_text
 from tracking.study_store import StudyRuns
 
 _SHOWN = 10  # of the best trials
 _EDGE = 0.02  # of a range: what lies nearer to its end is at the edge
 # of the command that trains the best again: options of their own, and what it says otherwise or not at all
-_OPTIONS = "dataset text_column label_column max_length train_size eval_size epochs base_lr engine".split()
+_DATA = "dataset text_column label_column max_length train_size eval_size".split()
+_OPTIONS = [*_DATA, "epochs", "evaluations", "base_lr", "engine"]
 _SAID = "model target_batch_size scaling_rule seed precision physical_batch_size dataset_digest".split()
 
 
@@ -42,8 +44,11 @@ class SearchData:
         accuracies = [outcome.val_accs if outcome else () for outcome in self.outcomes]
         found["state"] = [outcome.state if outcome else "" for outcome in self.outcomes]
         found["best_val_acc"] = [max(each, default=math.nan) for each in accuracies]
+        between = [c.epochs / c.evaluation_count for c in map(self.config, range(len(self.values)))]
         found["best_epoch"] = [each.index(max(each)) + 1 if each else 0 for each in accuracies]
         found["epochs"] = [len(each) for each in accuracies]
+        for name in ("best_epoch", "epochs"):  # to the next whole step of the optimizer
+            found[name] *= between
         return found
 
     @property
@@ -94,7 +99,7 @@ def headline(search: SearchData, confirmation: StudyData) -> list[str]:
         return [f"Of {counted(search.ended, 'trial')} that have ended none came to its last epoch."]
     trials, best = search.space.trials, search.best
     named = ", ".join(f"{name} {_text(getattr(best, name))}" for name in search.space.parameters)
-    found = f"val_acc {accuracy_text(best.best_val_acc)} at epoch {best.best_epoch}"
+    found = f"val_acc {accuracy_text(best.best_val_acc)} at epoch {epoch_text(best.best_epoch)}"
     if search.ended < trials:
         so_far = f"{search.ended} of {counted(trials, 'trial')} have ended. The best so far is"
         return [f"{so_far} trial {best.number}: {named} ({found})."]
@@ -202,7 +207,7 @@ def _ending_flags(search: SearchData) -> list[str]:
         planned = sum(search.config(number).epochs for number in ended["number"])
         found.append(
             f"{stopped} of {all_of_them} were stopped early, below the median of the earlier ones: "
-            f"{ended['epochs'].sum()} of {counted(planned, 'epoch')} were trained."
+            f"{epoch_text(ended['epochs'].sum())} of {counted(planned, 'epoch')} were trained."
         )
     return found
 
@@ -212,7 +217,10 @@ def best_table(search: SearchData) -> Table:
     top = search.top
     shown = {"trial": top["number"].map("#{}".format)}
     shown |= {name: top[name].map(_text) for name in search.space.parameters}
-    shown |= {"val_acc": top["best_val_acc"].map(accuracy_text), "best epoch": top["best_epoch"]}
+    shown |= {
+        "val_acc": top["best_val_acc"].map(accuracy_text),
+        "best epoch": top["best_epoch"].map(epoch_text),
+    }
     note = f"Of {counted(search.ended, 'trial')}; {len(search.complete)} came to their last epoch."
     return Table("The best trials of the search", pd.DataFrame(shown), note)
 

@@ -36,6 +36,7 @@ class StoredPlan(BaseModel):
     question: str
     dataset: DatasetFacts
     cells: list[StoredCell]  # of a search: what confirms its best, empty before
+    budget: str = "examples"  # what all cells spend alike
     baselines: dict[str, str | int] = {}
     search: SearchSpace | None = None
     margin: Annotated[float, Field(gt=0)] = 1.0  # points of accuracy within which cells are equivalent
@@ -66,7 +67,7 @@ class TrialData:
     config: TrialConfig
     scaling_rules: tuple[str, ...]  # of the cells it serves
     metrics: Mapping[str, float]
-    epochs: pd.DataFrame  # index: epoch, from 1; a column per metric
+    epochs: pd.DataFrame  # index: evaluation, from 1; a column per metric
     steps: pd.DataFrame  # index: optimizer step, from 1; a column per metric
     predictions: Mapping[str, pd.DataFrame]  # "best", "last" -> row_id, label, prediction, probability
     tags: Mapping[str, str] = field(default_factory=dict)  # hardware, versions, gpus_per_trial
@@ -81,9 +82,21 @@ class TrialData:
         return self.tags.get("outcome") == DIVERGED and not self.is_tested
 
     @property
-    def best_epoch(self) -> int:
-        """The epoch of the highest val_acc, from 1; 0 where the trial has not come to it."""
-        return int(self.metrics.get("best_epoch", 0))
+    def best_evaluation(self) -> int:
+        """The evaluation of the highest val_acc, from 1; 0 where the trial has not come to it."""
+        # earlier versions evaluated after every epoch
+        return int(self.metrics.get("best_evaluation", self.best_epoch))
+
+    @property
+    def best_epoch(self) -> float:
+        """The epochs trained at the best evaluation; 0 where the trial has not come to it."""
+        return self.metrics.get("best_epoch", 0.0)
+
+    def by_epoch(self, name: str) -> pd.Series:
+        """A metric of the evaluations over the epochs trained, without those that lack it."""
+        values = self.epochs.get(name, pd.Series(dtype=float)).dropna()
+        numbers = pd.Series(self.epochs.index, self.epochs.index, dtype=float)  # as best_evaluation
+        return values.set_axis(self.epochs.get("epoch", numbers).fillna(numbers)[values.index])
 
     @property
     def rules(self) -> str:
@@ -185,7 +198,7 @@ def _trial(cells: Sequence[TrialConfig], run: TrialRun) -> TrialData:
         config=cells[0],
         scaling_rules=tuple(cell.scaling_rule for cell in cells),
         metrics=run.metrics,
-        epochs=run.epochs(),
+        epochs=run.evaluations(),
         steps=run.steps(),
         predictions={which: run.predictions(which) for which in ("best", "last")} if run.is_tested else {},
         tags=run.tags,
@@ -199,8 +212,10 @@ def _check_results(trials: Iterable[TrialData], classes: int) -> None:
         for name, value in trial.metrics.items():
             if name.endswith("_acc") and not 0 <= value <= 1:
                 raise UserError(f"{name} of {trial.name} in MLflow is {value}, which is no accuracy")
-        if not 1 <= trial.metrics.get("best_epoch", 1) < math.inf:
+        if not 0 < trial.metrics.get("best_epoch", 1) < math.inf:
             raise UserError(f"best_epoch of {trial.name} in MLflow is no epoch")
+        if not 1 <= trial.metrics.get("best_evaluation", 1) < math.inf:
+            raise UserError(f"best_evaluation of {trial.name} in MLflow is no evaluation")
         for frame in trial.predictions.values():
             if not frame[["label", "prediction"]].isin(range(classes)).all(axis=None):
                 raise UserError(f"the predictions of {trial.name} in MLflow name unknown classes")

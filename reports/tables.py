@@ -23,6 +23,7 @@ from reports.statistics import Interval, wilson_interval
 from reports.study_data import StudyData
 from reports.verdicts import DIVERGED, Family
 from search_spaces.space import GRID
+from search_spaces.trial_config import epoch_text
 from tracking import InvocationRun, StudyStore
 
 _SHARED_SETTINGS = "optimizer scheduler epochs head_dropout max_length precision engine".split()
@@ -31,7 +32,7 @@ _SHARED_SETTINGS = "optimizer scheduler epochs head_dropout max_length precision
 def results_frame(study: StudyData) -> pd.DataFrame:
     """``results.csv``: a row per cell in reading order, NaN where its trial has not come so far."""
     frame = study.cells[["scaling_rule", "model", "target_batch_size", "seed", "learning_rate"]].copy()
-    for name in ("best_val_acc", "best_epoch", "test_acc", "last_test_acc"):
+    for name in ("best_val_acc", "best_epoch", "best_step", "best_examples", "test_acc", "last_test_acc"):
         frame[name] = study.metric(name)
     frame["run_id"] = study.of_trials(lambda trial: trial.run_id)
     frame["trial_hash"] = study.cells["trial_hash"]
@@ -63,7 +64,7 @@ def result_tables(study: StudyData, compact: bool = False) -> list[Table]:
     def accuracy(name: str, split: str, with_interval: bool) -> list[str]:
         return [_accuracy_text(value, sizes[split] if with_interval else 0) for value in frame[name]]
 
-    epochs = ["" if math.isnan(epoch) else f" (epoch {epoch:.0f})" for epoch in frame["best_epoch"]]
+    epochs = ["" if math.isnan(epoch) else f" (epoch {epoch_text(epoch)})" for epoch in frame["best_epoch"]]
     val_acc = accuracy("best_val_acc", "val", not compact)
     shown = {
         "model": frame["model"],
@@ -156,7 +157,9 @@ def generalisation_gap_table(study: StudyData) -> Table:
     """Accuracies at the best epoch, means over the seeds that have come to it."""
 
     def at_best(name: str) -> pd.Series:
-        return study.of_trials(lambda trial: trial.epochs.get(name, {}).get(trial.best_epoch, math.nan))
+        return study.of_trials(
+            lambda trial: trial.epochs.get(name, {}).get(trial.best_evaluation, math.nan)
+        )
 
     means = _points(study, train_acc=at_best("train_acc"), val_acc=at_best("val_acc")).mean()
     means["gap"] = means["train_acc"] - means["val_acc"]
@@ -230,6 +233,7 @@ def facts(study: StudyData, invocations: Iterable[InvocationRun]) -> dict[str, s
         "Exact duplicates dropped before the split": f"{dataset.duplicates_dropped:,}",
         "Classes": ", ".join(dataset.label_names),
         "Training": ", ".join(f"{name} {getattr(config, name)}" for name in _SHARED_SETTINGS),
+        "Budget": f"equal {study.plan.budget}; evaluations {config.evaluation_count}",
         "Seeds": _seeds(study),
         "Trials": f"{len(study.trials)}, serving {len(study.cells)} cells",
         "Hardware": "; ".join(tags["hardware"].dropna().unique()),

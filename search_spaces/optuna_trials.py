@@ -40,7 +40,7 @@ def distributions(space: SearchSpace) -> "dict[str, BaseDistribution]":
 
 
 def finished_trial(space: SearchSpace, values: Mapping[str, Any], outcome: Outcome) -> "FrozenTrial":
-    """A trial with the epochs' val_acc as intermediate values.
+    """A trial with the evaluations' val_acc as intermediate values.
 
     One that diverged counts as pruned without a value: samplers ignore failed trials, and go there again.
     """

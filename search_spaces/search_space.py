@@ -20,7 +20,7 @@ DIGITS = 6  # significant: the hash, MLflow's text and the sampler's number are 
 # The splits and tokens are prepared once for a study, and the seed is what a confirmation varies.
 _SHARED = frozenset(
     "dataset text_column label_column keep_duplicates max_length split_seed train_size eval_size "
-    "dataset_digest seed".split()
+    "dataset_digest seed steps evaluations".split()
 )
 _MOST_CORNERS = 4096
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -159,7 +159,7 @@ class SearchSpace(BaseModel):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: ``complete``, ``stopped`` early or ``diverged``; the val_acc of each epoch."""
+    """How a trial ended: ``complete``, ``stopped`` early or ``diverged``; val_acc at each evaluation."""
 
     state: str
     val_accs: tuple[float, ...]

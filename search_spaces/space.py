@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from errors import UserError, unknown
-from search_spaces.trial_config import Text, TrialConfig, user_error
+from search_spaces.trial_config import Text, TrialConfig, one_of, user_error
 
+BUDGETS = ("examples", "steps")
 AXES = ("model", "target_batch_size", "scaling_rule", "seed")
 GRID = AXES[:-1]  # what can be compared on: seeds are pairs
 MOST_SEEDS = 100
@@ -21,10 +22,11 @@ class Space(BaseModel):
 
     ``settings`` are the TrialConfig fields that every cell shares where they differ from the defaults.
     ``baselines`` says which differences the question is about: an axis, and the value on it that every
-    other value is compared with, all else equal. A cell that has the baseline on each of these axes is a
-    control cell; it has ``control_seeds`` seeds in all, by default as many as the others. ``margin`` is
-    the largest difference of accuracy, in points, that counts for nothing. Raises UserError, one line, for
-    what is not valid.
+    other value is compared with, all else equal. ``budget`` is what all cells spend alike: the examples of
+    ``epochs`` epochs, or the optimizer steps that those take at the reference batch size. A cell that has
+    the baseline on each of these axes is a control cell; it has ``control_seeds`` seeds in all, by default
+    as many as the others. ``margin`` is the largest difference of accuracy, in points, that counts for
+    nothing. Raises UserError, one line, for what is not valid.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
@@ -37,6 +39,7 @@ class Space(BaseModel):
     seeds: Annotated[tuple[int, ...], _LISTED] = (42,)
     control_seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] | None = None
     settings: Mapping[str, Any] = {}
+    budget: Annotated[str, one_of("budget", BUDGETS)] = "examples"
     baselines: Mapping[str, str | int] = {}
     margin: Annotated[float, Field(gt=0, le=100)] = 1.0
 
@@ -48,6 +51,8 @@ class Space(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "Space":
+        if "steps" in self.settings:
+            raise UserError('a space sets no steps: give it budget="steps", and epochs in its settings')
         for axis in AXES:
             self._check_axis(axis, self.axis_values(axis))
         for axis, baseline in self.baselines.items():

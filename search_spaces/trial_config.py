@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -41,7 +41,7 @@ _ALWAYS_IN_HASH = frozenset(
     "model target_batch_size epochs seed optimizer weight_decay scheduler warmup_ratio head_dropout engine "
     "precision max_length split_seed dataset_digest".split()
 )
-_NOISE_UNIT = 64  # examples
+_NOISE_UNIT = 256  # examples
 _HASHED_AS = {field: key for key, field in RENAMED.items()}
 
 
@@ -51,7 +51,9 @@ def _text(value: str) -> str:
     return value
 
 
-def _one_of(kind: str, choices: Iterable[str]) -> AfterValidator:
+def one_of(kind: str, choices: Iterable[str]) -> AfterValidator:
+    """A field's check that its value is one of these; ``kind`` is what the message calls it."""
+
     def check(value: str) -> str:
         if value not in choices:
             raise unknown(kind, value, choices)
@@ -64,6 +66,15 @@ Text = Annotated[str, Field(min_length=1), AfterValidator(_text)]
 Count = Annotated[int, Field(gt=0, le=_LARGEST)]
 
 
+class Position(NamedTuple):
+    """Where in training an evaluation is."""
+
+    evaluation: int  # counted from 1
+    step: int  # optimizer steps taken
+    examples: int  # training examples seen
+    epoch: int | float  # passes over the training examples: an int where they are whole
+
+
 class TrialConfig(BaseModel):
     """One fully resolved configuration, trained once. Sizes are in examples, lengths in tokens.
 
@@ -74,21 +85,23 @@ class TrialConfig(BaseModel):
 
     model: Text
     target_batch_size: Count
-    scaling_rule: Annotated[str, _one_of("scaling rule", SCALING_RULES)]
+    scaling_rule: Annotated[str, one_of("scaling rule", SCALING_RULES)]
 
     base_lr: Annotated[float, Field(gt=0)] = 5e-5
     reference_batch_size: Count = 64
     physical_batch_size: Count = 64
     epochs: Count = 5
+    steps: Count | None = None  # optimizer steps where they are not the epochs'; the plan sets them
+    evaluations: Count | None = None  # None: as many as epochs, after each where those are the budget
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
-    optimizer: Annotated[str, _one_of("optimizer", OPTIMIZERS)] = "adam"
+    optimizer: Annotated[str, one_of("optimizer", OPTIMIZERS)] = "adam"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    scheduler: Annotated[str, _one_of("scheduler", SCHEDULERS)] = "constant"
+    scheduler: Annotated[str, one_of("scheduler", SCHEDULERS)] = "constant"
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    engine: Annotated[str, _one_of("engine", ENGINES)] = "torch"
-    precision: Annotated[str, _one_of("precision", PRECISIONS)] = "fp32"
-    # measure the gradient noise once in every n × 64 training examples; 0: never
+    engine: Annotated[str, one_of("engine", ENGINES)] = "torch"
+    precision: Annotated[str, one_of("precision", PRECISIONS)] = "fp32"
+    # measure the gradient noise once in every n × 256 training examples; 0: never
     noise_every: Annotated[int, Field(ge=0, le=_LARGEST)] = 16
 
     dataset: Text = "stanfordnlp/imdb"
@@ -103,6 +116,8 @@ class TrialConfig(BaseModel):
     dataset_digest: Annotated[str, AfterValidator(_text)] = ""
 
     def __init__(self, **values: Any) -> None:
+        if values.get("evaluations") == values.get("epochs", type(self).model_fields["epochs"].default):
+            values["evaluations"] = None  # what means the same is written, and hashed, in one way
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -132,6 +147,50 @@ class TrialConfig(BaseModel):
     def steps_per_epoch(self, train_examples: int) -> int:
         """Optimizer steps in one pass over ``train_examples`` examples, the short last one included."""
         return -(-train_examples // self.target_batch_size)
+
+    def total_steps(self, train_examples: int) -> int:
+        """The budget in optimizer steps."""
+        return self.steps or self.epochs * self.steps_per_epoch(train_examples)
+
+    @property
+    def evaluation_count(self) -> int:
+        """How often the trial is evaluated, at equal fractions of its budget."""
+        return self.evaluations or self.epochs
+
+    def evaluation_step(self, evaluation: int, train_examples: int) -> int:
+        """The optimizer steps taken at an evaluation, counted from 1; 0 at 0.
+
+        k/K of all steps, to the nearest whole one and upwards from the middle between two: k whole epochs
+        where they are the budget and K their number.
+        """
+        steps, count = self.total_steps(train_examples), self.evaluation_count
+        return (2 * evaluation * steps + count) // (2 * count)
+
+    def examples_seen(self, step: int, train_examples: int) -> int:
+        """Training examples in the first ``step`` windows, of which the last of each epoch may be short."""
+        epochs, windows = divmod(step, self.steps_per_epoch(train_examples))
+        return epochs * train_examples + windows * self.target_batch_size
+
+    def position(self, evaluation: int, train_examples: int) -> "Position":
+        """Where in training an evaluation is."""
+        step = self.evaluation_step(evaluation, train_examples)
+        examples = self.examples_seen(step, train_examples)
+        epochs, rest = divmod(examples, train_examples)
+        epoch = examples / train_examples if rest else epochs
+        return Position(evaluation, step, examples, epoch)
+
+    def last_window(self, train_examples: int) -> int:
+        """The examples of the last window of an epoch."""
+        return (train_examples - 1) % self.target_batch_size + 1
+
+    def check_evaluations(self, train_examples: int) -> None:
+        """Raise UserError where there are more evaluations than steps."""
+        steps, batch = self.total_steps(train_examples), self.target_batch_size
+        if self.evaluation_count > steps:
+            raise UserError(
+                f"{self.evaluation_count} evaluations are more than the {steps} steps at target batch "
+                f"size {batch}: give --evaluations {steps} or fewer, or more --epochs"
+            )
 
     @property
     def noise_interval(self) -> int:
@@ -178,6 +237,13 @@ class TrialConfig(BaseModel):
     def from_stored(cls, values: Mapping[str, Any]) -> "TrialConfig":
         """Build from what any version of this program stored: old keys are read, new ones may be absent."""
         return cls(**{RENAMED.get(str(name), str(name)): value for name, value in values.items()})
+
+
+def epoch_text(epoch: float) -> str:
+    """Epochs for people: ``5``, ``79.5``, ``0.25``."""
+    if epoch % 1 == 0:
+        return f"{epoch:.0f}"
+    return f"{epoch:.1f}" if epoch > 1 else f"{epoch:.2g}"
 
 
 def model_name(model: str) -> str:

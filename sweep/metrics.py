@@ -7,12 +7,12 @@ from ray.util.metrics import Gauge
 
 # Ray puts `ray_` before the names
 EXPORTED = {
-    "epoch": "Epochs trained",
-    "train_loss": "Mean training loss of the newest epoch (nats)",
-    "val_acc": "Accuracy on the val split after the newest epoch (fraction of 1)",
-    "examples_per_second": "Training examples per second in the newest epoch",
+    "epoch": "Epochs trained, in parts of one too",
+    "train_loss": "Mean training loss since the evaluation before the newest (nats)",
+    "val_acc": "Accuracy on the val split at the newest evaluation (fraction of 1)",
+    "examples_per_second": "Training examples per second up to the newest evaluation",
     "physical_batch_size": "Examples per forward and backward pass",
-    "peak_gpu_memory": "Most GPU memory that tensors took in the newest epoch (bytes)",
+    "peak_gpu_memory": "Most GPU memory that tensors took up to the newest evaluation (bytes)",
 }
 
 
@@ -26,8 +26,8 @@ class ExportedMetrics:
             for name, description in EXPORTED.items()
         }
 
-    def epoch_finished(self, trial: str, report: Mapping[str, Any]) -> None:
-        """A trial has finished an epoch; a number that its report lacks stays as it is."""
+    def evaluated(self, trial: str, report: Mapping[str, Any]) -> None:
+        """A trial was evaluated; a number that its report lacks stays as it is."""
         for name, gauge in self._gauges.items():
             if name in report:
                 gauge.set(report[name], self._tags(trial))

@@ -72,6 +72,12 @@ class SweepOptions(Options):
     train_size: int | None = option("train on only N examples", _DATA, "N")
     eval_size: int | None = option("val and test on only N each", _DATA, "N")
     epochs: int | None = option("default 5", _TRAINING)
+    budget: str | None = option(
+        "what all cells spend alike: examples, or the steps of the reference batch size", _TRAINING, "KIND"
+    )
+    evaluations: int | None = option(
+        "in every trial, at equal fractions of its budget (default: as many as epochs)", _TRAINING, "N"
+    )
     base_lr: float | None = option("at the reference batch size (default 5e-5)", _TRAINING)
     engine: str | None = option("torch (default) or accelerate", _TRAINING)
 
@@ -218,6 +224,8 @@ def _assigned(assignments: Sequence[str]) -> dict[str, Any]:
     for key in values:
         if key in flags:
             raise UserError(f"--set {key}=… is not possible: use {flags[key]}")
+        if key == "steps":
+            raise UserError("--set steps=… is not possible: use --budget steps with --epochs")
         if key == "dataset_digest":
             raise UserError("--set dataset_digest=… is not possible: it is computed from the data")
     return values

@@ -132,6 +132,20 @@ class Plan:
             duplicates_dropped=self.splits.duplicates_dropped,
         )
 
+    def spent(self, config: TrialConfig) -> dict[str, int | float]:
+        """A trial's budget: ``steps``, ``examples`` and ``epochs``."""
+        end = config.position(config.evaluation_count, self.train_examples)
+        return {"steps": end.step, "examples": end.examples, "epochs": end.epoch}
+
+    def cost_ratio(self, config: TrialConfig) -> float:
+        """A trial's examples as a multiple of those of its cell at the reference batch size."""
+        at_reference = config.epochs * self.train_examples  # under either budget
+        return self.spent(config)["examples"] / at_reference
+
+    @property
+    def train_examples(self) -> int:
+        return self.splits.sizes()["train"]
+
     def checkpoint_bytes(self, configs: Iterable[TrialConfig]) -> int:
         """Disk that the checkpoints of trials take at most while they are trained."""
         return 2 * self._bytes(configs, 4, _BESIDE_TENSORS)  # weights, best weights, Adam's two moments
@@ -157,6 +171,7 @@ class Plan:
         cells = [
             {"model": cell.model_name, "config": cell.to_dict()}
             | {name: getattr(cell, name) for name in shown}
+            | {"evaluations": cell.evaluation_count, **self.spent(cell)}
             for cell in self.cells
         ]
         if isinstance(self.space, SearchSpace):
@@ -170,6 +185,7 @@ class Plan:
             "study": self.study,
             "space": self.space.name,
             "question": self.space.question,
+            "budget": "examples" if isinstance(self.space, SearchSpace) else self.space.budget,
             "dataset": vars(self.dataset),
             "metrics": {name: metric.label for name, metric in METRICS.items()},
             "cells": cells,
@@ -188,8 +204,15 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
     splits = load_splits(shared)
     digest = splits.digest()
     shared, *cells = [cell.replace(dataset_digest=digest) for cell in (shared, *cells)]
+    train = splits.sizes()["train"]
     if isinstance(space, SearchSpace):
         space = space.replace(settings={**space.settings, "dataset_digest": digest})
+        for corner in space.corners():
+            corner.check_evaluations(train)
+    elif space.budget == "steps":
+        cells = [_at_equal_steps(cell, train) for cell in cells]
+    for cell in cells:
+        cell.check_evaluations(train)
     sized_for_gpu = options.physical_batch_size == "auto" and gpu_expected(options)
     if sized_for_gpu:
         cells = [_sized_for_gpu(cell) for cell in cells]
@@ -207,6 +230,14 @@ def _canonical(space: Space | SearchSpace) -> Space | SearchSpace:
     if "model" in space.parameters:
         return space.replace(parameters={**space.parameters, "model": Choice(models)})
     return space.replace(settings={**space.settings, "model": models[0]})
+
+
+def _at_equal_steps(cell: TrialConfig, train_examples: int) -> TrialConfig:
+    """The cell with the steps that its epochs take at the reference batch size."""
+    reference = cell.replace(target_batch_size=cell.reference_batch_size)
+    steps = reference.total_steps(train_examples)
+    # its own epochs are no other budget: such a trial is shared with studies at equal examples
+    return cell if steps == cell.total_steps(train_examples) else cell.replace(steps=steps)
 
 
 def _sized_for_gpu(cell: TrialConfig) -> TrialConfig:

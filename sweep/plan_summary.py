@@ -1,10 +1,11 @@
 """What the command says of a plan before anything is trained."""
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from errors import printable
 from search_spaces import SearchSpace
+from search_spaces.trial_config import epoch_text
 from sweep.hardware import bf16_available
 from sweep.options import SweepOptions
 from sweep.plan import Plan, make_plan
@@ -12,12 +13,14 @@ from sweep.terminal import console, say
 from tracking import check_study_name
 
 _NUMBERS = (
-    "target\nbatch size",
-    "physical\nbatch size",
-    "accumulation\nsteps",
+    "target\nbatch\nsize",
+    "physical\nbatch\nsize",
     "learning\nrate",
-    "steps per\nepoch",
+    "steps",
     "epochs",
+    "examples",
+    "cost",
+    "last\nwindow",
     "seed",
 )
 
@@ -31,6 +34,7 @@ def plan_summary(plan: Plan) -> str:
         f"data {dataset.source}: {sizes['train']:,} train, {sizes['val']:,} val, "
         f"{sizes['test']:,} test; {dataset.duplicates_dropped:,} exact duplicates dropped; "
         f"classes {', '.join(dataset.label_names)}",
+        *_budget(plan),
         f"{_extent(plan)}, {shared.engine} engine, {shared.precision}",
         f"disk: checkpoints {gigabytes(checkpoints)} at most, until their trial is "
         f"tested; models in MLflow {gigabytes(models)} at most",
@@ -42,6 +46,8 @@ def plan_summary(plan: Plan) -> str:
             f"note: target batch size {largest} is more than the {sizes['train']:,} training examples: "
             "its windows are whole epochs"
         )
+    if short := _short_last_windows(plan):
+        lines.append(short)
     serving = sum(len(cells) > 1 for cells in plan.trials.values())
     if serving:
         lines.append(
@@ -63,6 +69,26 @@ def _extent(plan: Plan) -> str:
     )
 
 
+def _budget(plan: Plan) -> list[str]:
+    config, space = plan.shared, plan.space
+    if isinstance(space, SearchSpace):
+        return []
+    epochs = f"{config.epochs}"
+    if space.budget == "steps":
+        epochs += f" at target batch size {config.reference_batch_size}, all with as many steps"
+    return [f"equal {space.budget}: epochs {epochs}; evaluations {config.evaluation_count}"]
+
+
+def _short_last_windows(plan: Plan) -> str:
+    """A note where the last step of each epoch has less than half of the examples of the others."""
+    train = plan.train_examples
+    last = {c.target_batch_size: c.last_window(train) for c in plan.cells if c.target_batch_size <= train}
+    short = [f"{examples} at {batch}" for batch, examples in last.items() if 2 * examples < batch]
+    if not short:
+        return ""
+    return f"note: the last window of every epoch has less than half of the examples: {', '.join(short)}"
+
+
 def plan_table(plan: Plan) -> Table:
     """A row per trial; of a search, a row per parameter."""
     if isinstance(plan.space, SearchSpace):
@@ -70,19 +96,21 @@ def plan_table(plan: Plan) -> Table:
         for name, parameter in plan.space.parameters.items():
             table.add_row(name, Text(printable(str(parameter))))
         return table
-    train = plan.splits.sizes()["train"]
-    table = Table("trial", "model", "rules served", title="trials", title_justify="left")
+    title = "trials; cost: examples as a multiple of those at the reference batch size"
+    table = Table(Column("trial", no_wrap=True), "model", "rules served", title=title, title_justify="left")
     for column in _NUMBERS:
         table.add_column(column, justify="right")
     for trial_hash, cells in plan.trials.items():
-        config = cells[0]
+        config, spent = cells[0], plan.spent(cells[0])
         numbers = (
             config.target_batch_size,
             config.physical_batch_size,
-            config.accumulation_steps,
             f"{config.learning_rate:.3g}",
-            config.steps_per_epoch(train),
-            config.epochs,
+            f"{spent['steps']:,}",
+            epoch_text(spent["epochs"]),
+            f"{spent['examples']:,}",
+            f"×{plan.cost_ratio(config):.3f}",
+            config.last_window(plan.train_examples),
             config.seed,
         )
         rules = ", ".join(cell.scaling_rule for cell in cells)

@@ -1,4 +1,4 @@
-"""What the user watches: one live table in a terminal, one plain line per epoch elsewhere."""
+"""What the user watches: one live table in a terminal, one plain line per evaluation elsewhere."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,6 +9,7 @@ from rich.progress import Task, TaskID, TextColumn
 from rich.table import Column
 
 from errors import printable
+from search_spaces.trial_config import epoch_text
 from sweep.terminal import console
 
 _BESIDE_ROWS = 6  # lines of the terminal that are not for trials
@@ -18,7 +19,7 @@ _URGENCY = {"training": 0, "failed": 1, "done": 2, "waiting": 3}
 class Progress(RichProgress):
     """A context manager that shows the trials of one sweep; its methods may be called from any thread.
 
-    ``metrics`` are those of an epoch that have a column. ``expected`` trials are to be added.
+    ``metrics`` are those of a report that have a column. ``expected`` trials are to be added.
     """
 
     def __init__(self, metrics: Sequence[str], concurrent: int, expected: int) -> None:
@@ -37,34 +38,35 @@ class Progress(RichProgress):
         self._blank: dict[str, Any] = dict.fromkeys(columns, "") | waiting
         self._trials: dict[str, TaskID] = {}
 
-    def add_trial(self, trial_hash: str, name: str, epochs: int) -> None:
+    def add_trial(self, trial_hash: str, name: str, epochs: float, evaluations: int) -> None:
         """A trial that is to be trained gets a row."""
-        self._trials[trial_hash] = self.add_task(printable(name), total=epochs, **self._blank)
+        shown = self._blank | {"epochs_between": epochs / evaluations}
+        self._trials[trial_hash] = self.add_task(printable(name), total=epochs, **shown)
 
     def trial_started(self, trial_hash: str) -> None:
         """A trial begins, or is resumed."""
         self._set(trial_hash, "training")
 
-    def epoch_finished(self, trial_hash: str, report: dict[str, Any]) -> None:
-        """A trial has finished an epoch; the report also says what is best so far."""
+    def evaluated(self, trial_hash: str, report: dict[str, Any]) -> None:
+        """A trial was evaluated; the report also says what is best so far."""
         values: dict[str, Any] = {name: f"{report[name]:.4f}" for name in self._metrics}
         task = self._task(trial_hash)
-        number, seconds = f"{report['epoch']}/{task.total:.0f}", report["epoch_seconds"]
+        epoch, total = report["epoch"], task.total or 0
+        number, best_epoch = f"{epoch_text(epoch)}/{epoch_text(total)}", epoch_text(report["best_epoch"])
+        seconds = report["epoch_seconds"] / task.fields["epochs_between"]
         best, speed = f"{report['best_val_acc']:.4f}", f"{report['examples_per_second']:.1f}"
         self.update(
             task.id,
-            completed=report["epoch"],
+            completed=epoch,
             epoch=number,
-            best=f"{best} @{report['best_epoch']}",
+            best=f"{best} @{best_epoch}",
             seconds=seconds,
-            ETA=_duration(((task.total or 0) - report["epoch"]) * seconds),
+            ETA=_duration((total - epoch) * seconds),
             **values | {"examples/s": speed},
         )
         if not console.is_terminal:
             shown = "  ".join(f"{name} {value}" for name, value in values.items())
-            line = (
-                f"{task.description}  epoch {number}  {shown}  best {best} (epoch {report['best_epoch']})"
-            )
+            line = f"{task.description}  epoch {number}  {shown}  best {best} (epoch {best_epoch})"
             console.print(f"{line}  {speed} examples/s  ETA {self._eta()}", markup=False)
 
     def trial_finished(self, trial_hash: str) -> None:
@@ -100,7 +102,7 @@ class Progress(RichProgress):
         self.update(self._trials[trial_hash], state=state, ETA=state)
 
     def _eta(self) -> str:
-        """The time that all trials still take, by the mean of their latest epochs."""
+        """The time that all trials still take, by what an epoch took them lately."""
         seconds = [task.fields["seconds"] for task in self.tasks if task.fields["seconds"] is not None]
         if not seconds:
             return "…"

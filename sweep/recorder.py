@@ -22,7 +22,7 @@ from tracking import BackgroundWriter, ModelFiles, OtherTrainingError, TrialRun
 from trainables.assets import TrialAssets
 from trainables.checkpoint import read_progress, weight_files
 from trainables.exported_model import ClassifierCard, export_model
-from trainables.trial import best_epoch
+from trainables.trial import best_evaluation
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _LOADER = "trainables.exported_model"
@@ -32,11 +32,11 @@ Report = dict[str, Any]
 
 
 class Recorder(tune.Callback):
-    """Writes every epoch, uploads both models when a trial is trained, keeps why a trial failed.
+    """Writes every evaluation, uploads both models when a trial is trained, keeps why a trial failed.
 
     Writing happens in the background, in order, so that a store that is slow or away does not hold up
     training. ``failures`` maps the hash of every failed trial to its reason, ``runs`` those that have
-    started to their runs, and ``ended`` holds those that reached their last epoch or failed. ``open_run``
+    started to their runs, and ``ended`` holds those that reached their last step or failed. ``open_run``
     gives the run of a trial. Trials of a ``search`` keep no models; the search hears how they end.
     """
 
@@ -77,10 +77,11 @@ class Recorder(tune.Callback):
     def trial_proposed(self, config: TrialConfig, name: str) -> None:
         """Show a trial that is to be trained."""
         self._names[config.trial_hash] = name
-        self._progress.add_trial(config.trial_hash, name, config.epochs)
+        epochs = self._plan.spent(config)["epochs"]
+        self._progress.add_trial(config.trial_hash, name, epochs, config.evaluation_count)
 
     def should_stop(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Whether the search has seen enough of a trial, after an epoch or before a resumed one goes on."""
+        """Whether the search has seen enough of a trial, evaluated or about to be resumed."""
         if self._search is None or "failure" in result:
             return False
         trial_hash = TrialConfig.from_dict(result["config"]["trial"]).trial_hash
@@ -97,7 +98,7 @@ class Recorder(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list, trial: TuneTrial, result: dict, **info: Any
     ) -> None:
-        """Write an epoch, and the earlier ones of a trial that was resumed."""
+        """Write an evaluation, and the earlier ones of a trial that was resumed."""
         config = _config(trial)
         trial_hash = config.trial_hash
         if "failure" in result:
@@ -106,12 +107,12 @@ class Recorder(tune.Callback):
         for damage in result["damaged"]:
             self._progress.say(trial_hash, f"{damage}: left out")
         history = self._histories[trial_hash] = self._history(trial_hash, result)
-        self._progress.epoch_finished(trial_hash, history[-1] | _best(history))
-        self._exported.epoch_finished(self._names[trial_hash], history[-1])
+        self._progress.evaluated(trial_hash, history[-1] | self._best(config, history))
+        self._exported.evaluated(self._names[trial_hash], history[-1])
         self._submit(trial_hash, partial(self._log, config, history))
 
     def on_trial_complete(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
-        """Upload the models; the checkpoint of the last epoch holds both."""
+        """Upload the models; the last checkpoint holds both."""
         config = _config(trial)
         trial_hash = config.trial_hash
         history = self._histories.pop(trial_hash, [])
@@ -119,16 +120,16 @@ class Recorder(tune.Callback):
         if trial_hash in self.failures or trial_hash in self.ended:
             self._end(trial_hash)
         elif self._search:
-            state = COMPLETE if len(history) == config.epochs else STOPPED
+            state = COMPLETE if len(history) == config.evaluation_count else STOPPED
             self._end(trial_hash, Outcome(state, _val_accs(history)))
-            self._submit(trial_hash, partial(self._finish, trial_hash, state, _best(history)))
+            self._submit(trial_hash, partial(self._finish, trial_hash, state, self._best(config, history)))
         else:
             self._end(trial_hash)
             self._submit(trial_hash, partial(self._upload, config))
 
     def on_trial_recover(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Say that a trial failed and is tried again."""
-        again = f"{_worker_error(trial)}: resumed from its last epoch"
+        again = f"{_worker_error(trial)}: resumed from its last checkpoint"
         self._progress.say(trial_hash_of(trial), f"{again} (failure {trial.num_failures})")
 
     def on_trial_error(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
@@ -155,9 +156,9 @@ class Recorder(tune.Callback):
             self._search.ended(trial_hash, outcome)
 
     def _history(self, trial_hash: str, result: Mapping[str, Any]) -> list[Report]:
-        """The reports of a trial's epochs, the one in ``result`` last."""
+        """The reports of a trial's evaluations, the one in ``result`` last."""
         report, known = result["report"], result["earlier"] or self._histories.get(trial_hash, [])
-        return [*(earlier for earlier in known if earlier["epoch"] < report["epoch"]), report]
+        return [*(each for each in known if each["evaluation"] < report["evaluation"]), report]
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -180,12 +181,12 @@ class Recorder(tune.Callback):
     def _log(self, config: TrialConfig, history: Sequence[Report]) -> None:
         trial_hash = config.trial_hash
         try:
-            self.runs[trial_hash].log_epochs(history)
+            self.runs[trial_hash].log_evaluations(history)
         except OtherTrainingError as error:  # it was trained again without its checkpoints
             self._progress.say(trial_hash, f"{error}: it gets a new run")
             self.runs[trial_hash].supersede()
             self.runs[trial_hash] = self._open_run(config)
-            self.runs[trial_hash].log_epochs(history)
+            self.runs[trial_hash].log_evaluations(history)
 
     def _finish(self, trial_hash: str, state: str, results: dict[str, float], why: str = "") -> None:
         if trial_hash in self.failures:
@@ -198,34 +199,41 @@ class Recorder(tune.Callback):
     def _upload(self, config: TrialConfig) -> None:
         trial_hash = config.trial_hash
         if trial_hash in self.failures:
-            return  # an epoch was refused since: its checkpoint is what the next run writes it from
+            return  # an evaluation was refused since: its checkpoint is what the next run writes it from
         assets = self._assets[config.model]
         folder = self._storage.trial_folder(trial_hash)
         checkpoint = folder.newest(assets.digest).folder
         history = read_progress(checkpoint)["history"] if checkpoint else []
-        if checkpoint is None or len(history) < config.epochs:
-            raise RuntimeError("the checkpoint of the last epoch is missing or damaged: run again")
-        best, weights = best_epoch(history), weight_files(checkpoint)
+        if checkpoint is None or len(history) < config.evaluation_count:
+            raise RuntimeError("the last checkpoint is missing or damaged: run again")
+        best, weights = best_evaluation(history), weight_files(checkpoint)
         with tempfile.TemporaryDirectory() as temporary:
             models = {}
-            for which, epoch in {"best": best, "last": len(history)}.items():
-                card = self._card(config, epoch, history[epoch - 1]["val_acc"])
+            for which, evaluation in {"best": best, "last": len(history)}.items():
+                card = self._card(config, evaluation, history[evaluation - 1]["val_acc"])
                 classifier = Path(temporary) / which / "classifier"
                 export_model(classifier, weights[which], assets.encoder, card)
                 models[which] = ModelFiles(classifier, _LOADER, _LOADER_CODE)
             last = None if best == len(history) else models["last"]
-            self.runs[trial_hash].log_models(models["best"], last, best, history[best - 1]["val_acc"])
+            self.runs[trial_hash].log_models(models["best"], last, self._best(config, history))
         folder.keep_newest()
         self._progress.trial_finished(trial_hash)
 
-    def _card(self, config: TrialConfig, epoch: int, val_acc: float) -> ClassifierCard:
+    def _best(self, config: TrialConfig, history: Sequence[Report]) -> dict[str, float]:
+        """The best evaluation: its position in training and its val_acc."""
+        best = best_evaluation(history)
+        position = config.position(best, self._plan.train_examples)
+        found = {f"best_{name}": value for name, value in position._asdict().items()}
+        return found | {"best_val_acc": history[best - 1]["val_acc"]}
+
+    def _card(self, config: TrialConfig, evaluation: int, val_acc: float) -> ClassifierCard:
         return ClassifierCard(
             model=config.model_name,
             label_names=self._plan.splits.label_names,
             max_length=config.max_length,
             dropout=config.head_dropout,
             trial_hash=config.trial_hash,
-            epoch=epoch,
+            epoch=config.position(evaluation, self._plan.train_examples).epoch,
             val_acc=val_acc,
         )
 
@@ -237,11 +245,6 @@ def _config(trial: TuneTrial) -> TrialConfig:
 def trial_hash_of(trial: TuneTrial) -> str:
     """The hash of the configuration that Tune trains."""
     return _config(trial).trial_hash
-
-
-def _best(history: Sequence[Report]) -> dict[str, float]:
-    best = best_epoch(history)
-    return {"best_epoch": best, "best_val_acc": history[best - 1]["val_acc"]}
 
 
 def _val_accs(history: Sequence[Report]) -> tuple[float, ...]:

@@ -33,6 +33,8 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space | Search
     settings["physical_batch_size"] = _physical_batch_size(options.physical_batch_size)
     settings["precision"] = _precision(options, bf16_available)
     if isinstance(space, SearchSpace):
+        if options.budget == "steps":
+            raise UserError("--budget steps is for a grid: a search compares trials at equal examples")
         check_copy(options)
         return _narrowed(space, options, settings)
     for name in _SEARCH_OPTIONS:
@@ -49,7 +51,10 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space | Search
     control_seeds = options.control_seeds
     if space.control_seeds and not control_seeds:  # as many times those of the others as in the space
         control_seeds = space.control_seeds * len(axes["seeds"]) // len(space.seeds)
-    return space.replace(**axes, settings=settings, baselines=baselines, control_seeds=control_seeds)
+    budget = options.budget or space.budget
+    return space.replace(
+        **axes, settings=settings, budget=budget, baselines=baselines, control_seeds=control_seeds
+    )
 
 
 def _narrowed(space: SearchSpace, options: SweepOptions, settings: dict[str, Any]) -> SearchSpace:

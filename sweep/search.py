@@ -23,7 +23,7 @@ from search_spaces.search_space import COMPLETE, DIGITS, DIVERGED, Outcome, Sear
 Values = dict[str, Any]  # of the parameters of one trial
 
 IDENTITY = "search"  # the tag of an invocation
-_FIRST_JUDGED_EPOCH = 2  # large batches start slowly: after one epoch nothing is stopped
+_FIRST_JUDGED = 2  # large batches start slowly: after one evaluation nothing is stopped
 
 
 class Proposer:
@@ -41,7 +41,7 @@ class Proposer:
         )
         self._asked: Sequence[optuna.Trial] = ()
         start_up = 2 * space.generation_size
-        self._pruner = optuna.pruners.MedianPruner(start_up, n_warmup_steps=_FIRST_JUDGED_EPOCH)
+        self._pruner = optuna.pruners.MedianPruner(start_up, n_warmup_steps=_FIRST_JUDGED)
 
     def ask(self, generation: int) -> list[Values]:
         """The generation's proposals, given that all earlier ones were told."""
@@ -63,19 +63,19 @@ class Proposer:
                 shown = Outcome(COMPLETE, (self._chance,))
             trial = finished_trial(self._space, values, shown)
             if asked:
-                for epoch, val_acc in trial.intermediate_values.items():
-                    asked[number].report(val_acc, epoch)
+                for evaluation, val_acc in trial.intermediate_values.items():
+                    asked[number].report(val_acc, evaluation)
                 value = trial.value if trial.state == TrialState.COMPLETE else None
                 self._study.tell(asked[number], value, trial.state)
             else:
                 self._study.add_trial(trial)
 
     def should_stop(self, val_accs: Sequence[float]) -> bool:
-        """Whether a trial with these epochs is stopped, judged by the trials of earlier generations."""
+        """Whether a trial with these val_accs is stopped, judged by the trials of earlier generations."""
         if self._space.stopping == "none":
             return False
-        epochs = dict(enumerate(val_accs, start=1))
-        trial = create_trial(state=TrialState.RUNNING, intermediate_values=epochs)
+        values = dict(enumerate(val_accs, start=1))
+        trial = create_trial(state=TrialState.RUNNING, intermediate_values=values)
         return self._pruner.prune(self._study, trial)
 
     def _sampler(self, generation: int) -> BaseSampler:

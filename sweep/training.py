@@ -96,7 +96,7 @@ def _run_tune(
     storage: StudyStorage,
     max_failures: int,
 ) -> None:
-    """Run one Tune trial per config, one ``step()`` per epoch; returns when none is left running."""
+    """Run one Tune trial per config, one ``step()`` per evaluation; returns when none is left running."""
     trainable = tune.with_resources(
         tune.with_parameters(EncoderTrainable, assets=assets, storage=str(storage.trials)),
         resources.for_ray(),
@@ -173,7 +173,7 @@ class _Queue(Searcher):
 def _quiet_tune() -> Iterator[None]:
     """Tune reports failed trials on its own; the recorder has already said so in one line each."""
     os.environ["TUNE_WARN_THRESHOLD_S"] = "30"
-    # Tune's own handler waits for every running epoch to end, which may be many minutes
+    # Tune's own handler waits for every running step() to end, which may be many minutes
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     logger = logging.getLogger("ray.tune")
     level = logger.level

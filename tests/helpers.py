@@ -35,7 +35,7 @@ def without_dropout(assets):
 
 def train(trial):
     while not trial.is_finished:
-        trial.run_epoch()
+        trial.run_to_evaluation()
     return trial
 
 

@@ -11,7 +11,7 @@ from trainables.batches import TokenTensors
 from trainables.checkpoint import weight_files
 from trainables.evaluation import evaluate
 from trainables.exported_model import ClassifierCard, export_model, load_exported_model
-from trainables.trial import best_epoch
+from trainables.trial import best_evaluation
 
 STUDY = "films"
 UNTRAINED = ("modernbert-tiny", 32)  # so that the study has a gap
@@ -20,10 +20,10 @@ UNTRAINED = ("modernbert-tiny", 32)  # so that the study has a gap
 def add_trial(plan, run, config, assets, folder):
     """Train, upload and test one trial as a sweep does, without Ray."""
     trial = trained(config, assets.trial)
-    run.log_epochs(trial.history)
+    run.log_evaluations(trial.history)
     folder.mkdir()
     trial.save(folder)
-    best = best_epoch(trial.history)
+    best = best_evaluation(trial.history)
     val_acc = trial.history[best - 1]["val_acc"]
     card = ClassifierCard(
         model=config.model_name,
@@ -31,12 +31,15 @@ def add_trial(plan, run, config, assets, folder):
         max_length=config.max_length,
         dropout=config.head_dropout,
         trial_hash=config.trial_hash,
-        epoch=best,
+        epoch=trial.history[best - 1]["epoch"],
         val_acc=val_acc,
     )
     export_model(folder / "classifier", weight_files(folder)["best"], assets.trial.encoder, card)
     files = ModelFiles(folder / "classifier", "trainables.exported_model", ())
-    run.log_models(files, None, best, val_acc)
+    results = {
+        f"best_{name}": value for name, value in config.position(best, len(trial.train))._asdict().items()
+    }
+    run.log_models(files, None, results | {"best_val_acc": val_acc})
     model = load_exported_model(folder / "classifier")
     result = evaluate(model.model, TokenTensors(assets.test, model.pad_token, CPU), "fp32")
     run.log_test({"best": result, "last": result}, assets.test.labels, assets.test.row_ids)

@@ -30,7 +30,7 @@ def checkpoint():
     return Checkpoint(
         trial_hash="0123456789ab",
         assets_digest="fedcba",
-        history=[{"epoch": 1, "val_acc": 0.75, "step_curve": [[1, 0.7, 0.5]]}],
+        history=[{"evaluation": 1, "epoch": 1, "val_acc": 0.75, "step_curve": [[1, 0.7, 0.5]]}],
         weights={"weight": torch.full((3, 4), 1.0)},
         best_weights={"weight": torch.full((3, 4), 0.5)},
         optimizer={"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-3}]},
@@ -151,7 +151,7 @@ def finished(assets, tmp_path_factory):
     folder = TrialFolder(tmp_path_factory.mktemp("storage"), CONFIG.trial_hash)
     trial = Trial(CONFIG, assets["bert-tiny"], CPU)
     while not trial.is_finished:
-        folder.save(trial.run_epoch()["epoch"], trial.save)
+        folder.save(trial.run_to_evaluation()["evaluation"], trial.save)
     return folder, trial
 
 
@@ -188,13 +188,13 @@ def test_only_a_finished_trials_checkpoint_may_lack_the_optimizers_state(folder,
 
 def test_a_damaged_one_is_named_and_written_again_in_its_place(folder, digest, finished):
     assert not folder.newest(digest).damaged
-    weights = folder.path / "epoch-000003" / "last_weights.safetensors"
+    weights = folder.path / "evaluation-000003" / "last_weights.safetensors"
     truncate(weights)
     found = folder.newest(digest)
-    assert found.folder.name == "epoch-000002"
+    assert found.folder.name == "evaluation-000002"
     assert [str(weights) in line for line in found.damaged] == [True]
     folder.save(3, finished[1].save)
-    assert folder.newest(digest).folder.name == "epoch-000003"
+    assert folder.newest(digest).folder.name == "evaluation-000003"
 
 
 def test_other_weights_or_tokens_and_other_trials_are_left_out(folder, digest):
@@ -222,18 +222,38 @@ def full_disk(partial):
 def test_a_write_that_fails_leaves_the_good_one_and_not_a_damaged_newer_one(folder, digest, write, error):
     with pytest.raises(error):
         folder.save(4, write)
-    assert names(folder) == ["epoch-000003"]
-    shutil.copytree(folder.path / "epoch-000003", folder.path / "epoch-000004")
-    (folder.path / "epoch-000004" / "progress.json").write_text("{}")
+    assert names(folder) == ["evaluation-000003"]
+    shutil.copytree(folder.path / "evaluation-000003", folder.path / "evaluation-000004")
+    (folder.path / "evaluation-000004" / "progress.json").write_text("{}")
     again = TrialFolder(folder.path.parent, CONFIG.trial_hash)
-    assert again.newest(digest).folder.name == "epoch-000003"
+    assert again.newest(digest).folder.name == "evaluation-000003"
     with pytest.raises(error):
         again.save(4, write)
-    assert names(folder) == ["epoch-000003"]
+    assert names(folder) == ["evaluation-000003"]
+
+
+def test_checkpoints_of_earlier_versions_are_found_and_read(folder, digest):
+    for number in (2, 3):  # they evaluated after every epoch, and reported no more than that
+        ours = folder.path / f"evaluation-00000{number}"
+        progress = json.loads((ours / "progress.json").read_text())
+        for report in progress["history"]:
+            for name in ("evaluation", "step", "examples"):
+                del report[name]
+        (ours / "progress.json").write_text(json.dumps(progress))
+        manifest = json.loads((ours / "manifest.json").read_text())
+        manifest["progress.json"] = hashlib.sha256((ours / "progress.json").read_bytes()).hexdigest()
+        (ours / "manifest.json").write_text(json.dumps(manifest))
+        ours.rename(folder.path / f"epoch-00000{number}")
+    found = folder.newest(digest).folder
+    assert found.name == "epoch-000003"
+    assert [report["evaluation"] for report in read_progress(found)["history"]] == [1, 2, 3]
+    folder.save(4, checkpoint().save)
+    assert names(folder) == ["epoch-000003", "evaluation-000004"]
+    assert folder.newest(digest).folder == found  # the other is of another trial
 
 
 def test_what_a_killed_worker_left_is_not_taken_for_a_checkpoint(folder, digest):
-    shutil.copytree(folder.path / "epoch-000003", folder.path / "partial-0123")
-    assert folder.newest(digest).folder.name == "epoch-000003"
+    shutil.copytree(folder.path / "evaluation-000003", folder.path / "partial-0123")
+    assert folder.newest(digest).folder.name == "evaluation-000003"
     folder.remove_unfinished()
-    assert names(folder) == ["epoch-000002", "epoch-000003"]
+    assert names(folder) == ["evaluation-000002", "evaluation-000003"]

@@ -67,6 +67,10 @@ BAD_INPUT = {
     "rule": ([*DEMO, "--scaling-rules", "sqr"], "did you mean sqrt"),
     "engine": ([*DEMO, "--engine", "troch"], "did you mean torch"),
     "precision": ([*DEMO, "--precision", "fp61"], "precision"),
+    "budget": ([*DEMO, "--budget", "step"], "did you mean steps"),
+    "budget of a search": (["--space", "best_config", "--budget", "steps"], "--budget steps is for a grid"),
+    "steps": ([*DEMO, "--set", "steps=100"], "use --budget steps with --epochs"),
+    "evaluations": ([*DEMO, "--evaluations", "21"], "21 evaluations are more than the 20 steps"),
     "epochs": ([*DEMO, "--epochs", "0"], "epochs must be greater than 0"),
     "learning rate": ([*DEMO, "--base-lr", "nan"], "--base-lr must be a finite number"),
     "physical batch size": ([*DEMO, "--physical-batch-size", "big"], "must be a number or auto"),
@@ -122,6 +126,7 @@ def test_list_spaces_names_every_question(capsys):
     assert names == [
         "batch_lr_grid",
         "best_config",
+        "equal_steps",
         "fixed_lr",
         "linear_ablation",
         "seeds",
@@ -145,9 +150,10 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
     assert "3,200 train, 400 val, 400 test; 0 exact duplicates dropped" in out
     assert "checkpoints" in out
     assert "fixed, sqrt, linear" in out
-    # target 1024 at physical 64: 16 accumulation steps; linear: 16 times 5e-4; 4 steps an epoch
+    # target 1024 at physical 64; linear: 16 times 5e-4; 5 epochs of 4 steps, the last one of 128 examples
     row = next(line for line in out.splitlines() if "0.008" in line)
-    assert [cell.strip() for cell in row.strip("│").split("│")][3:8] == ["1024", "64", "16", "0.008", "4"]
+    numbers = ["1024", "64", "0.008", "20", "5", "16,000", "×1.000", "128", "42"]
+    assert [cell.strip() for cell in row.strip("│").split("│")][3:] == numbers
     assert not list(tmp_path.iterdir())
 
 

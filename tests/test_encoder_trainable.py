@@ -40,7 +40,7 @@ def saved(assets, storage, epochs, spoil=lambda model: None):
     trial = Trial(CONFIG, assets["bert-tiny"], CPU)
     folder = TrialFolder(storage, CONFIG.trial_hash)
     for epoch in range(1, epochs + 1):
-        trial.run_epoch()
+        trial.run_to_evaluation()
         if epoch == epochs:
             spoil(trial.model)
         folder.save(epoch, trial.save)

@@ -117,7 +117,7 @@ def windows(batch, examples=40_000, epoch=1, **overrides):
 def test_every_target_batch_size_is_measured_equally_often_at_the_same_places():
     for epoch in (1, 2):
         places = {batch: sorted(windows(batch, epoch=epoch)) for batch in (16, 64, 256, 1024)}
-        assert {len(found) for found in places.values()} == {39}  # of 40,000 examples, one in each 1,024
+        assert {len(found) for found in places.values()} <= {9, 10}  # of 40,000 examples, one in 4,096
         for batch, found in places.items():
             exact = [number * 16 // batch for number in places[16]]
             assert found == exact
@@ -135,7 +135,9 @@ def test_where_it_starts_depends_on_seed_and_epoch_and_every_epoch_is_measured()
             assert found
             assert max(found) < max(1, examples // batch)  # no short last one beside whole ones
     assert windows(64, noise_every=0) == set()
-    assert windows(64, noise_every=1) == set(range(625))
+    # every 256 examples of 40,000 = 156 · 256 + 64
+    assert len(windows(64, noise_every=1)) in (156, 157)
+    assert len(windows(64, examples=3_200)) == 3  # a short epoch is measured more closely
 
 
 def measured(assets, **overrides):
@@ -171,7 +173,7 @@ def test_a_trial_reports_what_its_examples_gradients_give(assets, physical):
     sizes = {"target_batch_size": 200, "physical_batch_size": physical}
     config = tiny_config(**sizes, head_dropout=0.0, noise_every=4, epochs=1)
     trial, fresh = Trial(config, plain, CPU), Trial(config, plain, CPU)
-    report = trial.run_epoch()
+    report = trial.run_to_evaluation()
     (window,) = epoch_windows(len(fresh.train), 200, config.seed, 1)
     norms = {}
     for name, indices in {"whole": window, "one": window[:32], "other": window[32:64]}.items():

@@ -98,7 +98,7 @@ def test_a_trial_halved_in_its_first_window_learns_what_the_smaller_size_learns(
 def test_a_size_is_halved_from_what_the_window_took(assets, starts_at, ends_at):
     trial = new_trial(assets, physical_batch_size=starts_at, noise_every=0)
     starve(before_forward(trial), 1)
-    trial.run_epoch()
+    trial.run_to_evaluation()
     assert sizes(trial) == [ends_at]
 
 
@@ -113,7 +113,7 @@ def test_what_the_failed_attempt_held_is_free_when_the_cache_is_given_back(asset
 
     trial.model.encoder.register_forward_hook(note)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.extend(states() for states in held))
-    trial.run_epoch()
+    trial.run_to_evaluation()
     assert alive == [None, None, None]
 
 
@@ -125,7 +125,7 @@ def test_an_optimizer_step_is_never_repeated(assets, engine, moment):
     trial.optimizer.register_step_pre_hook(lambda *_: windows.append(weights(trial)))
     starve(getattr(trial.optimizer, moment), 2)
     with pytest.raises(DoesNotFitError) as raised:
-        trial.run_epoch()
+        trial.run_to_evaluation()
     assert "in the optimizer's step, which cannot be repeated" in message(raised)
     assert len(windows) == 2
     assert_identical(windows[0], before)
@@ -142,7 +142,7 @@ def test_another_error_is_itself(assets, place):
 
     operator.attrgetter(place)(trial)(fail)
     with pytest.raises(ValueError, match="boom"):
-        trial.run_epoch()
+        trial.run_to_evaluation()
     assert trial.physical_batch_size == 16
 
 
@@ -170,7 +170,7 @@ def test_a_trial_resumed_after_a_halving_ends_where_an_uninterrupted_one_does(as
     uninterrupted, stopped = (new_trial(assets, engine=engine, epochs=3) for _ in range(2))
     for trial in (uninterrupted, stopped):
         starve(before_forward(trial), 6)
-        trial.run_epoch()
+        trial.run_to_evaluation()
     again = train(resumed(stopped, assets, tmp_path))
     train(uninterrupted)
     assert sizes(again) == [8, 8, 8]
@@ -182,7 +182,7 @@ def test_a_size_configured_smaller_since_is_kept_and_one_that_a_checkpoint_lacks
     assets, tmp_path
 ):
     trial = new_trial(assets)
-    trial.run_epoch()
+    trial.run_to_evaluation()
     assert resumed(trial, assets, tmp_path, physical_batch_size=4).physical_batch_size == 4
     del trial.history[0]["physical_batch_size"]  # as in checkpoints of earlier versions
     assert resumed(trial, assets, tmp_path, physical_batch_size=32).physical_batch_size == 32

@@ -70,7 +70,7 @@ def open_all(plan, store, storage, digest):
 
 def checkpoints(plan, storage):
     for trial_hash in plan.trials:
-        (storage.trial_folder(trial_hash).path / "epoch-000001").mkdir(parents=True)
+        (storage.trial_folder(trial_hash).path / "evaluation-000001").mkdir(parents=True)
 
 
 def kept(storage):
@@ -188,7 +188,7 @@ def record(plan, store, storage, reports):
     assert writer.wait(60)
     assert not recorder.failures
     (run,) = store.read_runs().trials.values()
-    return run.run_id, run.epochs()["val_loss"].to_dict()
+    return run.run_id, run.evaluations()["val_loss"].to_dict()
 
 
 def test_a_trial_trained_again_to_the_same_numbers_keeps_its_run(plan, store, storage):
@@ -203,7 +203,7 @@ def test_a_trial_trained_again_to_other_numbers_gets_a_run_of_its_own(plan, stor
     after, losses = record(plan, store, storage, [report(1), report(2, val_loss=0.61)])
     assert before != after
     assert losses == {1: 0.6, 2: 0.61}
-    assert "epoch 2 of trial is there with another val_loss" in capsys.readouterr().out
+    assert "evaluation 2 of trial is there with another val_loss" in capsys.readouterr().out
 
 
 def train_and_report(plan, store, storage, assets):
@@ -211,8 +211,8 @@ def train_and_report(plan, store, storage, assets):
     recorder, writer, tune_trial = recording(plan, store, storage, assets)
     trial = Trial(first(plan), assets["bert-tiny"], CPU)
     while not trial.is_finished:
-        result = {"report": trial.run_epoch(), "earlier": [], "damaged": []}
-        storage.trial_folder(trial.config.trial_hash).save(trial.epoch, trial.save)
+        result = {"report": trial.run_to_evaluation(), "earlier": [], "damaged": []}
+        storage.trial_folder(trial.config.trial_hash).save(trial.evaluation, trial.save)
         recorder.on_trial_result(1, [], tune_trial, result)
     recorder.on_trial_complete(1, [], tune_trial)
     assert writer.wait(60)
@@ -224,18 +224,18 @@ def test_a_trained_trial_keeps_its_last_checkpoint_until_it_is_tested(plan, stor
     assert not recorder.failures
     assert [run.is_trained for run in store.read_runs().trials.values()] == [True]
     (folder,) = (storage.trial_folder(trial_hash).path for trial_hash in recorder.runs)
-    assert [path.name for path in folder.iterdir()] == ["epoch-000002"]
+    assert [path.name for path in folder.iterdir()] == ["evaluation-000002"]
 
 
 def test_a_trial_of_which_an_epoch_was_refused_is_not_uploaded(plan, store, storage, assets, monkeypatch):
-    write = TrialRun.log_epochs
+    write = TrialRun.log_evaluations
 
     def refuse_the_second(run, reports):
         if len(reports) == 2:
             raise MlflowException("no more room", INVALID_PARAMETER_VALUE)
         write(run, reports)
 
-    monkeypatch.setattr(TrialRun, "log_epochs", refuse_the_second)
+    monkeypatch.setattr(TrialRun, "log_evaluations", refuse_the_second)
     recorder = train_and_report(plan, store, storage, assets)
     assert ["no more room" in reason for reason in recorder.failures.values()] == [True]
     assert kept(storage) == list(recorder.failures)
@@ -263,7 +263,7 @@ def test_only_checkpoints_of_the_plan_count_as_room(plan, storage, store):
 
     def fill(trial_hash):
         """A checkpoint of four terabytes, without taking them from the disk."""
-        folder = storage.trial_folder(trial_hash).path / "epoch-000001"
+        folder = storage.trial_folder(trial_hash).path / "evaluation-000001"
         folder.mkdir(parents=True)
         with (folder / "optimizer.pt").open("wb") as file:
             file.truncate(4 * 10**12)
@@ -286,6 +286,6 @@ def test_a_trial_never_has_more_on_disk_than_was_announced(plan, storage, assets
         assert 0 < size() <= announced
 
     for _ in range(trial.config.epochs):
-        folder.save(trial.run_epoch()["epoch"], write_and_look)
+        folder.save(trial.run_to_evaluation()["evaluation"], write_and_look)
     folder.keep_newest()
     assert 0 < size() <= plan.trained_bytes([trial.config])

@@ -59,6 +59,15 @@ def test_the_best_is_the_highest_of_the_complete_trials_and_its_first_epoch():
     assert search((64, 1e-3, complete(0.7, 0.7)), (64, 2e-3, complete(0.7, 0.7))).best.number == 0
 
 
+def test_evaluations_within_epochs_are_said_in_epochs():
+    settings = SPACE.settings | {"evaluations": 4}  # in two epochs
+    found = search((64, 1e-3, complete(0.7, 0.7, 0.8, 0.75)), settings=settings)
+    line, *_ = headline(found, UNCONFIRMED)
+    assert "(val_acc 0.8000 at epoch 1.5)" in line
+    assert best_table(found).frame["best epoch"].to_list() == ["1.5"]
+    assert "--evaluations 4" in train_again(found.config(0))
+
+
 def test_a_search_that_is_not_finished_says_how_far_it_is():
     (line,) = headline(search((64, 1e-3, complete(0.8, 0.85)), (16, 1e-3, None)), UNCONFIRMED)
     assert line.startswith("1 of 4 trials have ended. The best so far is trial 0: target_batch_size 64")

@@ -89,7 +89,7 @@ def test_a_lock_file_that_cannot_be_opened_is_one_line(storage, tmp_path):
 
 def test_only_unfinished_trials_and_what_others_put_there_are_left(storage):
     with storage.owned():
-        checkpoint = storage.trial_folder("0123456789ab").path / "epoch-000001"
+        checkpoint = storage.trial_folder("0123456789ab").path / "evaluation-000001"
         checkpoint.mkdir(parents=True)
         (storage.tune / "state").mkdir(parents=True)
         (storage.path / "thesis.txt").write_text("mine")

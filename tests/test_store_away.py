@@ -43,7 +43,7 @@ class Store:
         self._execute(*(f"ALTER TABLE {table}_taken RENAME TO {table}" for table in ALL))
 
     def epochs(self):
-        return self.store.read_runs().trials[make_config().trial_hash].epochs().index.to_list()
+        return self.store.read_runs().trials[make_config().trial_hash].evaluations().index.to_list()
 
     def _execute(self, *commands):
         with contextlib.closing(sqlite3.connect(self._file)) as database:
@@ -72,7 +72,7 @@ def writer(here):
 
 def submit_epochs(writer, here, *epochs):
     def write(epoch):
-        here.run.log_epochs([report(epoch)])
+        here.run.log_evaluations([report(epoch)])
         here.written.append(epoch)
 
     for epoch in epochs:
@@ -82,7 +82,7 @@ def submit_epochs(writer, here, *epochs):
 def test_a_call_waits_until_the_store_is_back_and_the_user_is_told_once(here, capfd):
     here.take()
     threading.Thread(target=lambda: (here.was_told.wait(WAIT), here.bring_back())).start()
-    here.run.log_epochs([report(1), report(2)])
+    here.run.log_evaluations([report(1), report(2)])
     assert here.epochs() == [1, 2]
     away, back = here.said
     assert away.startswith("the tracking store does not answer (")
@@ -130,7 +130,7 @@ def test_a_refusal_that_cannot_be_reported_does_not_hang_the_end(writer):
 def test_what_keeps_failing_although_the_store_answers_is_at_fault_itself(here):
     here.take("metrics")
     with pytest.raises(StoreFailedError, match=r"the tracking store fails .*: mend that"):
-        here.run.log_epochs([report(1)])
+        here.run.log_evaluations([report(1)])
     assert not here.said
 
 
@@ -176,7 +176,7 @@ def test_files_that_come_and_go_leave_no_thread_behind(server, tmp_path):
     gc.disable()  # which would end them as well, but nobody knows when
     before = set(threading.enumerate())
     try:
-        here.run.log_models(model_files(tmp_path / "a"), model_files(tmp_path / "b"), 1, 0.5)
+        here.run.log_models(model_files(tmp_path / "a"), model_files(tmp_path / "b"), {"best_epoch": 1})
         here.run.download_model("best", tmp_path / "back")
         here.run.log_test({"best": BEST, "last": BEST}, LABELS, ROWS)
         here.run.predictions("best")

@@ -27,6 +27,7 @@ from tracking import (
 from trainables.evaluation import Evaluation
 
 DATASET = DatasetFacts("films", "/data", "abc123", {"train": 8, "val": 1, "test": 2}, ("no", "yes"), 3)
+RESULTS = {"best_epoch": 1, "best_val_acc": 0.5}
 LABELS, ROWS = np.array([1, 0]), np.array([17, 4])
 
 
@@ -36,6 +37,7 @@ LAST = Evaluation({"loss": 0.4, "acc": 1.0}, np.array([1, 0]), np.array([[0.1, 0
 
 def report(epoch, **changes):
     values = {
+        "evaluation": epoch,
         "epoch": epoch,
         "reported_at": 1_800_000_000_000 + epoch,
         "train_loss": 0.7,
@@ -124,9 +126,9 @@ def test_a_user_without_a_name_is_no_obstacle(store, monkeypatch):
 
 def test_curves_come_back_as_they_were_reported_whatever_the_metrics(store):
     run = open_trial(store)
-    run.log_epochs([report(1), report(2, val_acc=0.75, noise_scale=300.0, val_f1=0.25)])
-    run.log_epochs([report(3, physical_batch_size=32)])
-    epochs, steps = found(store).epochs(), found(store).steps()
+    run.log_evaluations([report(1), report(2, val_acc=0.75, noise_scale=300.0, val_f1=0.25)])
+    run.log_evaluations([report(3, physical_batch_size=32)])
+    epochs, steps = found(store).evaluations(), found(store).steps()
     assert epochs["val_acc"].to_dict() == {1: 0.5, 2: 0.75, 3: 0.5}
     assert epochs["epoch_seconds"].to_list() == [20.0] * 3
     assert {name: epochs[name].dropna().to_dict() for name in ("noise_scale", "val_f1")} == {
@@ -134,7 +136,7 @@ def test_curves_come_back_as_they_were_reported_whatever_the_metrics(store):
         "val_f1": {2: 0.25},
     }
     assert epochs["physical_batch_size"].dropna().to_dict() == {3: 32}
-    assert not {"epoch", "reported_at", "train_loss_per_step"} & set(epochs)
+    assert not {"evaluation", "reported_at", "train_loss_per_step"} & set(epochs)
     assert steps["train_loss_per_step"].to_dict() == {1: 0.8, 2: 0.6, 3: 0.8, 4: 0.6, 5: 0.8, 6: 0.6}
     assert set(steps["learning_rate_per_step"]) == {1e-3}
 
@@ -142,27 +144,29 @@ def test_curves_come_back_as_they_were_reported_whatever_the_metrics(store):
 def test_an_epoch_that_a_kill_left_half_written_is_written_again_and_no_other_is(store):
     older = {key: value for key, value in report(1).items() if key != "reported_at"}
     first = open_trial(store)
-    assert len(found(store).epochs()) == len(found(store).steps()) == 0
+    assert len(found(store).evaluations()) == len(found(store).steps()) == 0
     store.client.log_metric(first.run_id, "val_loss", 0.9, step=1)
-    assert len(found(store).epochs()) == 0
+    assert len(found(store).evaluations()) == 0
     for reports in ([older], [older, report(2)]):
         again = open_trial(store)
-        again.log_epochs(reports)
+        again.log_evaluations(reports)
         assert again.run_id == first.run_id
-    assert found(store).epochs()["val_loss"].to_dict() == {1: 0.6, 2: 0.6}
+    assert found(store).evaluations()["val_loss"].to_dict() == {1: 0.6, 2: 0.6}
     assert [m.step for m in store.client.get_metric_history(first.run_id, "val_acc")] == [1, 2]
 
 
 def test_a_run_never_holds_parts_of_two_trainings(store):
-    open_trial(store).log_epochs([report(1), report(2)])
+    open_trial(store).log_evaluations([report(1), report(2)])
     run = open_trial(store)
-    with pytest.raises(OtherTrainingError, match="epoch 2 of bert-tiny · 64 · fixed is there with another"):
-        run.log_epochs([report(1), report(2, val_loss=0.61), report(3)])
-    assert found(store).epochs()["val_loss"].to_dict() == {1: 0.6, 2: 0.6}
+    with pytest.raises(
+        OtherTrainingError, match="evaluation 2 of bert-tiny · 64 · fixed is there with another"
+    ):
+        run.log_evaluations([report(1), report(2, val_loss=0.61), report(3)])
+    assert found(store).evaluations()["val_loss"].to_dict() == {1: 0.6, 2: 0.6}
     run.supersede()
     assert store.client.get_run(run.run_id).info.status == "KILLED"  # it stays in MLflow
-    open_trial(store).log_epochs([report(1), report(2, val_loss=0.61)])
-    assert found(store).epochs()["val_loss"].to_dict() == {1: 0.6, 2: 0.61}
+    open_trial(store).log_evaluations([report(1), report(2, val_loss=0.61)])
+    assert found(store).evaluations()["val_loss"].to_dict() == {1: 0.6, 2: 0.61}
 
 
 def test_a_failed_trial_carries_its_reason_and_a_new_try_clears_it(store):
@@ -174,7 +178,7 @@ def test_a_failed_trial_carries_its_reason_and_a_new_try_clears_it(store):
 
 def test_a_second_run_that_a_slow_server_made_goes_and_the_one_with_results_stays(store):
     run = open_trial(store)
-    run.log_epochs([report(1)])
+    run.log_evaluations([report(1)])
     tags = {"trial_hash": make_config().trial_hash}
     second = store.client.create_run(store.client.get_run(run.run_id).info.experiment_id, tags=tags)
     assert found(store).run_id == run.run_id
@@ -184,16 +188,16 @@ def test_a_second_run_that_a_slow_server_made_goes_and_the_one_with_results_stay
 
 def test_a_test_finishes_the_run_and_its_predictions_come_back_by_row(store, model):
     run = open_trial(store)
-    run.log_epochs([report(1), report(2)])
-    run.log_models(model, None, best_epoch=1, best_val_acc=0.5)
+    run.log_evaluations([report(1), report(2)])
+    run.log_models(model, None, RESULTS)
     assert (run.is_trained, run.is_tested) == (True, False)
     run.log_test({"best": BEST, "last": LAST}, LABELS, ROWS)
     results = {"test_acc": 0.5, "test_loss": 0.3, "last_test_acc": 1.0, "last_test_loss": 0.4}
-    results |= {"best_epoch": 1, "best_val_acc": 0.5}
+    results |= RESULTS
     for handle in (run, found(store)):  # the handle follows what is written through it
         assert handle.is_tested
         assert {name: handle.metrics[name] for name in results} == results
-        assert not results.keys() & set(handle.epochs())
+        assert not results.keys() & set(handle.evaluations())
     predictions = found(store).predictions("best")
     assert predictions.pop("margin").to_list() == pytest.approx([0.6, 0.2])
     assert predictions.to_dict("list") == {
@@ -236,9 +240,9 @@ def by_mlflow(uri, folder):
 
 def test_models_of_the_best_and_the_last_epoch_come_back(store, tmp_path):
     run, last = open_trial(store), model_files(tmp_path / "last", "last")
-    run.log_models(model_files(tmp_path / "best", "half"), last, 1, 0.5)
+    run.log_models(model_files(tmp_path / "best", "half"), last, RESULTS)
     first, best = run.tags["best_model"], model_files(tmp_path / "best", "best")
-    run.log_models(best, last, 1, 0.5)  # again, as after a kill: there is one model of a name
+    run.log_models(best, last, RESULTS)  # again, as after a kill: there is one model of a name
     assert run.tags["best_model"] == first
     for which in ("best", "last"):
         folder = found(store).download_model(which, tmp_path / "back" / which)
@@ -259,7 +263,7 @@ HARM = [
 @pytest.mark.parametrize("harm", HARM, ids=["changed", "more", "less"])
 def test_a_model_that_was_harmed_in_mlflow_is_not_given_out_and_is_made_anew(store, model, tmp_path, harm):
     run = open_trial(store)
-    run.log_models(model, None, 1, 0.5)
+    run.log_models(model, None, RESULTS)
     harm(only_file(tmp_path, "classifier.json"))
     with pytest.raises(ChangedModelError, match="is not what was uploaded"):
         run.download_model("best", tmp_path / "harmed")
@@ -267,7 +271,7 @@ def test_a_model_that_was_harmed_in_mlflow_is_not_given_out_and_is_made_anew(sto
     run.discard_models()  # as after a kill
     again = found(store)
     assert not again.is_trained
-    again.log_models(model, None, 1, 0.5)
+    again.log_models(model, None, RESULTS)
     assert (again.download_model("best", tmp_path / "back") / "classifier.json").is_file()
     assert len(store.client.search_logged_models([only_experiment(store)])) == 1
 
@@ -283,12 +287,14 @@ def test_a_model_is_taken_from_this_store_alone(store, tmp_path):
 def test_the_registered_model_is_the_best_one_and_keeps_its_version(store, tmp_path):
     for seed, val_acc in ((1, 0.5), (2, 0.75)):
         run = open_trial(store, make_config(seed=seed))
-        run.log_models(model_files(tmp_path / f"{seed}", f"{seed}"), None, 3, val_acc)
+        run.log_models(
+            model_files(tmp_path / f"{seed}", f"{seed}"), None, RESULTS | {"best_val_acc": val_acc}
+        )
         for _ in range(2):
             assert store.register_best(run) == "models:/films-study@best"
     best = store.client.get_model_version_by_alias("films-study", "best")
     assert (best.run_id, best.version) == (run.run_id, 2)
-    assert best.description == "bert-tiny · 64 · fixed, epoch 3: val_acc 0.7500"
+    assert best.description == "bert-tiny · 64 · fixed, epoch 1: val_acc 0.7500"
     assert by_mlflow("models:/films-study@best", tmp_path)[0] == "2"
 
 
@@ -378,8 +384,8 @@ def test_a_write_whose_answer_was_lost_is_not_made_twice(store, model, monkeypat
 
     monkeypatch.setattr(MlflowClient, write, lose_every_third_answer)
     run = open_trial(store)
-    run.log_epochs([report(1), report(2)])
-    run.log_models(model, None, 1, 0.5)
+    run.log_evaluations([report(1), report(2)])
+    run.log_models(model, None, RESULTS)
     run.log_test({"best": BEST, "last": LAST}, LABELS, ROWS)
     store.register_best(run)
     assert calls

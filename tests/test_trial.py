@@ -9,7 +9,7 @@ from tests.helpers import CPU, TINY_MODELS, assert_identical, learnt, tiny_confi
 from trainables.batches import TokenTensors
 from trainables.checkpoint import Checkpoint
 from trainables.evaluation import METRICS, Metric, evaluate
-from trainables.trial import CURVE_POINTS_PER_EPOCH, NonFiniteLossError, Trial, best_epoch
+from trainables.trial import CURVE_POINTS, NonFiniteLossError, Trial, best_evaluation
 
 
 def new_trial(assets, **overrides):
@@ -66,11 +66,11 @@ def test_a_trial_stopped_after_every_epoch_ends_where_an_uninterrupted_one_does(
     uninterrupted = train(new_trial(assets, **recipe))
     stopped = new_trial(assets, **recipe)
     for epoch in (1, 2):
-        stopped.run_epoch()
+        stopped.run_to_evaluation()
         folder = saved(stopped, tmp_path / f"epoch-{epoch}")
         stopped = new_trial(assets, **recipe)
         stopped.restore(folder)
-        assert stopped.epoch == epoch
+        assert stopped.evaluation == epoch
     train(stopped)
     assert learnt(stopped) == learnt(uninterrupted)
     assert_identical(weights(stopped), weights(uninterrupted))
@@ -82,14 +82,14 @@ def test_the_best_epochs_weights_survive_a_restart(assets, tmp_path):
     # so small a learning rate moves nothing but the head's bias: val_acc ties and epoch 1 stays best
     recipe = {"epochs": 3, "base_lr": 1e-12}
     trial = new_trial(assets, **recipe)
-    trial.run_epoch()
+    trial.run_to_evaluation()
     after_first = weights(trial)
-    trial.run_epoch()
+    trial.run_to_evaluation()
     folder = saved(trial, tmp_path / "second")
     restored = new_trial(assets, **recipe)
     restored.restore(folder)
-    restored.run_epoch()
-    assert best_epoch(restored.history) == 1
+    restored.run_to_evaluation()
+    assert best_evaluation(restored.history) == 1
     checkpoint = Checkpoint.load(saved(restored, tmp_path / "third"))
     assert_identical(checkpoint.best_weights, after_first)
     assert not torch.equal(checkpoint.weights["classifier.bias"], after_first["classifier.bias"])
@@ -99,7 +99,7 @@ def test_best_epoch_has_the_highest_val_acc_and_is_the_earliest_on_ties():
     cases = {(): 0, (0.7,): 1, (0.7, 0.8, 0.75): 2, (0.8, 0.7, 0.8): 1, (0.1, 0.2, 0.3): 3, (0.5,) * 3: 1}
     for accuracies, best in cases.items():
         history = [{"epoch": i, "val_acc": accuracy} for i, accuracy in enumerate(accuracies, start=1)]
-        assert best_epoch(history) == best
+        assert best_evaluation(history) == best
 
 
 def test_a_report_says_when_it_was_made_and_how_fast_training_was(finished):
@@ -114,7 +114,7 @@ def test_a_metric_declared_in_one_place_is_in_every_report(assets, monkeypatch):
 
     monkeypatch.setitem(METRICS, "recall", Metric("recall of the second class", recall))
     trial = new_trial(assets, epochs=1)
-    report = trial.run_epoch()
+    report = trial.run_to_evaluation()
     positive = assets["bert-tiny"].val.labels == 1
     assert report["val_recall"] == evaluate(trial.model, trial.val, "fp32").predictions[positive].mean()
 
@@ -125,7 +125,7 @@ def test_step_curve_is_thinned_and_averages_to_the_report(assets, target, width,
     trial = train(new_trial(assets, model="modernbert-tiny", **sizes))
     first, second = (report["step_curve"] for report in trial.history)
     steps = trial.steps_per_epoch
-    assert len(first) == len(second) == rows <= CURVE_POINTS_PER_EPOCH
+    assert len(first) == len(second) == rows <= CURVE_POINTS
     ends = np.array([row[0] for row in first])
     assert ends.tolist() == [min(start + width, steps) for start in range(0, steps, width)]
     assert [row[0] for row in second] == [end + steps for end in ends]  # steps are counted across epochs
@@ -154,18 +154,18 @@ def test_learning_rate_follows_its_scheduler(assets):
 def test_divergence_names_the_step_and_adds_nothing_to_the_history(assets, overrides, reason):
     trial = new_trial(assets, base_lr=1e30, **overrides)
     with pytest.raises(NonFiniteLossError, match=reason):
-        trial.run_epoch()
+        trial.run_to_evaluation()
     assert trial.history == []
 
 
 def test_divergence_in_a_later_epoch_counts_steps_from_the_first(assets):
     trial = new_trial(assets)
-    trial.run_epoch()
+    trial.run_to_evaluation()
     with torch.no_grad():
         trial.model.classifier.bias.fill_(float("inf"))
     with pytest.raises(NonFiniteLossError, match=r"at step 5 \(epoch 2\)"):
-        trial.run_epoch()
-    assert trial.epoch == 1
+        trial.run_to_evaluation()
+    assert trial.evaluation == 1
 
 
 @torch.no_grad()

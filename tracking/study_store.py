@@ -17,6 +17,7 @@ from mlflow.utils import get_results_from_paginated_fn
 from errors import UserError, unknown
 from search_spaces import TrialConfig
 from search_spaces.space import AXES
+from search_spaces.trial_config import epoch_text
 from tracking.connection import BackgroundWriter, Connection, check_store, quiet_mlflow, retried
 from tracking.runs import DESCRIPTION, SUPERSEDED, InvocationRun, TrackedRun
 from tracking.trial_run import TrialRun
@@ -174,7 +175,7 @@ class StudyStore:
                 self.study,
                 source,
                 run.run_id,
-                description=f"{run.name}, epoch {epoch:.0f}: val_acc {val_acc:.4f}",
+                description=f"{run.name}, epoch {epoch_text(epoch)}: val_acc {val_acc:.4f}",
                 model_id=source.removeprefix("models:/"),
             )
         self.client.set_registered_model_alias(self.study, _BEST, version.version)

@@ -21,7 +21,7 @@ from tracking.runs import TrackedRun
 
 _STEP_METRICS = ("train_loss_per_step", "train_acc_per_step", "learning_rate_per_step")
 _PER_STEP = "_per_step"
-_NO_METRICS = {"epoch", "reported_at"}  # numbers of a report that say when
+_NO_METRICS = {"evaluation", "reported_at"}  # numbers of a report that say when
 _PREFIXES = {"best": "test_", "last": "last_test_"}  # of what the test of that model yields
 _LONGEST_REASON = 5000  # characters
 _PREDICTIONS = "predictions.parquet"
@@ -64,33 +64,33 @@ class TrialRun(TrackedRun):
         return self.tags.get("assets_digest", "")
 
     @retried
-    def log_epochs(self, reports: Iterable[Mapping[str, Any]]) -> None:
-        """Write the epochs that are not there yet: every number of a report at step ``epoch``.
+    def log_evaluations(self, reports: Iterable[Mapping[str, Any]]) -> None:
+        """Write the evaluations that are not there yet: every number of a report at step ``evaluation``.
 
         ``reported_at`` (ms; absent in older histories) makes writing twice harmless: MLflow keeps one of
-        two equal metrics. Raises OtherTrainingError where an epoch that is there was trained to another
+        two equal metrics. Raises OtherTrainingError where one that is there was trained to another
         val_loss: a run must not hold parts of two trainings.
         """
         for report in reports:
-            epoch, val_loss = report["epoch"], report["val_loss"]
-            before = self._val_losses.get(epoch, val_loss)
+            evaluation, val_loss = report["evaluation"], report["val_loss"]
+            before = self._val_losses.get(evaluation, val_loss)
             if before != val_loss and math.isfinite(val_loss):
-                raise OtherTrainingError(f"epoch {epoch} of {self.name} is there with another val_loss")
-            if epoch not in self._val_losses:
-                self._log(_epoch_metrics(report))
-                self._val_losses[epoch] = val_loss
+                raise OtherTrainingError(
+                    f"evaluation {evaluation} of {self.name} is there with another val_loss"
+                )
+            if evaluation not in self._val_losses:
+                self._log(_report_metrics(report))
+                self._val_losses[evaluation] = val_loss
 
     @cached_property
     def _val_losses(self) -> dict[int, float]:
-        """The val_loss of each epoch in MLflow."""
+        """The val_loss of each evaluation in MLflow."""
         complete = self._values("val_acc")  # written last
-        return {epoch: loss for epoch, loss in self._values("val_loss").items() if epoch in complete}
+        return {number: loss for number, loss in self._values("val_loss").items() if number in complete}
 
     @retried
-    def log_models(
-        self, best: ModelFiles, last: ModelFiles | None, best_epoch: int, best_val_acc: float
-    ) -> None:
-        """Upload the best epoch's model, and the last epoch's where it is another one."""
+    def log_models(self, best: ModelFiles, last: ModelFiles | None, results: Mapping[str, float]) -> None:
+        """Upload the best evaluation's model, and the last one's where it is another; write ``results``."""
         tags: dict[str, str] = {}
         for name, files in {"best_model": best, "last_model": last}.items():
             if files is not None:
@@ -98,7 +98,7 @@ class TrialRun(TrackedRun):
                 tags[name] = upload_model(self.client, self._run, name, files)
         tags.setdefault("last_model", tags["best_model"])
         tags.setdefault("last_model_digest", tags["best_model_digest"])
-        self._log_results({"best_val_acc": best_val_acc, "best_epoch": best_epoch})
+        self._log_results(results)
         self._tag(tags | {"trained": "true"})
 
     @retried
@@ -175,8 +175,8 @@ class TrialRun(TrackedRun):
         return self._read_table(_PREFIXES[which] + _PREDICTIONS, _PREDICTION_COLUMNS)
 
     @retried
-    def epochs(self) -> pd.DataFrame:
-        """The per-epoch metrics: a row per complete epoch, indexed by it, a column per metric."""
+    def evaluations(self) -> pd.DataFrame:
+        """The metrics of the evaluations: a row per complete one, indexed by its number, a column each."""
         table = self._table([name for name in self.metrics if not name.endswith(_PER_STEP)])
         return table.dropna(subset=["val_acc"]) if "val_acc" in table else table.iloc[:0]
 
@@ -195,17 +195,17 @@ class TrialRun(TrackedRun):
         return {metric.step: metric.value for metric in history if metric.step > 0}
 
 
-def _epoch_metrics(report: Mapping[str, Any]) -> list[Metric]:
-    epoch, when = report["epoch"], report.get("reported_at") or get_current_time_millis()
+def _report_metrics(report: Mapping[str, Any]) -> list[Metric]:
+    evaluation, when = report["evaluation"], report.get("reported_at") or get_current_time_millis()
     numbers = {
         name: value
         for name, value in report.items()
         if isinstance(value, (int, float)) and name not in _NO_METRICS
     }
-    numbers["val_acc"] = numbers.pop("val_acc")  # goes last: it says that the epoch is complete
+    numbers["val_acc"] = numbers.pop("val_acc")  # goes last: it says that the evaluation is complete
     curve = [
         Metric(name, value, when, step)
         for step, *values in report["step_curve"]
         for name, value in zip(_STEP_METRICS, values, strict=True)
     ]
-    return curve + [Metric(name, value, when, epoch) for name, value in numbers.items()]
+    return curve + [Metric(name, value, when, evaluation) for name, value in numbers.items()]

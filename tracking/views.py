@@ -15,7 +15,7 @@ _COLOUR = "mlflow.runColor"
 _TRIALS_THAT_COUNT = "tags.trial_hash LIKE '%' AND tags.superseded IS NULL"
 _CHECKBOX, _RUN_NAME = "1", "attributes.`Run Name`"  # the first columns of the table
 _RESULTS = ("best_val_acc", "best_epoch", "test_acc", "last_test_acc")
-_BY_EPOCH = ("val_acc", "val_loss", "train_loss")
+_CURVES = ("val_acc", "val_loss", "train_loss")
 _HUES = (0.58, 0.05, 0.42, 0.85)  # blue, orange, green, pink: one for each model
 _HUE_OF_RULE = 0.035  # neighbouring rules are so far apart
 _DARKEST, _LIGHTEST = 0.26, 0.58
@@ -72,12 +72,12 @@ def _metric(name: str) -> str:
 def _charts(parameters: Sequence[str]) -> dict[str, Any]:
     """Curves first, then results; the page's own section of all other metrics is folded below them."""
     sections = {
-        "epochs": "By epoch",
+        "epochs": "By evaluation",
         "results": "Results",
         "other": "Model metrics",
         "system": "System metrics",
     }
-    shown = [_chart("LINE", name, "epochs") for name in _BY_EPOCH]
+    shown = [_chart("LINE", name, "epochs") for name in _CURVES]
     shown.append(_chart("BAR", "test_acc", "results"))
     parallel = {
         "selectedParams": list(parameters),

@@ -127,6 +127,21 @@ def epoch_windows(examples: int, target_batch_size: int, seed: int, epoch: int) 
     yield from order.split(target_batch_size)
 
 
+def windows_between(
+    first: int, last: int, examples: int, target_batch_size: int, seed: int
+) -> Iterator[tuple[int, int, Tensor]]:
+    """The windows of the steps after ``first`` up to ``last``, through as many epochs as those take.
+
+    With each comes its epoch, counted from 1, and its number in that epoch, counted from 0.
+    """
+    windows: list[Tensor] = []
+    for step in range(first, last):
+        epoch, number = divmod(step, -(-examples // target_batch_size))
+        if not (windows and number):
+            windows = list(epoch_windows(examples, target_batch_size, seed, epoch + 1))
+        yield epoch + 1, number, windows[number]
+
+
 def _tensor(array: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         # Ray's shared memory is read-only, and so is everything done with these tensors.

@@ -40,15 +40,15 @@ class CorruptCheckpointError(RuntimeError):
 class Checkpoint:
     """Everything a trial needs to continue exactly where it stopped.
 
-    Generators need no place here: each is a function of the trial's seed and the epoch.
+    Generators need no place here: each is a function of the trial's seed, the epoch and the window.
     """
 
     trial_hash: str
     assets_digest: str
-    history: list[dict[str, Any]]  # one report per finished epoch, the first epoch first
+    history: list[dict[str, Any]]  # one report per evaluation, the first one first
     weights: Weights
-    best_weights: Weights | None  # None where the best epoch is the last one
-    optimizer: dict[str, Any] | None  # None after a trial's last epoch, like the scheduler
+    best_weights: Weights | None  # None where the best evaluation is the last one
+    optimizer: dict[str, Any] | None  # None after a trial's last step, like the scheduler
     scheduler: dict[str, Any] | None
 
     def save(self, folder: Path) -> None:
@@ -91,13 +91,15 @@ def read_progress(folder: Path) -> dict[str, Any]:
     """``trial_hash``, ``assets_digest`` and ``history``, without the tensors."""
     try:
         found = json.loads((folder / _PROGRESS).read_text())
-        return {name: found[name] for name in _PROGRESS_FIELDS}
+        # earlier versions evaluated after every epoch, and said no more
+        history = [{"evaluation": report["epoch"], **report} for report in found["history"]]
+        return {name: found[name] for name in _PROGRESS_FIELDS} | {"history": history}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptCheckpointError(f"{folder} does not say where it comes from") from error
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """A checkpoint's weight files as ``{"best": …, "last": …}``; one file where the epochs agree."""
+    """A checkpoint's weight files as ``{"best": …, "last": …}``; one file where they are the same."""
     last, best = folder / _LAST, folder / _BEST
     return {"best": best if best.exists() else last, "last": last}
 
@@ -140,7 +142,7 @@ class TrialFolder:
         self.trial_hash = trial_hash
         self._good: Path | None = None  # the one that was found or saved last
 
-    def save(self, epoch: int, write: Callable[[Path], None]) -> Path:
+    def save(self, evaluation: int, write: Callable[[Path], None]) -> Path:
         """Let ``write`` fill a checkpoint; it takes its place only when it is complete and on disk.
 
         Raises OSError where the disk is full or the folder cannot be written; the last one then stays.
@@ -156,7 +158,7 @@ class TrialFolder:
         except BaseException:
             _remove([partial])
             raise
-        complete = self.path / f"epoch-{epoch:06d}"
+        complete = self.path / f"evaluation-{evaluation:06d}"
         _remove([complete])  # only a damaged one is trained again
         self._good = partial.rename(complete)
         return self._good
@@ -186,7 +188,9 @@ class TrialFolder:
         _remove([self.path])
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self.path.glob("epoch-*[0-9]"), reverse=True)
+        kinds = ("evaluation", "epoch")  # as earlier versions called it
+        found = [folder for kind in kinds for folder in self.path.glob(f"{kind}-*[0-9]")]
+        return sorted(found, key=lambda folder: folder.name.partition("-")[2], reverse=True)
 
     def _check_origin(self, folder: Path, assets_digest: str) -> None:
         found = read_progress(folder)

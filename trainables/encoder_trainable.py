@@ -1,4 +1,4 @@
-"""The Ray Tune class around Trial: one actor, one trial at a time, one ``step()`` per epoch."""
+"""The Ray Tune class around Trial: one actor, one trial at a time, one ``step()`` per evaluation."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from search_spaces import TrialConfig
 from trainables.accumulation import DoesNotFitError, free_memory
 from trainables.assets import TrialAssets
 from trainables.checkpoint import TrialFolder
-from trainables.trial import EpochReport, NonFiniteLossError, Trial
+from trainables.trial import NonFiniteLossError, Report, Trial
 
 
 class EncoderTrainable(tune.Trainable):
@@ -42,14 +42,14 @@ class EncoderTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch, saved before its ``report`` is returned; ``done`` with the last one.
+        """Up to the next evaluation, saved before its ``report`` is returned; ``done`` with the last one.
 
-        The first step after resuming trains nothing. It reports the last epoch there is, and the
+        The first step after resuming trains nothing. It reports the last evaluation there is, and the
         ``earlier`` ones, because the worker that trained them may have been killed before they were
         written down. It says which checkpoints were ``damaged``. A trial that ``diverged`` or does not fit
         into memory reports its ``failure``: a retry would end the same way.
         """
-        earlier: list[EpochReport] = []
+        earlier: list[Report] = []
         damaged: list[str] = []
         is_resumed = False
         if self._trial is None:
@@ -60,11 +60,11 @@ class EncoderTrainable(tune.Trainable):
             *earlier, report = trial.history
         else:
             try:
-                report = trial.run_epoch()
+                report = trial.run_to_evaluation()
             except (NonFiniteLossError, DoesNotFitError) as error:
                 diverged = isinstance(error, NonFiniteLossError)
                 return {"failure": str(error), "diverged": diverged, "done": True}
-            self._folder.save(trial.epoch, trial.save)
+            self._folder.save(trial.evaluation, trial.save)
         return {"report": report, "earlier": earlier, "damaged": damaged, "done": trial.is_finished}
 
     def _build(self, config: TrialConfig) -> tuple[Trial, list[str]]:

@@ -35,7 +35,7 @@ class ClassifierCard:
     max_length: int
     dropout: float
     trial_hash: str
-    epoch: int
+    epoch: int | float
     val_acc: float
 
 

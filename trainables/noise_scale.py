@@ -12,6 +12,7 @@ preconditioned step. A diagnostic, not a law.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ from search_spaces import TrialConfig
 from trainables.batches import derive_seed
 
 PARTS = 2
+LEAST_AN_EPOCH = 3  # measured windows, where they are CLOSEST examples apart or more
+CLOSEST = 1024
 LARGEST_PART = 32  # examples: two are one window of the reference batch size
 
 
@@ -32,19 +35,21 @@ class NoiseSample(NamedTuple):
     norm_squared: Tensor  # ‖G‖², which may come out negative
 
 
-def measured_windows(config: TrialConfig, examples: int, epoch: int) -> set[int]:
+@lru_cache(maxsize=8)  # asked for every window of an epoch
+def measured_windows(config: TrialConfig, examples: int, epoch: int) -> frozenset[int]:
     """The windows, counted from 0, that are measured in an epoch over ``examples`` examples.
 
-    They hold the examples that stand ``config.noise_interval`` apart from a seeded place on, so that
-    trials of one seed are measured at the same places whatever their target batch size: once in every
-    epoch at least, and a window only once. A short last window is measured where there is no other.
+    They hold the examples that stand ``config.noise_interval`` apart from a seeded place on, or closer in
+    a short epoch. So trials of one seed are measured at the same places whatever their target batch size:
+    once in every epoch at least, and a window only once. A short last window is measured where there is no other.
     """
     if not config.noise_interval:
-        return set()
+        return frozenset()
     size = config.target_batch_size
     whole = examples // size * size or examples
-    first = derive_seed(config.seed, "noise", epoch) % min(config.noise_interval, whole)
-    return {place // size for place in range(first, whole, config.noise_interval)}
+    interval = min(config.noise_interval, max(CLOSEST, examples // LEAST_AN_EPOCH), whole)
+    first = derive_seed(config.seed, "noise", epoch) % interval
+    return frozenset(place // size for place in range(first, whole, interval))
 
 
 def window_parts(window: Tensor) -> Sequence[Tensor]:

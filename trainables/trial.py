@@ -1,8 +1,8 @@
-"""Trial: build it, run it epoch by epoch, save it, restore it. Knows neither Ray nor MLflow."""
+"""Trial: build it, run it to each evaluation, save it, restore it. Knows neither Ray nor MLflow."""
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from search_spaces import TrialConfig
 from search_spaces.optimization import OPTIMIZERS, learning_rate_factor
+from search_spaces.trial_config import epoch_text
 from trainables.accumulation import ENGINES, DoesNotFitError, StepResult, half_after, is_out_of_memory
 from trainables.assets import TrialAssets
-from trainables.batches import TokenTensors, derive_seed, epoch_windows
+from trainables.batches import TokenTensors, derive_seed, windows_between
 from trainables.checkpoint import Checkpoint, CorruptCheckpointError, Weights
 from trainables.evaluation import evaluate
 from trainables.noise_scale import (
@@ -27,9 +28,9 @@ from trainables.noise_scale import (
 )
 from trainables.window_groups import GradientGroups, grouped_cut
 
-CURVE_POINTS_PER_EPOCH = 50
+CURVE_POINTS = 50  # of one report
 
-EpochReport = dict[str, Any]
+Report = dict[str, Any]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -39,11 +40,12 @@ class NonFiniteLossError(RuntimeError):
 class Trial:
     """One configuration, trained once.
 
-    ``history`` holds a report per finished epoch: ``epoch``, ``reported_at`` (ms since 1970),
-    ``train_loss``, ``train_acc``, ``val_<metric>`` for each metric of ``evaluation.METRICS``,
-    ``examples_per_second``, ``epoch_seconds``, ``physical_batch_size`` as it was at the epoch's end,
-    ``step_curve``, rows of (optimizer step, loss, accuracy, learning rate), and, where noise
-    was measured, the ``noise_metrics``.
+    ``history`` holds a report per evaluation: its ``TrialConfig.position`` (``evaluation``, ``step``,
+    ``examples``, ``epoch``), ``reported_at`` (ms since 1970), ``val_<metric>`` for each metric of
+    ``evaluation.METRICS``, and of the training since the evaluation before, its interval: ``train_loss``,
+    ``train_acc``, ``examples_per_second``, ``epoch_seconds`` (called so when intervals were epochs; with
+    the evaluation), ``physical_batch_size`` as it was at its end, ``step_curve``, rows of (optimizer step,
+    loss, accuracy, learning rate), and, where noise was measured, the ``noise_metrics``.
 
     ``physical_batch_size`` starts as the configuration's and is halved where memory runs out. The
     target batch size, the steps and the learning rates stay what they are.
@@ -54,7 +56,7 @@ class Trial:
         self.device = device
         self.assets_digest = assets.digest
         self.physical_batch_size = config.physical_batch_size
-        self.history: list[EpochReport] = []
+        self.history: list[Report] = []
         self.train = TokenTensors(assets.train, assets.pad_token, device)
         self.val = TokenTensors(assets.val, assets.pad_token, device)
         self.model = assets.encoder.build(assets.classes, config.head_dropout, config.seed).to(device)
@@ -65,7 +67,7 @@ class Trial:
             weight_decay=config.weight_decay,
             **spec.options,
         )
-        steps = config.epochs * self.steps_per_epoch
+        steps = config.total_steps(len(self.train))
         warmup_steps = round(config.warmup_ratio * steps)
         self.scheduler = LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(config.scheduler, step, warmup_steps, steps)
@@ -78,62 +80,78 @@ class Trial:
         return self.config.steps_per_epoch(len(self.train))
 
     @property
-    def epoch(self) -> int:
+    def evaluation(self) -> int:
+        """How often it has been evaluated."""
         return len(self.history)
 
     @property
     def is_finished(self) -> bool:
-        return self.epoch >= self.config.epochs
+        return self.evaluation >= self.config.evaluation_count
 
-    def run_epoch(self) -> EpochReport:
-        """Train on every example once, evaluate on the val split, and report.
+    def run_to_evaluation(self) -> Report:
+        """Train up to the next evaluation, evaluate on the val split, and report.
 
         Raises NonFiniteLossError, naming the step, and DoesNotFitError where no size can be halved any
         more or memory runs out within the optimizer's own step.
         """
-        config, epoch, started = self.config, self.epoch + 1, time.perf_counter()
+        config, started = self.config, time.perf_counter()
+        before, now = (config.position(self.evaluation + more, len(self.train)) for more in (0, 1))
         steps, rates, samples = [], [], []
         on_gpu = self.device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
         self.model.train()
         with torch.random.fork_rng(devices=[self.device] if on_gpu else []):
-            windows = epoch_windows(len(self.train), config.target_batch_size, config.seed, epoch)
-            measured = measured_windows(config, len(self.train), epoch)
-            for number, window in enumerate(windows):
+            for epoch, number, window in self._windows(before.step, now.step):
                 dropout_seed = derive_seed(config.seed, "dropout", epoch, number)
                 cut = config.cuts_in_groups(number)
-                result, sample = self.accumulate(window, dropout_seed, number in measured, cut)
+                measured = number in measured_windows(config, len(self.train), epoch)
+                result, sample = self.accumulate(window, dropout_seed, measured, cut)
                 self._update()
                 steps.append(result)
                 if sample:
                     samples.append(sample)
                 rates.append(float(self.scheduler.get_last_lr()[0]))
                 self.scheduler.step()
-        sums, first_step = _sums(steps), self.epoch * self.steps_per_epoch + 1
-        _check_finite(sums[0], first_step, epoch)
+        sums, first_step = _sums(steps), before.step + 1
+        self._check_finite(sums[0], first_step)
         training_seconds = time.perf_counter() - started
         validation = evaluate(self.model, self.val, config.precision).metrics
         if not math.isfinite(validation["loss"]):
-            raise NonFiniteLossError(f"val_loss is {validation['loss']} after epoch {epoch}")
+            raise NonFiniteLossError(
+                f"val_loss is {validation['loss']} after epoch {epoch_text(now.epoch)}"
+            )
         train_loss, train_acc = _means(sums)
         report = {
-            "epoch": epoch,
+            **now._asdict(),
             "reported_at": int(time.time() * 1000),
             "train_loss": train_loss,
             "train_acc": train_acc,
             **noise_metrics(samples),
             **{f"val_{name}": value for name, value in validation.items()},
-            "examples_per_second": len(self.train) / training_seconds,
+            "examples_per_second": (now.examples - before.examples) / training_seconds,
             "epoch_seconds": time.perf_counter() - started,
             "physical_batch_size": self.physical_batch_size,
             **({"peak_gpu_memory": torch.cuda.max_memory_allocated(self.device)} if on_gpu else {}),
             "step_curve": _curve(sums, rates, first_step),
         }
         self.history.append(report)
-        if best_epoch(self.history) == epoch:
+        if best_evaluation(self.history) == self.evaluation:
             self._best_weights = self._weights()
         return report
+
+    def _windows(self, first: int, last: int) -> Iterator[tuple[int, int, Tensor]]:
+        config = self.config
+        return windows_between(first, last, len(self.train), config.target_batch_size, config.seed)
+
+    def _check_finite(self, losses: Tensor, first_step: int) -> None:
+        for step, loss in enumerate(losses.tolist(), start=first_step):
+            if not math.isfinite(loss):
+                epoch = (step - 1) // self.steps_per_epoch + 1
+                raise NonFiniteLossError(
+                    f"train_loss is {loss} at step {step} (epoch {epoch}): "
+                    "the learning rate is probably too high"
+                )
 
     def accumulate(
         self, window: Tensor, dropout_seed: int, measure: bool, cut_in_groups: bool = False
@@ -182,8 +200,8 @@ class Trial:
             ) from error
 
     def save(self, folder: Path) -> None:
-        """Write the whole state into ``folder``; after the last epoch, without the optimizer's."""
-        is_best = best_epoch(self.history) == self.epoch
+        """Write the whole state into ``folder``; after the last step, without the optimizer's."""
+        is_best = best_evaluation(self.history) == self.evaluation
         Checkpoint(
             trial_hash=self.config.trial_hash,
             assets_digest=self.assets_digest,
@@ -204,7 +222,7 @@ class Trial:
         if checkpoint.optimizer and checkpoint.scheduler:
             self.optimizer.load_state_dict(checkpoint.optimizer)
             self.scheduler.load_state_dict(checkpoint.scheduler)
-        elif len(checkpoint.history) < self.config.epochs:
+        elif len(checkpoint.history) < self.config.evaluation_count:
             raise CorruptCheckpointError(f"{folder} lacks the optimizer's state")
         self.model.load_state_dict(checkpoint.weights)
         self.history = checkpoint.history
@@ -220,11 +238,10 @@ class Trial:
         return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}
 
 
-def best_epoch(history: Sequence[EpochReport]) -> int:
-    """The epoch of the highest val_acc, the earliest on ties; 0 before the first."""
-    if not history:
-        return 0
-    return max(history, key=lambda report: (report["val_acc"], -report["epoch"]))["epoch"]
+def best_evaluation(history: Sequence[Report]) -> int:
+    """The evaluation of the highest val_acc, counted from 1, the earliest on ties; 0 before the first."""
+    val_accs = [report["val_acc"] for report in history]
+    return val_accs.index(max(val_accs)) + 1 if val_accs else 0
 
 
 def _sums(steps: Sequence[StepResult]) -> Tensor:
@@ -240,21 +257,12 @@ def _means(sums: Tensor) -> tuple[float, float]:
     return loss / examples, correct / examples
 
 
-def _check_finite(losses: Tensor, first_step: int, epoch: int) -> None:
-    for step, loss in enumerate(losses.tolist(), start=first_step):
-        if not math.isfinite(loss):
-            raise NonFiniteLossError(
-                f"train_loss is {loss} at step {step} (epoch {epoch}): "
-                "the learning rate is probably too high"
-            )
-
-
 def _curve(sums: Tensor, rates: Sequence[float], first_step: int) -> list[tuple[int, float, float, float]]:
-    """At most CURVE_POINTS_PER_EPOCH rows of (step, loss, accuracy, learning rate).
+    """At most CURVE_POINTS rows of (step, loss, accuracy, learning rate).
 
     Where there are more steps a row holds the means over the examples of some, and stands at the last.
     """
-    width = math.ceil(len(rates) / CURVE_POINTS_PER_EPOCH)
+    width = math.ceil(len(rates) / CURVE_POINTS)
     rows, last = [], -1
     for some in sums.split(width, dim=1):
         last += some.shape[1]

@@ -92,7 +92,9 @@ def no_orphans(bench: Bench, seconds: float, all_runs: bool = True) -> None:
 def damage_checkpoint(bench: Bench, rng: random.Random) -> str | None:
     """Kill the command, and change, cut or remove a file of the newest checkpoint of a trial."""
     kill_driver(bench, rng)
-    newest = [max(folder.glob("epoch-*"), default=None) for folder in (bench.storage / "trials").glob("*")]
+    newest = [
+        max(folder.glob("evaluation-*"), default=None) for folder in (bench.storage / "trials").glob("*")
+    ]
     files = sorted(file for folder in newest if folder for file in folder.iterdir())
     if not files:
         return None

@@ -35,7 +35,7 @@ def saved_trial(assets: TrialAssets, storage: Path, epochs: int) -> tuple[TrialF
     trial = new_trial(assets)
     folder = TrialFolder(storage, trial.config.trial_hash)
     for _ in range(epochs):
-        folder.save(trial.run_epoch()["epoch"], trial.save)
+        folder.save(trial.run_to_evaluation()["evaluation"], trial.save)
     return folder, trial
 
 
@@ -49,7 +49,7 @@ def damaged_checkpoints(assets: TrialAssets, scratch: Path, count: int, rng: ran
     for number in range(count):
         copy = TrialFolder(scratch / str(number), folder.trial_hash)
         shutil.copytree(folder.path, copy.path)
-        files = sorted((copy.path / f"epoch-{EPOCHS - 1:06d}").iterdir())
+        files = sorted((copy.path / f"evaluation-{EPOCHS - 1:06d}").iterdir())
         done = damage(rng.choice(files), rng)
         trial, found = new_trial(assets), copy.newest(assets.digest)
         if found.folder:
@@ -62,7 +62,7 @@ def damaged_checkpoints(assets: TrialAssets, scratch: Path, count: int, rng: ran
 def every_byte_range(assets: TrialAssets, scratch: Path, ranges: int) -> Results:
     """Change each of so many ranges of every file, one at a time: none may pass for whole."""
     folder, _ = saved_trial(assets, scratch, EPOCHS)
-    newest = folder.path / f"epoch-{EPOCHS:06d}"
+    newest = folder.path / f"evaluation-{EPOCHS:06d}"
     for file in sorted(newest.iterdir()):
         content = file.read_bytes()
         for start in range(0, len(content), max(1, len(content) // ranges)):
@@ -70,7 +70,7 @@ def every_byte_range(assets: TrialAssets, scratch: Path, ranges: int) -> Results
             changed[start] ^= 1
             file.write_bytes(changed)
             found = folder.newest(assets.digest).folder
-            is_previous = found is not None and found.name == f"epoch-{EPOCHS - 1:06d}"
+            is_previous = found is not None and found.name == f"evaluation-{EPOCHS - 1:06d}"
             yield f"{file.name} from byte {start}", "" if is_previous else f"found {found}"
         file.write_bytes(content)
     verify(newest)

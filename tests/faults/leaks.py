@@ -64,7 +64,7 @@ class Watch:
         return self.command.said().count("epoch 1/1")
 
     def _look(self, seen: int) -> None:
-        files = (self.command.folder / "ray_results").rglob("epoch-*/*")
+        files = (self.command.folder / "ray_results").rglob("evaluation-*/*")
         checkpoint_bytes = sum(path.stat().st_size for path in files if path.is_file())
         self.most_checkpoint_bytes = max(self.most_checkpoint_bytes, checkpoint_bytes)
         family = processes.family(self.command.folder)

@@ -51,8 +51,8 @@ class Formula(tune.Trainable):
         distance = (math.log10(config.base_lr) + 3) ** 2 + abs(math.log2(config.target_batch_size) - 6) / 4
         val_acc = 0.9 - 0.05 * distance - 0.1 * config.head_dropout - 0.02 * (config.epochs - epoch)
         same = dict.fromkeys(("train_loss", "train_acc", "val_loss", "examples_per_second"), 1.0)
-        report = same | {"epoch": epoch, "val_acc": val_acc, "reported_at": epoch, "epoch_seconds": 0.1}
-        self._history.append(report | {"physical_batch_size": 64, "step_curve": []})
+        report = same | {"evaluation": epoch, "epoch": epoch, "val_acc": val_acc, "reported_at": epoch}
+        self._history.append(report | {"epoch_seconds": 0.1, "physical_batch_size": 64, "step_curve": []})
         done = epoch == config.epochs
         return {"report": self._history[-1], "earlier": [], "damaged": [], "done": done}
 

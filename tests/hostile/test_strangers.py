@@ -166,7 +166,9 @@ def test_predictions_that_no_trial_makes_are_one_line(strange, trial, changes, c
     strange.assert_refused(capsys)
 
 
-@pytest.mark.parametrize(("name", "value"), [("test_acc", 1e300), ("best_epoch", -5)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("test_acc", 1e300), ("best_epoch", -5), ("best_evaluation", 0)]
+)
 def test_metrics_that_cannot_be_are_one_line(strange, trial, name, value, capsys):
     strange.client.log_metric(trial.run_id, name, value)
     strange.assert_refused(capsys)
