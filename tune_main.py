@@ -58,7 +58,7 @@ def run_sweep(options: SweepOptions) -> int:
 
 def run_report(options: Any) -> int:
     """Rebuild the tables of a study."""
-    _print_report(options.tracking_uri, options.name, options.results_path)
+    _print_report(options.tracking_uri, options.name, options.results_path, options.target_val_acc)
     return 0
 
 
@@ -111,11 +111,13 @@ def run_verify(options: Any) -> int:
     return 0 if verify(options.models) else FAILED
 
 
-def _print_report(tracking_uri: str, study: str, results_path: str) -> None:
+def _print_report(
+    tracking_uri: str, study: str, results_path: str, target_val_acc: float | None = None
+) -> None:
     """Write the report and show its tables and its verdict."""
     from reports import terminal_table, write_report
 
-    report = write_report(tracking_uri, study, results_path)
+    report = write_report(tracking_uri, study, results_path, target_val_acc)
     for table in report.results:
         console.print(terminal_table(table))
     for line in (*report.headline, f"report         {report.page}"):

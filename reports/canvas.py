@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
 # Okabe and Ito 2008, told apart by colour-blind readers; yellow is left out, too pale on white
@@ -40,6 +41,21 @@ def draw_points(
     """Draw points with intervals from ``low`` to ``high`` as bars."""
     below, above = np.subtract(y, low), np.subtract(high, y)
     axes.errorbar(x, y, yerr=np.maximum(0, [below, above]), **style)
+
+
+def plain_axes(axes: Axes) -> None:
+    """A faint grid, and no frame above and on the right."""
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def batch_axis(axes: Axes, batches: Sequence[int]) -> None:
+    """A logarithmic axis whose only ticks are the grid's target batch sizes."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(list(batches)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([f"{batch:,}" for batch in batches])
+    axes.set_xlabel("target batch size (examples per optimizer step)")
 
 
 def legend_below(drawn: Figure, axes: Axes, columns: int, **style: Any) -> None:

@@ -9,9 +9,19 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from reports.canvas import COLOURS, batch_colour, draw_points, figure, legend_below, plain, png
+from reports.canvas import (
+    COLOURS,
+    batch_axis,
+    batch_colour,
+    draw_points,
+    figure,
+    legend_below,
+    plain,
+    plain_axes,
+    png,
+)
 from reports.content import Picture
 from reports.noise import HALVES, NOISE_CAPTION, noise_scales
 from reports.prose import slug
@@ -144,7 +154,7 @@ def answer_picture(study: StudyData) -> Picture | None:
         _draw_answer(axes, study, results[results["model"] == model])
         axes.set_title(plain(model), fontsize="medium", loc="left")
         axes.set_ylabel("test accuracy")
-    _batch_axis(axes, sorted(study.axis_values("target_batch_size")))
+    batch_axis(axes, sorted(study.axis_values("target_batch_size")))
     legend_below(drawn, axes, 3, title="scaling rule", fontsize="small", title_fontsize="small")
     several = len(study.axis_values("seed")) > 1
     return Picture(
@@ -167,7 +177,7 @@ def _draw_answer(axes: Axes, study: StudyData, results: pd.DataFrame) -> None:
         low, high = [each.low for each in intervals], [each.high for each in intervals]
         look = {"color": COLOURS[place % len(COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
         draw_points(axes, x, means, low, high, label=rule, capsize=3, linewidth=1.5, **look)
-    _plain_axes(axes)
+    plain_axes(axes)
 
 
 def accuracy_pictures(study: StudyData) -> Iterator[Picture]:
@@ -208,7 +218,7 @@ def _accuracy_picture(
     if len(metrics) > 1:
         axes.plot([], [], "o", color="dimgray", label="best epoch (filled)")
         axes.plot([], [], "o", color="dimgray", markerfacecolor="white", label="last epoch (open)")
-    _batch_axis(axes, batches)
+    batch_axis(axes, batches)
     axes.set_ylabel(f"{what} (fraction correct)")
     several = len(study.axis_values("seed")) > 1
     seeds = "; with several seeds their mean, and each seed as a dot" if several else ""
@@ -260,7 +270,7 @@ def _noise_picture(study: StudyData, model: str) -> Picture | None:
         draw_points(axes, [x], [scale.value], [low], [high], **style)
     for half, fill in zip(HALVES, ("white", "dimgray"), strict=True):
         axes.plot([], [], "o", color="dimgray", markerfacecolor=fill, label=half)
-    _batch_axis(axes, batches)
+    batch_axis(axes, batches)
     axes.set_yscale("log")
     axes.set_ylabel(_NOISE.label)
     alt = f"Gradient noise scale of each trial of {model} against its target batch size."
@@ -275,22 +285,8 @@ def _place(study: StudyData, trial: TrialData) -> int:
 def _new_figure() -> tuple[Figure, Axes]:
     drawn = figure(*_SIZE)
     axes = drawn.add_subplot()
-    _plain_axes(axes)
+    plain_axes(axes)
     return drawn, axes
-
-
-def _plain_axes(axes: Axes) -> None:
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _batch_axis(axes: Axes, batches: Sequence[int]) -> None:
-    """A logarithmic axis whose only ticks are the grid's target batch sizes."""
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(list(batches)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([f"{batch:,}" for batch in batches])
-    axes.set_xlabel("target batch size (examples per optimizer step)")
 
 
 def _finished(

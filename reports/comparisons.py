@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from reports.content import rows
 from reports.study_data import StudyData
 from search_spaces.space import GRID
 from search_spaces.trial_config import epoch_text
@@ -31,9 +30,7 @@ def planned_comparisons(study: StudyData) -> list[Comparison]:
     A pair that one trial serves on both sides is no comparison: at the reference batch size every
     scaling rule is the same trial.
     """
-    points: dict[tuple[Any, ...], tuple[str, ...]] = {}
-    for *point, trial_hash in rows(study.cells[[*GRID, "trial_hash"]]):
-        points[tuple(point)] = (*points.get(tuple(point), ()), trial_hash)
+    points = study.points
     found: dict[tuple[tuple[str, ...], tuple[str, ...]], Comparison] = {}
     for axis, baseline in study.plan.baselines.items():
         for point, trials in points.items():

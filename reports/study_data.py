@@ -137,6 +137,14 @@ class StudyData:
         found |= {name: [getattr(cell.config, name) for cell in self.plan.cells] for name in names}
         return pd.DataFrame(found | {"trial_hash": [cell.trial_hash for cell in self.plan.cells]})
 
+    @cached_property
+    def points(self) -> dict[tuple[Any, ...], tuple[str, ...]]:
+        """The coordinates GRID of each cell -> its trials, one a seed, in reading order."""
+        found: dict[tuple[Any, ...], tuple[str, ...]] = {}
+        for *point, trial_hash in self.cells[[*GRID, "trial_hash"]].itertuples(index=False):
+            found[tuple(point)] = (*found.get(tuple(point), ()), trial_hash)
+        return found
+
     def axis_values(self, axis: str) -> list[Any]:
         return list(dict.fromkeys(self.cells[axis]))
 

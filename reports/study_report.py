@@ -28,6 +28,7 @@ from reports.prose import markdown_text
 from reports.search_pictures import search_pictures
 from reports.searches import read_search
 from reports.sentences import headline, sentences
+from reports.steps_to_target import steps_picture, steps_table
 from reports.study_data import StudyData, read_study
 from reports.tables import facts, finding_tables, result_tables, results_frame, runs_table
 from reports.verdicts import compare_cells, compare_epochs
@@ -64,9 +65,12 @@ def _data_uri(picture: Picture) -> Markup:
     return Markup("data:image/png;base64,") + base64.b64encode(picture.png).decode()
 
 
-def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
+def write_report(
+    tracking_uri: str, study: str, results_path: str, target_val_acc: float | None = None
+) -> Report:
     """Write ``results/<study>/`` and log it to the newest parent run.
 
+    With ``target_val_acc`` it also says what training to this val_acc takes.
     Raises UserError for an unknown study, and StoreAwayError where MLflow does not answer.
     """
     check_store_exists(tracking_uri)
@@ -84,6 +88,12 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
         tables = {"best_trials": searches.best_table(search)} | tables
         of_search = list(search_pictures(search))
         answer, galleries = next(iter(of_search), None), [Gallery("The search", of_search[1:]), *galleries]
+    further = []
+    if target_val_acc is not None:
+        further = [steps_table(data, target_val_acc)]
+        tables["steps_to_target"] = further[0]
+        if picture := steps_picture(data, target_val_acc):
+            galleries = [Gallery(picture.title.capitalize(), [picture]), *galleries]
     page = {
         "study": data.plan.study,
         "question": data.plan.question,
@@ -115,7 +125,7 @@ def write_report(tracking_uri: str, study: str, results_path: str) -> Report:
         (folder / name).write_text(text, encoding="utf-8")
     newest.log_folder(folder)
     newest.describe(render("description.md.jinja", page))
-    return Report(paragraphs, result_tables(data, compact=True), folder / "report.html", pages)
+    return Report(paragraphs, [*result_tables(data, compact=True), *further], folder / "report.html", pages)
 
 
 def _galleries(study: StudyData) -> list[Gallery]:

@@ -163,6 +163,9 @@ class ReportOptions(Options):
     """Rebuild a study's tables from MLflow alone."""
 
     name: str = option("the study", default=...)
+    target_val_acc: float | None = option(
+        "also show steps and examples to this val_acc", metavar="0.85", gt=0, le=1
+    )
     tracking_uri: str = _TRACKING_URI
     results_path: str = _RESULTS_PATH
 

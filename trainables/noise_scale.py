@@ -41,7 +41,8 @@ def measured_windows(config: TrialConfig, examples: int, epoch: int) -> frozense
 
     They hold the examples that stand ``config.noise_interval`` apart from a seeded place on, or closer in
     a short epoch. So trials of one seed are measured at the same places whatever their target batch size:
-    once in every epoch at least, and a window only once. A short last window is measured where there is no other.
+    once in every epoch at least, and a window only once. A short last window is measured where there is no
+    other.
     """
     if not config.noise_interval:
         return frozenset()
