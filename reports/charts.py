@@ -23,7 +23,7 @@ from reports.canvas import (
     png,
 )
 from reports.content import Picture
-from reports.noise import HALVES, NOISE_CAPTION, noise_scales
+from reports.noise import HALVES, NOISE_CAPTION, WHOLE, noise_scales
 from reports.prose import slug
 from reports.statistics import wilson_interval
 from reports.study_data import StudyData, TrialData
@@ -46,6 +46,7 @@ _PANEL, _BESIDE_PANELS = 2.2, 1.1  # inches of height of the first picture: each
 _SPREAD = 0.14  # octaves between the markers that stand side by side at one batch size
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)))
 _MARKERS = "os^DvP"
+_FILLS = {HALVES[0]: "white", WHOLE: "", HALVES[1]: "lightgray"}  # "": the marker's own colour
 
 
 class _Curve(NamedTuple):
@@ -236,7 +237,7 @@ def _accuracy_picture(
 
 
 def noise_pictures(study: StudyData) -> Iterator[Picture]:
-    """Per model: the noise scale of each trial in both halves of its training, and epoch by epoch."""
+    """Per model: the noise scale of each trial over its training and its halves, and epoch by epoch."""
     for model in study.axis_values("model"):
         if picture := _noise_picture(study, model):
             yield picture
@@ -246,30 +247,27 @@ def noise_pictures(study: StudyData) -> Iterator[Picture]:
 
 
 def _noise_picture(study: StudyData, model: str) -> Picture | None:
-    """None where no half of a training has a noise scale that means something."""
+    """None where no trial has a noise scale that means something."""
     (drawn, axes), batches = _new_figure(), sorted(study.axis_values("target_batch_size"))
+    slots = list(itertools.product(study.axis_values("scaling_rule"), _FILLS))
     points = [
-        (trial, half, scale)
+        (trial, part, scale)
         for trial in study.trials_of(model)
-        for half in HALVES
-        if not math.isnan((scale := noise_scales(trial)[half]).value)
+        for part, scale in noise_scales(trial).items()
+        if not math.isnan(scale.value)
     ]
     if not points:
         return None
     axes.plot(batches, batches, "--", color="dimgray", linewidth=1, label="target batch size")
-    slots = list(itertools.product(study.axis_values("scaling_rule"), HALVES))
-    for trial, half, scale in points:
-        batch = trial.config.target_batch_size
-        colour = batch_colour(batch, batches)
-        slot = slots.index((trial.scaling_rules[0], half))
-        x = batch * 2 ** (_SPREAD * (slot - (len(slots) - 1) / 2))
-        fill = "white" if half == HALVES[0] else colour
-        style: dict[str, Any] = {"color": colour, "markerfacecolor": fill, "label": trial.label}
+    for trial, part, scale in points:
+        batch, place = trial.config.target_batch_size, slots.index((trial.scaling_rules[0], part))
+        x, colour = batch * 2 ** (_SPREAD * (place - (len(slots) - 1) / 2)), batch_colour(batch, batches)
+        style: dict[str, Any] = {"color": colour, "markerfacecolor": _FILLS[part] or colour}
         style |= {"fmt": _MARKERS[_place(study, trial) % len(_MARKERS)], "markersize": 7, "capsize": 3}
         low, high = scale.interval
-        draw_points(axes, [x], [scale.value], [low], [high], **style)
-    for half, fill in zip(HALVES, ("white", "dimgray"), strict=True):
-        axes.plot([], [], "o", color="dimgray", markerfacecolor=fill, label=half)
+        draw_points(axes, [x], [scale.value], [low], [high], label=trial.label, **style)
+    for part, fill in _FILLS.items():
+        axes.plot([], [], "o", color="dimgray", markerfacecolor=fill or "dimgray", label=part)
     batch_axis(axes, batches)
     axes.set_yscale("log")
     axes.set_ylabel(_NOISE.label)

@@ -1,12 +1,11 @@
 """The gradient noise scale of a training, with its interval, from the moments that every epoch reported.
 
 v and g estimate tr(Σ) and ‖G‖²; the noise scale is the ratio of their means over the measured windows.
-Both change along a training, and the intervals take that change for chance as well: they are rather too
-wide than too narrow.
+Both change along a training. An interval says how well the means over this training are known, so it
+comes from windows of the same epoch.
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,22 +61,34 @@ def noise_scale(epochs: pd.DataFrame) -> NoiseScale:
     if measured["noise_windows"].isna().any():
         v, g = measured[_TERMS].mean()
         return NoiseScale(v / g if g > 0 else math.nan, _UNKNOWN, math.nan)
-    windows = measured["noise_windows"].sum()
-    means = measured[[*_TERMS, *_MOMENTS[1:]]].mul(measured["noise_windows"], axis=0).sum() / windows
-    return from_moments(windows, list(means))
+    means = measured[[*_TERMS, *_MOMENTS[1:]]].to_numpy()
+    return from_moments(measured["noise_windows"].to_numpy(), means)
 
 
-def from_moments(windows: float, means: Sequence[float]) -> NoiseScale:
-    """From the means of v, g, v², v·g and g², in this order, over so many windows."""
-    v, g, vv, vg, gg = map(float, means)
-    unknown = NoiseScale(math.nan, _UNKNOWN, windows)
-    if windows < 2 or v <= 0 or g <= 0:
+def from_moments(windows: np.ndarray, means: np.ndarray) -> NoiseScale:
+    """From the means of v, g, v², v·g and g², (epochs, 5), over so many windows each, (epochs,).
+
+    The error is that of windows about the mean of their own epoch: epochs differ in truth. Where each has
+    one window only, there is nothing but to take the difference of epochs for chance as well.
+    """
+    total, overall = float(windows.sum()), windows @ means / windows.sum()
+    if total == len(windows):
+        windows, means = np.array([total]), overall[None]
+    freedom, (v, g) = total - len(windows), map(float, overall[:2])
+    unknown = NoiseScale(math.nan, _UNKNOWN, total)
+    if freedom < 1 or v <= 0 or g <= 0:
         return unknown
-    covariance = np.array([[vv - v * v, vg - v * g], [vg - v * g, gg - g * g]]) / (windows - 1)
-    low, high = fieller_interval(v, g, covariance, windows - 1)
+    covariance = _squared_deviations(means) @ windows / freedom / total
+    low, high = fieller_interval(v, g, covariance, freedom)
     if math.isnan(high) or relative_error(v, g, covariance) >= LARGEST_ERROR:
         return unknown
-    return NoiseScale(v / g, Interval(max(0.0, low), high), windows)
+    return NoiseScale(v / g, Interval(max(0.0, low), high), total)
+
+
+def _squared_deviations(means: np.ndarray) -> np.ndarray:
+    """Mean squares and products of v and g about their means, (2, 2, epochs)."""
+    v, g, vv, vg, gg = means.T
+    return np.array([[vv - v * v, vg - v * g], [vg - v * g, gg - g * g]])
 
 
 def relative_error(v: float, g: float, covariance: np.ndarray) -> float:

@@ -128,7 +128,7 @@ def test_every_picture_is_a_png_beside_the_page(folder):
     kinds = (
         "train_loss_by_step train_loss_by_examples train_loss_by_epoch train_acc_by_step "
         "train_acc_by_examples train_acc_by_epoch val_loss val_acc learning_rate test_acc "
-        "val_acc_at_best_epoch noise_scale"
+        "val_acc_at_best_epoch"
     ).split()
     expected = {f"{model}_{kind}" for model in ("bert-tiny", "modernbert-tiny") for kind in kinds}
     expected |= {"test_accuracy"}
