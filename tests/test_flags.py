@@ -176,6 +176,21 @@ def test_generalisation_gap_by_hand():
     assert generalisation_gap_table(replace(study, trials={})).frame.empty
 
 
+def test_generalisation_gap_of_the_weights_where_every_trial_has_measured_it():
+    study = make_study({(64, "fixed", 1e-3, 1): FALLING, (64, "fixed", 1e-3, 2): (0.4, 0.5, 0.7)})
+    _, second = study.trials
+    measured = {
+        trial_hash: replace(trial, epochs=trial.epochs.assign(train_eval_acc=[0.85, 0.95, 0.97]))
+        for trial_hash, trial in study.trials.items()
+    }
+    found = generalisation_gap_table(replace(study, trials=measured))
+    # at the best epochs, 1 and 3
+    assert found.frame.to_numpy().tolist() == [["tiny", 64, "fixed", "0.9100", "0.7500", "0.1600"]]
+    assert "train_eval_acc" in found.title
+    mixed = generalisation_gap_table(replace(study, trials=measured | {second: study.trials[second]}))
+    assert mixed.frame["train_acc"].to_list() == ["0.9000"]
+
+
 def test_a_large_study_gets_few_flags():
     curves = {(b, r, 1e-3, 1): RISING for b in (64, 256, 1024) for r in ("fixed", "sqrt", "linear")}
     found = flags(make_study(curves, train_examples=1000, models=("a", "b")))

@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,6 +118,22 @@ def test_a_metric_declared_in_one_place_is_in_every_report(assets, monkeypatch):
     report = trial.run_to_evaluation()
     positive = assets["bert-tiny"].val.labels == 1
     assert report["val_recall"] == evaluate(trial.model, trial.val, "fp32").predictions[positive].mean()
+
+
+def test_a_part_of_the_training_split_is_evaluated_with_dropout_off(assets, monkeypatch):
+    few = replace(assets["bert-tiny"], val=assets["bert-tiny"].train)  # then the part is the whole split
+    report = Trial(tiny_config(), few, CPU).run_to_evaluation()
+    assert report["train_eval_loss"] == report["val_loss"]
+    assert report["train_eval_acc"] == report["val_acc"] != report["train_acc"]
+
+    def which(logits, labels):
+        return float((labels * torch.arange(len(labels))).sum() + 1000 * len(labels))
+
+    monkeypatch.setitem(METRICS, "which", Metric("which examples these are", which))
+    trials = (new_trial(assets, **changes) for changes in ({}, {"seed": 43}, {"target_batch_size": 16}))
+    seen = [[report["train_eval_which"] for report in train(trial).history] for trial in trials]
+    assert seen == [[seen[0][0]] * 2] * 3  # at every evaluation of every trial
+    assert seen[0][0] // 1000 >= 60  # as many as the val split has
 
 
 @pytest.mark.parametrize(("target", "width", "rows"), [(64, 1, 4), (4, 1, 50), (3, 2, 34)])

@@ -29,7 +29,8 @@ def _accuracy(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(dim=1) == labels).double().mean().item()
 
 
-# name -> metric; the epochs are reported as val_<name>, the tests as test_<name> and last_test_<name>
+# name -> metric; reported of evaluations as val_<name> and train_eval_<name> (of a part of the training
+# split), of tests as test_<name> and last_test_<name>
 METRICS: dict[str, Metric] = {
     "loss": Metric("cross entropy (nats)", lambda logits, labels: F.cross_entropy(logits, labels).item()),
     "acc": Metric("accuracy", _accuracy),
@@ -38,22 +39,25 @@ METRICS: dict[str, Metric] = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on a split; arrays are in the split's own order."""
+    """How a model does on a split, or on a part of it; arrays are in the split's own order."""
 
     metrics: dict[str, float]  # a value for each name in METRICS
     predictions: np.ndarray  # (n,) int64
     probabilities: np.ndarray  # (n, classes) float64
 
 
-def evaluate(model: nn.Module, data: TokenTensors, precision: str) -> Evaluation:
+def evaluate(
+    model: nn.Module, data: TokenTensors, precision: str, examples: Tensor | None = None
+) -> Evaluation:
     """Evaluate every example once, with dropout off; metrics are computed in float64.
 
+    ``examples`` are the indices of those that are evaluated, (n,) int64 on the CPU; None: all.
     Where memory runs out it starts again with smaller batches, which change rounding alone. Raises
     DoesNotFitError where one example is too much.
     """
     model.eval()
-    order = data.longest_first(torch.arange(len(data)))
-    size = min(EVAL_BATCH_SIZE, len(data))
+    order = data.longest_first(torch.arange(len(data)) if examples is None else examples)
+    size = min(EVAL_BATCH_SIZE, len(order))
     while True:
         try:
             logits, labels = _logits(model, data, order.split(size), precision)

@@ -12,10 +12,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from search_spaces import TrialConfig
 from search_spaces.optimization import OPTIMIZERS, learning_rate_factor
-from search_spaces.trial_config import epoch_text
+from search_spaces.trial_config import Position, epoch_text
 from trainables.accumulation import ENGINES, DoesNotFitError, StepResult, half_after, is_out_of_memory
 from trainables.assets import TrialAssets
-from trainables.batches import TokenTensors, derive_seed, windows_between
+from trainables.batches import TokenTensors, derive_seed, generator, windows_between
 from trainables.checkpoint import Checkpoint, CorruptCheckpointError, Weights
 from trainables.evaluation import evaluate
 from trainables.noise_scale import (
@@ -40,12 +40,14 @@ class NonFiniteLossError(RuntimeError):
 class Trial:
     """One configuration, trained once.
 
-    ``history`` holds a report per evaluation: its ``TrialConfig.position`` (``evaluation``, ``step``,
-    ``examples``, ``epoch``), ``reported_at`` (ms since 1970), ``val_<metric>`` for each metric of
-    ``evaluation.METRICS``, and of the training since the evaluation before, its interval: ``train_loss``,
-    ``train_acc``, ``examples_per_second``, ``epoch_seconds`` (called so when intervals were epochs; with
-    the evaluation), ``physical_batch_size`` as it was at its end, ``step_curve``, rows of (optimizer step,
-    loss, accuracy, learning rate), and, where noise was measured, the ``noise_metrics``.
+    ``history`` holds a report per evaluation: its ``Position`` (``evaluation``, ``step``, ``examples``,
+    ``epoch``), ``reported_at`` (ms since 1970), ``val_<metric>`` and ``train_eval_<metric>`` for each
+    metric of ``evaluation.METRICS``, the latter of a random part of the training split, as large as the
+    val split and the same in all trials of a study. And of the training since the evaluation before:
+    ``train_loss``, ``train_acc``, ``examples_per_second``, ``epoch_seconds`` (with the evaluation; of an
+    epoch, where there is one after each), ``physical_batch_size`` as it was at its end, ``step_curve``,
+    rows of (optimizer step, loss, accuracy, learning rate), and, where noise was measured, the
+    ``noise_metrics``.
 
     ``physical_batch_size`` starts as the configuration's and is halved where memory runs out. The
     target batch size, the steps and the learning rates stay what they are.
@@ -59,6 +61,8 @@ class Trial:
         self.history: list[Report] = []
         self.train = TokenTensors(assets.train, assets.pad_token, device)
         self.val = TokenTensors(assets.val, assets.pad_token, device)
+        order = torch.randperm(len(self.train), generator=generator(config.split_seed, "train part"))
+        self._train_part = order[: len(self.val)].sort().values
         self.model = assets.encoder.build(assets.classes, config.head_dropout, config.seed).to(device)
         spec = OPTIMIZERS[config.optimizer]
         self.optimizer = getattr(torch.optim, spec.torch_name)(
@@ -89,7 +93,7 @@ class Trial:
         return self.evaluation >= self.config.evaluation_count
 
     def run_to_evaluation(self) -> Report:
-        """Train up to the next evaluation, evaluate on the val split, and report.
+        """Train up to the next evaluation, evaluate, and report.
 
         Raises NonFiniteLossError, naming the step, and DoesNotFitError where no size can be halved any
         more or memory runs out within the optimizer's own step.
@@ -116,11 +120,7 @@ class Trial:
         sums, first_step = _sums(steps), before.step + 1
         self._check_finite(sums[0], first_step)
         training_seconds = time.perf_counter() - started
-        validation = evaluate(self.model, self.val, config.precision).metrics
-        if not math.isfinite(validation["loss"]):
-            raise NonFiniteLossError(
-                f"val_loss is {validation['loss']} after epoch {epoch_text(now.epoch)}"
-            )
+        metrics = self._evaluate(now)
         train_loss, train_acc = _means(sums)
         report = {
             **now._asdict(),
@@ -128,7 +128,7 @@ class Trial:
             "train_loss": train_loss,
             "train_acc": train_acc,
             **noise_metrics(samples),
-            **{f"val_{name}": value for name, value in validation.items()},
+            **metrics,
             "examples_per_second": (now.examples - before.examples) / training_seconds,
             "epoch_seconds": time.perf_counter() - started,
             "physical_batch_size": self.physical_batch_size,
@@ -143,6 +143,18 @@ class Trial:
     def _windows(self, first: int, last: int) -> Iterator[tuple[int, int, Tensor]]:
         config = self.config
         return windows_between(first, last, len(self.train), config.target_batch_size, config.seed)
+
+    def _evaluate(self, position: Position) -> dict[str, float]:
+        splits = {"val": (self.val, None), "train_eval": (self.train, self._train_part)}
+        found = {
+            f"{split}_{name}": value
+            for split, (data, examples) in splits.items()
+            for name, value in evaluate(self.model, data, self.config.precision, examples).metrics.items()
+        }
+        if not math.isfinite(found["val_loss"]):
+            where = f"after epoch {epoch_text(position.epoch)}"
+            raise NonFiniteLossError(f"val_loss is {found['val_loss']} {where}")
+        return found
 
     def _check_finite(self, losses: Tensor, first_step: int) -> None:
         for step, loss in enumerate(losses.tolist(), start=first_step):
