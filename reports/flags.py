@@ -8,7 +8,7 @@ import pandas as pd
 
 from reports.comparisons import answers
 from reports.prose import accuracy_text, counted, learning_rate_text, listed
-from reports.statistics import difference, pooled_seed_variance
+from reports.statistics import TrainingsDifference, difference, pooled_seed_variance
 from reports.study_data import StudyData, TrialData
 from search_spaces.optimization import OPTIMIZERS
 
@@ -166,11 +166,11 @@ def short_training_flags(study: StudyData) -> list[str]:
 
 
 def rising_flags(study: StudyData) -> list[str]:
-    """Models with trials that were best at their last epoch, val_acc still rising."""
-    found = []
+    """Models with trials that were best at their last evaluation, val_acc still rising."""
+    found, val_examples = [], study.plan.dataset.sizes["val"]
     for model in study.axis_values("model"):
         trials = study.trials_of(model)
-        if rising := [trial for trial in trials if _is_still_rising(trial)]:
+        if rising := [trial for trial in trials if _is_still_rising(trial, val_examples)]:
             found.append(
                 f"{model}: val_acc was still rising at the last epoch in {len(rising)} of "
                 f"{counted(len(trials), 'trial')} ({_labels(rising, study)}): more epochs may raise it."
@@ -178,10 +178,19 @@ def rising_flags(study: StudyData) -> list[str]:
     return found
 
 
-def _is_still_rising(trial: TrialData) -> bool:
-    """Whether the best evaluation is the last of several, and better than the one before it."""
+def _is_still_rising(trial: TrialData, val_examples: int) -> bool:
+    """Whether the best evaluation is the last, and better than the one before by over a standard error.
+
+    The error is paired: it follows from the val examples that one of the two classified correctly. Studies
+    of earlier versions do not know them, and any rise counts.
+    """
     last = trial.config.evaluation_count
     if last < 2 or trial.best_evaluation != last or not {last - 1, last} <= set(trial.epochs.index):
         return False
-    val_acc = trial.epochs["val_acc"]
-    return bool(val_acc.loc[last] > val_acc.loc[last - 1])
+    rise = trial.epochs["val_acc"].loc[last] - trial.epochs["val_acc"].loc[last - 1]
+    flips = trial.epochs.get("val_flips", pd.Series(dtype=float)).get(last, math.nan)
+    if math.isnan(flips):
+        return bool(rise > 0)
+    net = round(rise * val_examples)
+    gained = round((flips + net) / 2)
+    return rise > TrainingsDifference(gained, gained - net, val_examples).error

@@ -7,9 +7,12 @@ from typing import Any
 import pandas as pd
 
 from reports.content import rows
-from reports.prose import axis_words, counted, listed, number, p_text, signed
+from reports.prose import axis_words, counted, learning_rate_text, listed, number, p_text, signed
+from reports.study_data import StudyData
 from reports.verdicts import BETTER, DIVERGED, EQUIVALENT, UNDECIDED, WORSE, Family
+from search_spaces.optimization import OPTIMIZERS
 from search_spaces.space import AXES
+from search_spaces.trial_config import epoch_text
 
 _CLAIMS = 6  # of a headline; where there are more, the table is easier to read
 
@@ -36,6 +39,29 @@ def about(family: Family) -> str:
             "it varies neither the split nor the pretrained weights."
         )
     return " ".join([*family.notes, text])
+
+
+def scope(study: StudyData) -> str:
+    """Which version of its question a grid answers: its budget, learning rate and second-moment average."""
+    plan, config, train = study.plan, study.plan.shared, study.plan.dataset.sizes["train"]
+    ends = {
+        cell.config.target_batch_size: cell.config.position(cell.config.evaluation_count, train)
+        for cell in sorted(plan.cells, key=lambda cell: cell.config.target_batch_size)
+    }
+    batches = " / ".join(map(str, ends))
+    if plan.budget == "steps":
+        epochs = " / ".join(epoch_text(end.epoch) for end in ends.values())
+        budget = f"Same steps ({config.total_steps(train):,}): {epochs} epochs at {batches}"
+    else:
+        steps = " / ".join(f"{end.step:,}" for end in ends.values())
+        budget = f"Same examples ({counted(config.epochs, 'epoch')}): {steps} steps at {batches}"
+    rates = {cell.config.learning_rate for cell in plan.cells}
+    at = "everywhere" if len(rates) == 1 else f"at {config.reference_batch_size}, scaled"
+    text = f"{budget}. Learning rate {learning_rate_text(config.base_lr)} {at}, not tuned."
+    optimizer = OPTIMIZERS[config.optimizer]
+    if optimizer.beta2 is None:
+        return text
+    return f"{text} {optimizer.torch_name}'s β₂ {optimizer.beta2} everywhere."
 
 
 def headline(family: Family) -> list[str]:

@@ -27,7 +27,7 @@ from reports.flags import flags
 from reports.prose import markdown_text
 from reports.search_pictures import search_pictures
 from reports.searches import read_search
-from reports.sentences import headline, sentences
+from reports.sentences import headline, scope, sentences
 from reports.steps_to_target import steps_picture, steps_table
 from reports.study_data import StudyData, read_study
 from reports.tables import facts, finding_tables, result_tables, results_frame, runs_table
@@ -80,8 +80,10 @@ def write_report(
     families = {"comparisons": compare_cells(data), "last_against_best_epoch": compare_epochs(data)}
     tables, inside = finding_tables(data, families), _inside(runs.invocations)
     answer, galleries = answer_picture(data), _galleries(data)
-    paragraphs, warnings = headline(families["comparisons"]), flags(data)
-    if data.plan.search:
+    warnings = flags(data)
+    if not data.plan.search:
+        paragraphs = [scope(data), *headline(families["comparisons"])]
+    else:
         search = read_search(data.plan.search, runs)
         paragraphs = searches.headline(search, data)
         warnings = searches.flags(search, data.plan.dataset.sizes["val"]) + warnings

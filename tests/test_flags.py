@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -98,6 +99,15 @@ def test_rising_trials_share_a_sentence_that_names_seeds_where_there_are_several
     ]
     (flag,) = rising_flags(make_study({(64, "fixed", 1e-3, 1): RISING, (64, "fixed", 1e-3, 2): FALLING}))
     assert "(64 · fixed · seed 1)" in flag
+
+
+@pytest.mark.parametrize(("flips", "flagged"), [(5, 1), (11, 0), (None, 1)])
+def test_a_rise_counts_from_one_paired_standard_error_on(flips, flagged):
+    """From 240 to 243 of 300, a rise of 3; its error is √(flips − 3²/300)."""
+    study = make_study({(64, "fixed", 1e-3, 1): (0.8, 0.81)})
+    ((name, trial),) = study.trials.items()
+    epochs = trial.epochs if flips is None else trial.epochs.assign(val_flips=[math.nan, flips])
+    assert len(rising_flags(replace(study, trials={name: replace(trial, epochs=epochs)}))) == flagged
 
 
 @pytest.mark.parametrize("curve", [FALLING, (0.6, 0.8, 0.8), (0.8,)])

@@ -120,6 +120,17 @@ def test_a_metric_declared_in_one_place_is_in_every_report(assets, monkeypatch):
     assert report["val_recall"] == evaluate(trial.model, trial.val, "fp32").predictions[positive].mean()
 
 
+def test_a_report_counts_the_val_examples_whose_answer_changed(assets):
+    config = tiny_config(epochs=2)
+    trial = Trial(config, assets[config.model], CPU)
+    found = []
+    while not trial.is_finished:
+        trial.run_to_evaluation()
+        found.append(evaluate(trial.model, trial.val, config.precision).correct)
+    assert "val_flips" not in trial.history[0]
+    assert trial.history[1]["val_flips"] == (found[0] != found[1]).sum()
+
+
 def test_a_part_of_the_training_split_is_evaluated_with_dropout_off(assets, monkeypatch):
     few = replace(assets["bert-tiny"], val=assets["bert-tiny"].train)  # then the part is the whole split
     report = Trial(tiny_config(), few, CPU).run_to_evaluation()

@@ -43,6 +43,7 @@ class Evaluation:
 
     metrics: dict[str, float]  # a value for each name in METRICS
     predictions: np.ndarray  # (n,) int64
+    correct: np.ndarray  # (n,) bool
     probabilities: np.ndarray  # (n, classes) float64
 
 
@@ -64,10 +65,11 @@ def evaluate(
             break
         except Exception as error:
             size = half_after(error, size)
-    inverse = torch.argsort(order)
+    inverse, predictions = torch.argsort(order), logits.argmax(dim=1)
     return Evaluation(
         metrics={name: metric.compute(logits, labels) for name, metric in METRICS.items()},
-        predictions=logits.argmax(dim=1).cpu()[inverse].numpy(),
+        predictions=predictions.cpu()[inverse].numpy(),
+        correct=(predictions == labels).cpu()[inverse].numpy(),
         probabilities=logits.softmax(dim=1).cpu()[inverse].numpy(),
     )
 

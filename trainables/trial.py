@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -43,11 +44,12 @@ class Trial:
     ``history`` holds a report per evaluation: its ``Position`` (``evaluation``, ``step``, ``examples``,
     ``epoch``), ``reported_at`` (ms since 1970), ``val_<metric>`` and ``train_eval_<metric>`` for each
     metric of ``evaluation.METRICS``, the latter of a random part of the training split, as large as the
-    val split and the same in all trials of a study. And of the training since the evaluation before:
-    ``train_loss``, ``train_acc``, ``examples_per_second``, ``epoch_seconds`` (with the evaluation; of an
-    epoch, where there is one after each), ``physical_batch_size`` as it was at its end, ``step_curve``,
-    rows of (optimizer step, loss, accuracy, learning rate), and, where noise was measured, the
-    ``noise_metrics``.
+    val split and the same in all trials of a study; ``val_correct``, a bit for each val example as hex
+    digits, and ``val_flips``, how many of them differ from the evaluation before. And of the training
+    since the evaluation before: ``train_loss``, ``train_acc``, ``examples_per_second``, ``epoch_seconds``
+    (with the evaluation; of an epoch, where there is one after each), ``physical_batch_size`` as it was at
+    its end, ``step_curve``, rows of (optimizer step, loss, accuracy, learning rate), and, where noise was
+    measured, the ``noise_metrics``.
 
     ``physical_batch_size`` starts as the configuration's and is halved where memory runs out. The
     target batch size, the steps and the learning rates stay what they are.
@@ -144,13 +146,16 @@ class Trial:
         config = self.config
         return windows_between(first, last, len(self.train), config.target_batch_size, config.seed)
 
-    def _evaluate(self, position: Position) -> dict[str, float]:
-        splits = {"val": (self.val, None), "train_eval": (self.train, self._train_part)}
-        found = {
-            f"{split}_{name}": value
-            for split, (data, examples) in splits.items()
-            for name, value in evaluate(self.model, data, self.config.precision, examples).metrics.items()
-        }
+    def _evaluate(self, position: Position) -> Report:
+        precision = self.config.precision
+        val = evaluate(self.model, self.val, precision)
+        part = evaluate(self.model, self.train, precision, self._train_part)
+        found: Report = {f"val_{name}": value for name, value in val.metrics.items()}
+        found |= {f"train_eval_{name}": value for name, value in part.metrics.items()}
+        found["val_correct"] = np.packbits(val.correct).tobytes().hex()
+        if before := self.history and self.history[-1].get("val_correct"):  # earlier versions kept none
+            changed = int(before, 16) ^ int(found["val_correct"], 16)
+            found["val_flips"] = changed.bit_count()
         if not math.isfinite(found["val_loss"]):
             where = f"after epoch {epoch_text(position.epoch)}"
             raise NonFiniteLossError(f"val_loss is {found['val_loss']} {where}")
