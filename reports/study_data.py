@@ -79,9 +79,8 @@ class TrialData:
     @property
     def best_evaluation(self) -> int:
         """The evaluation of the highest val_acc, from 1; 0 where the trial has not come to it."""
-        return int(
-            self.metrics.get("best_evaluation", self.best_epoch)
-        )  # earlier versions: after every epoch
+        # earlier versions evaluated after every epoch
+        return int(self.metrics.get("best_evaluation", self.best_epoch))
 
     @property
     def best_epoch(self) -> float:
@@ -91,7 +90,8 @@ class TrialData:
     def by_epoch(self, name: str) -> pd.Series:
         """A metric of the evaluations over the epochs trained, without those that lack it."""
         values = self.epochs.get(name, pd.Series(dtype=float)).dropna()
-        numbers = pd.Series(self.epochs.index, self.epochs.index, dtype=float)  # as best_evaluation
+        # earlier versions evaluated after every epoch, and logged no number of it
+        numbers = pd.Series(self.epochs.index, self.epochs.index, dtype=float)
         return values.set_axis(self.epochs.get("epoch", numbers).fillna(numbers)[values.index])
 
     @property
