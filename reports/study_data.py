@@ -95,7 +95,8 @@ class TrialData:
     def by_epoch(self, name: str) -> pd.Series:
         """A metric of the evaluations over the epochs trained, without those that lack it."""
         values = self.epochs.get(name, pd.Series(dtype=float)).dropna()
-        numbers = pd.Series(self.epochs.index, self.epochs.index, dtype=float)  # as best_evaluation
+        # earlier versions evaluated after every epoch, and logged no number of it
+        numbers = pd.Series(self.epochs.index, self.epochs.index, dtype=float)
         return values.set_axis(self.epochs.get("epoch", numbers).fillna(numbers)[values.index])
 
     @property

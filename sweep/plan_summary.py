@@ -80,13 +80,13 @@ def _budget(plan: Plan) -> list[str]:
 
 
 def _short_last_windows(plan: Plan) -> str:
-    """A note where the last step of each epoch has less than half of the examples of the others."""
+    """A note where the last step of every epoch has less than half of the target batch size."""
     train = plan.train_examples
     last = {c.target_batch_size: c.last_window(train) for c in plan.cells if c.target_batch_size <= train}
-    short = [f"{examples} at {batch}" for batch, examples in last.items() if 2 * examples < batch]
+    short = [f"{examples} of {batch}" for batch, examples in last.items() if 2 * examples < batch]
     if not short:
         return ""
-    return f"note: the last window of every epoch has less than half of the examples: {', '.join(short)}"
+    return f"note: the last window of every epoch is less than half of one: {', '.join(short)} examples"
 
 
 def plan_table(plan: Plan) -> Table:

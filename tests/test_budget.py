@@ -117,7 +117,7 @@ def test_the_plan_says_what_every_cell_costs():
     assert found == [[250, 7, 16_000], [250, 7, 61_568], [250, 7, 200_448]]
     text = plan_summary(plan)
     assert "equal steps: epochs 5 at target batch size 64, all with as many steps; evaluations 7" in text
-    assert "note: the last window of every epoch has less than half of the examples: 128 at 1024" in text
+    assert "note: the last window of every epoch is less than half of one: 128 of 1024 examples" in text
     console = Console(width=140, file=io.StringIO())
     console.print(plan_table(plan))
     rows = [
