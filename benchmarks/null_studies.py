@@ -7,10 +7,11 @@ how often their verdicts are false and how often they find what is there.
 """
 
 import argparse
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,6 @@ from search_spaces import TrialConfig
 from tracking import DatasetFacts
 
 BATCHES = (64, 256, 1024)
-_DIFFICULTY = 1.5  # standard deviation, log-odds
 _NO_STEPS = pd.DataFrame()
 
 
@@ -36,11 +36,12 @@ _NO_STEPS = pd.DataFrame()
 class Truth:
     """What a simulated study is drawn from: one model, three target batch sizes. Points of accuracy.
 
-    ``effects`` adds to the accuracy of a target batch size. ``deviation`` is the standard deviation of the
-    accuracy over trainings of one cell, times ``restless`` at some target batch sizes. ``interaction`` is
-    how much each cell finds some examples easier than others do, a standard deviation in log-odds.
-    ``diverging`` is the probability that a training at a target batch size diverges. ``control_seeds`` are
-    those of the cells at the smallest target batch size.
+    ``effects`` adds to the accuracy of a target batch size. ``difficulty`` is the standard deviation of the
+    examples' difficulty in log-odds: the larger, the less two trainings disagree. ``deviation`` is the
+    standard deviation over trainings of a cell's accuracy on the test examples, as a study shows it, times
+    ``restless`` at some target batch sizes. ``interaction`` is how much each cell finds some examples
+    easier than others do, a standard deviation in log-odds. ``diverging`` is the chance that a training
+    at a target batch size diverges. ``control_seeds`` are those of the cells at the smallest one.
     """
 
     examples: int = 300
@@ -48,6 +49,7 @@ class Truth:
     control_seeds: int = 0
     scaling_rules: tuple[str, ...] = ("fixed", "linear")
     accuracy: float = 77.0
+    difficulty: float = 1.5
     deviation: float = 0.0
     effects: Mapping[int, float] = field(default_factory=dict)
     restless: Mapping[int, float] = field(default_factory=dict)
@@ -60,38 +62,53 @@ class Truth:
             return 0.0
         return self.effects.get(verdict.value, 0.0) - self.effects.get(verdict.baseline, 0.0)
 
+    @property
+    def scatter(self) -> float:
+        """Of the difficulty of an example for one cell, log-odds."""
+        return math.hypot(self.difficulty, self.interaction)
+
     def ability(self, batch: int, spread: float) -> float:
         """Of a training whose accuracy is ``spread`` standard deviations off its cell's, log-odds."""
         accuracy = self.accuracy + self.effects.get(batch, 0.0)
         deviation = self.deviation * self.restless.get(batch, 1.0)
-        return _ability(accuracy, self.interaction) + spread * deviation / _slope(
-            accuracy, self.interaction
-        )
+        # equal abilities answer differently too, and the accuracies of that scatter already
+        of_answers = 100**2 * _disagreement(accuracy, self.scatter) / 2 / self.examples
+        of_ability = math.sqrt(max(0.0, deviation**2 - of_answers))
+        return _ability(accuracy, self.scatter) + spread * of_ability / _slope(accuracy, self.scatter)
 
 
-def _accuracy(ability: float, interaction: float = 0.0) -> float:
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(200)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+
+
+def _accuracy(ability: float, scatter: float) -> float:
     """The accuracy over all difficulties in points, by Gauss-Hermite quadrature."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-    scatter = np.hypot(_DIFFICULTY, interaction)
-    return float(100 * expit(ability - scatter * nodes) @ weights / weights.sum())
+    return float(100 * expit(ability - scatter * _NODES) @ _WEIGHTS)
 
 
-@lru_cache
-def _ability(accuracy: float, interaction: float = 0.0) -> float:
+@cache
+def _ability(accuracy: float, scatter: float) -> float:
     """The ability with this accuracy in points, log-odds."""
-    return float(brentq(lambda ability: _accuracy(ability, interaction) - accuracy, -20, 20))
+    return float(brentq(lambda ability: _accuracy(ability, scatter) - accuracy, -50, 50))
 
 
-@lru_cache
-def _slope(accuracy: float, interaction: float) -> float:
+@cache
+def _slope(accuracy: float, scatter: float) -> float:
     """Points of accuracy for a little more ability."""
-    ability, little = _ability(accuracy, interaction), 1e-3
-    return (_accuracy(ability + little, interaction) - accuracy) / little
+    ability, little = _ability(accuracy, scatter), 1e-3
+    return (_accuracy(ability + little, scatter) - accuracy) / little
+
+
+@cache
+def _disagreement(accuracy: float, scatter: float) -> float:
+    """The share of examples on which two trainings of one ability disagree."""
+    right = expit(_ability(accuracy, scatter) - scatter * _NODES)
+    return float(2 * (right * (1 - right)) @ _WEIGHTS)
 
 
 def simulated_study(truth: Truth, generator: np.random.Generator) -> StudyData:
     """With two rules and one seed: 5 trials, 6 comparisons."""
-    difficulty = generator.normal(0, _DIFFICULTY, truth.examples)
+    difficulty = generator.normal(0, truth.difficulty, truth.examples)
     cells = [
         TrialConfig(model="tiny", target_batch_size=batch, scaling_rule=rule, seed=seed)
         for rule in truth.scaling_rules
@@ -233,7 +250,7 @@ def covered(truth: Truth, draws: int, effect: float = 6.0) -> tuple[Count, Count
     better = replace(truth, effects={BATCHES[0]: effect})
     wilson = paired = 0
     for _ in range(draws):
-        difficulty = generator.normal(0, _DIFFICULTY, truth.examples)
+        difficulty = generator.normal(0, truth.difficulty, truth.examples)
         correct, baseline = (_answers(each, difficulty, generator) for each in (better, truth))
         low, high = wilson_interval(int(baseline[0].sum()), truth.examples)
         wilson += 100 * low <= truth.accuracy <= 100 * high
@@ -255,15 +272,17 @@ def _seeds(*seeds: int, **fields: Any) -> dict[str, Truth]:
 
 
 _VARYING: dict[str, Any] = {"deviation": 4.5}
-_LARGE: dict[str, Any] = {"examples": 2000, "accuracy": 92.0, "deviation": 0.5}
-_HUGE: dict[str, Any] = {"examples": 20_000, "accuracy": 92.0, "deviation": 0.2}
+# two trainings disagree on 5.6 % of the examples, as those of encoders of this accuracy do
+_GOOD: dict[str, Any] = {"accuracy": 92.0, "difficulty": 5.0}
+_LARGE: dict[str, Any] = {"examples": 2000, "deviation": 0.5, **_GOOD}
+_HUGE: dict[str, Any] = {"examples": 20_000, "deviation": 0.2, **_GOOD}
 
 TRUTHS: dict[str, dict[str, Truth]] = {
     "no difference, trainings alike": {"1 seed": Truth()} | _seeds(3),
     "no difference, trainings vary by 4.5 points": _seeds(3, 5, 10, 20, **_VARYING),
-    "no difference, cells find other examples easy": _seeds(3, 5, 10, 20, interaction=1.0, deviation=1.0),
-    "no difference, 1024 varies three times as much": _seeds(3, 5, 10, deviation=1.5, restless={1024: 3.0}),
-    "no difference, 1024 varies six times as much": _seeds(3, 5, 10, deviation=1.0, restless={1024: 6.0}),
+    "no difference, cells find other examples easy": _seeds(3, 5, 10, 20, interaction=1.0, deviation=3.0),
+    "no difference, 1024 varies three times as much": _seeds(3, 5, 10, restless={1024: 3.0}, **_LARGE),
+    "no difference, 1024 varies six times as much": _seeds(3, 5, 10, restless={1024: 6.0}, **_LARGE),
     "no difference, 6 seeds of the control": _seeds(3, control_seeds=6, **_VARYING),
     "no difference, 30 % of 1024 diverge": _seeds(3, 5, diverging={1024: 0.3}, **_VARYING),
     "1024 worse by 16 points": {"1 seed": Truth(effects={1024: -16.0})}
@@ -271,9 +290,12 @@ TRUTHS: dict[str, dict[str, Truth]] = {
     "n = 2,000 at 92 %, trainings vary by 0.5, no difference": _seeds(3, 5, **_LARGE),
     "… 1024 worse by 2 points": _seeds(3, 5, effects={1024: -2.0}, **_LARGE),
     "… 1024 worse by 4 points": _seeds(3, effects={1024: -4.0}, **_LARGE),
+    "… the same, trainings vary by 0.75 and disagree on 12 %": _seeds(
+        3, 5, effects={1024: -2.0}, **_LARGE | {"deviation": 0.75, "difficulty": 1.5}
+    ),
     "n = 20,000 at 92 %, trainings vary by 0.2, no difference": _seeds(3, 5, **_HUGE),
     "… 256 and 1024 better by the margin, 1 point": _seeds(3, 5, effects={256: 1.0, 1024: 1.0}, **_HUGE),
-    "… with one training each": {"1 seed": Truth(effects={256: 1.0}, examples=20_000, accuracy=92.0)},
+    "… with one training each": {"1 seed": Truth(effects={256: 1.0}, examples=20_000, **_GOOD)},
 }
 _COLUMNS = (
     *("false claim", "wrong direction", "difference found", "all intervals hold"),

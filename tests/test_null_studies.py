@@ -20,13 +20,14 @@ def test_false_claims_with_one_seed_and_without_holm_too_many(studies):
     "truth",
     [
         Truth(examples=200, seeds=2, deviation=5.0, scaling_rules=("fixed",)),
-        Truth(seeds=3, deviation=1.0, restless={1024: 6.0}),
-        Truth(seeds=3, deviation=1.0, interaction=1.0),
+        Truth(seeds=3, deviation=2.5, restless={1024: 4.0}),
+        Truth(seeds=3, deviation=3.0, interaction=1.0),
         Truth(seeds=3, deviation=4.5, diverging={1024: 0.3}, control_seeds=6),
     ],
 )
 def test_false_claims_where_trainings_vary(truth, studies):
-    assert simulate(truth, studies)["false claim"].hits <= 0.06 * studies
+    most = 0.05 * studies + 2 * (0.05 * 0.95 * studies) ** 0.5
+    assert simulate(truth, studies)["false claim"].hits <= most
 
 
 @pytest.mark.parametrize("seeds", [1, 5])

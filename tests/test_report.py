@@ -60,7 +60,7 @@ def study(small_study):
 
 @pytest.fixture(scope="module")
 def seeded():
-    truth = Truth(seeds=3, effects={1024: -1.5}, training_deviation=0.1)
+    truth = Truth(seeds=3, effects={1024: -25.0}, deviation=2.5)
     return simulated_study(truth, np.random.default_rng(0))
 
 
