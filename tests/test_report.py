@@ -161,7 +161,7 @@ def test_the_comparisons_are_those_that_the_space_declares(folder):
     }
     assert made["accuracy_deviation"].isna().all()  # one seed
     assert made["sentence"].str.startswith("bert-tiny, ").all()
-    assert "comparisons left out" in (folder / "report.md").read_text()
+    assert "Preliminary: 3 of 6 comparisons." in (folder / "report.md").read_text()
 
 
 def test_a_further_metric_has_curves_and_columns(study):
