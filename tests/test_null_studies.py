@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.null_studies import Truth, covered, simulate, without_holm
 
-STUDIES = [100, pytest.param(1000, marks=pytest.mark.slow)]
+STUDIES = [100, pytest.param(400, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("studies", STUDIES)
