@@ -32,6 +32,7 @@ _INTERVALS = (
     "Bars: Wilson 95 % intervals{seeds}. All trials are tested on the same examples, so overlapping bars "
     "do not mean that a difference is absent: the verdicts compare example by example."
 )
+_SELECTED = " The epoch was selected on this split: its val_acc is too high, and no interval is right."
 _SMOOTHING = 25  # a running mean is taken over this fraction of a line's points
 _SMOOTHED = "Faint: as logged; strong: running mean."
 _BEST = "The dot marks the best epoch."
@@ -228,7 +229,7 @@ def _accuracy_picture(
         model,
         name,
         f"{what} by target batch size",
-        caption=_INTERVALS.format(seeds=seeds),
+        caption=_INTERVALS.format(seeds=seeds) + ("" if "test_acc" in metrics else _SELECTED),
         alt=f"{what} of {model} by target batch size and scaling rule, with 95 % intervals; "
         "the numbers are in the tables.",
         columns=max(2, len(rules)),

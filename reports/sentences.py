@@ -214,7 +214,7 @@ def _claim(verdict: Any) -> str:
     )
     difference = number(abs(verdict.difference_points))
     where = f"; {place}" if (place := _where(verdict)) else ""
-    return f"{value} is {verdict.outcome} than {baseline} by {difference} points ({ends}{where})"
+    return f"{value} is {verdict.outcome} than {baseline} by {difference} points (95 % {ends}{where})"
 
 
 def _equivalences(verdicts: pd.DataFrame, margin: float) -> list[str]:

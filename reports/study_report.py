@@ -31,8 +31,9 @@ from reports.sentences import headline, scope, sentences
 from reports.steps_to_target import steps_picture, steps_table
 from reports.study_data import StudyData, read_study
 from reports.tables import facts, finding_tables, result_tables, results_frame, runs_table
-from reports.verdicts import compare_cells, compare_epochs
+from reports.verdicts import Family, compare_cells, compare_epochs
 from tracking import InvocationRun, StudyStore, check_store_exists
+from tracking.study_store import StudyRuns
 
 _PICTURES = "pictures"
 _TEMPLATES = {"report.html": "page.html.jinja", "report.md": "page.md.jinja"}
@@ -78,34 +79,18 @@ def write_report(
     runs, pages = store.read_runs(), store.pages()
     newest, data = runs.invocations[0], read_study(runs)
     families = {"comparisons": compare_cells(data), "last_against_best_epoch": compare_epochs(data)}
-    tables, inside = finding_tables(data, families), _inside(runs.invocations)
-    answer, galleries = answer_picture(data), _galleries(data)
-    warnings = flags(data)
-    if not data.plan.search:
-        paragraphs = [scope(data), *headline(families["comparisons"])]
-    else:
-        search = read_search(data.plan.search, runs)
-        paragraphs = searches.headline(search, data)
-        warnings = searches.flags(search, data.plan.dataset.sizes["val"]) + warnings
-        tables = {"best_trials": searches.best_table(search)} | tables
-        of_search = list(search_pictures(search))
-        answer, galleries = next(iter(of_search), None), [Gallery("The search", of_search[1:]), *galleries]
-    further = []
-    if target_val_acc is not None:
-        further = [steps_table(data, target_val_acc)]
-        tables["steps_to_target"] = further[0]
-        if picture := steps_picture(data, target_val_acc):
-            galleries = [Gallery(picture.title.capitalize(), [picture]), *galleries]
+    found = _findings(data, families, runs, target_val_acc)
+    inside = _inside(runs.invocations)
     page = {
         "study": data.plan.study,
         "question": data.plan.question,
-        "headline": paragraphs,
-        "flags": warnings,
+        "headline": found.headline,
+        "flags": found.flags,
         "results": result_tables(data),
-        "tables": tables,
+        "tables": found.tables,
         "sentences": [sentences(family) for family in families.values()],
-        "answer": answer,
-        "galleries": [gallery for gallery in galleries if gallery.pictures or gallery.folded],
+        "answer": found.answer,
+        "galleries": [gallery for gallery in found.galleries if gallery.pictures or gallery.folded],
         "inside": inside,
         "facts": facts(data, runs.invocations),
         "runs": runs_table(data, store),
@@ -114,11 +99,11 @@ def write_report(
     }
     folder = Path(results_path) / study
     make_folder(folder / _PICTURES)
-    for picture in _pictures(answer, galleries):
+    for picture in _pictures(found.answer, found.galleries):
         (folder / _PICTURES / f"{picture.name}.png").write_bytes(picture.png)
     if inside:
         write_section(inside, folder / INSIDE)
-    frames = {name: table.frame for name, table in tables.items()} | {"results": results_frame(data)}
+    frames = {name: table.frame for name, table in found.tables.items()} | {"results": results_frame(data)}
     # verdicts have more to say in a file, unrounded, than fits into their tables
     frames |= {name: each.verdicts.assign(sentence=sentences(each)) for name, each in families.items()}
     files = {f"{name}.csv": csv_text(frame) for name, frame in frames.items() if not frame.empty}
@@ -127,7 +112,45 @@ def write_report(
         (folder / name).write_text(text, encoding="utf-8")
     newest.log_folder(folder)
     newest.describe(render("description.md.jinja", page))
-    return Report(paragraphs, [*result_tables(data, compact=True), *further], folder / "report.html", pages)
+    shown = [found.tables[name] for name in ("steps_to_target",) if name in found.tables]
+    results = [*result_tables(data, compact=True), *shown]
+    return Report(found.headline, results, folder / "report.html", pages)
+
+
+@dataclass
+class _Findings:
+    """What the report of a grid says; that of a search, and a goal, say more."""
+
+    headline: list[str]
+    flags: list[str]
+    tables: dict[str, Table]
+    answer: Picture | None
+    galleries: list[Gallery]
+
+
+def _findings(
+    data: StudyData, families: Mapping[str, Family], runs: StudyRuns, goal: float | None
+) -> _Findings:
+    found = _Findings(
+        [scope(data), *headline(families["comparisons"])],
+        flags(data),
+        finding_tables(data, families),
+        answer_picture(data),
+        _galleries(data),
+    )
+    if data.plan.search:
+        search = read_search(data.plan.search, runs)
+        found.headline = searches.headline(search, data)
+        found.flags = searches.flags(search, data.plan.dataset.sizes["val"]) + found.flags
+        found.tables = {"best_trials": searches.best_table(search)} | found.tables
+        pictures = list(search_pictures(search))
+        found.answer = pictures[0] if pictures else None
+        found.galleries.insert(0, Gallery("The search", pictures[1:]))
+    if goal is not None:
+        found.tables["steps_to_target"] = steps_table(data, goal)
+        if picture := steps_picture(data, goal):
+            found.galleries.insert(0, Gallery(picture.title.capitalize(), [picture]))
+    return found
 
 
 def _galleries(study: StudyData) -> list[Gallery]:

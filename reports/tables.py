@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -70,28 +71,27 @@ def _interval(accuracy: float, examples: int) -> Interval:
 
 def result_tables(study: StudyData, compact: bool = False) -> list[Table]:
     """A table per scaling rule; in a ``compact`` one, for terminals, only test_acc keeps its interval."""
-    frame, sizes = results_frame(study), study.plan.dataset.sizes
-
-    def accuracy(name: str, split: str, with_interval: bool) -> list[str]:
-        return [_accuracy_text(value, sizes[split] if with_interval else 0) for value in frame[name]]
-
+    frame, examples = results_frame(study), study.plan.dataset.sizes["test"]
+    with_interval = partial(_accuracy_text, examples=examples)
     epochs = ["" if math.isnan(epoch) else f" (epoch {epoch_text(epoch)})" for epoch in frame["best_epoch"]]
-    val_acc = accuracy("best_val_acc", "val", not compact)
     shown = {
         "model": frame["model"],
         "target batch size": frame["target_batch_size"],
         "seed": frame["seed"],
         "learning rate": frame["learning_rate"].map(learning_rate_text),
-        "val_acc@best epoch": [value + epoch for value, epoch in zip(val_acc, epochs, strict=True)],
-        "test_acc": accuracy("test_acc", "test", True),
-        "last-epoch test_acc": accuracy("last_test_acc", "test", not compact),
+        "val_acc@best epoch": frame["best_val_acc"].map(accuracy_text) + epochs,
+        "test_acc": frame["test_acc"].map(with_interval),
+        "last-epoch test_acc": frame["last_test_acc"].map(accuracy_text if compact else with_interval),
     }
     for metric in further_metrics(study):
         shown[f"test_{metric}"] = frame[f"test_{metric}"].map(accuracy_text)
         shown[f"last-epoch test_{metric}"] = frame[f"last_test_{metric}"].map(accuracy_text)
     if frame["seed"].nunique() < 2:
         del shown["seed"]
-    note = "In brackets: Wilson 95 % intervals."
+    note = (
+        "In brackets: Wilson 95 % intervals. val_acc has none: its highest value chose the epoch, and is "
+        "too high."
+    )
     return [
         Table(f"scaling rule: {rule}", own, note)
         for rule, own in pd.DataFrame(shown).groupby(frame["scaling_rule"], sort=False)
@@ -99,8 +99,8 @@ def result_tables(study: StudyData, compact: bool = False) -> list[Table]:
 
 
 def _accuracy_text(value: float, examples: int) -> str:
-    """With its interval where it is known of how many examples it is the accuracy."""
-    if math.isnan(value) or not examples:
+    """The accuracy on so many examples, with its interval."""
+    if math.isnan(value):
         return accuracy_text(value)
     low, high = _interval(value, examples)
     return f"{accuracy_text(value)} [{low:.3f}, {high:.3f}]"

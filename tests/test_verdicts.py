@@ -76,7 +76,7 @@ def test_a_verdict_by_hand():
     finding, scope = headline(family)
     assert finding == (
         "tiny: The one training with target batch size 1024 is worse than the one with 64 "
-        "by 50.0 points (25.8 to 70.1; fixed)."
+        "by 50.0 points (95 % 25.8 to 70.1; fixed)."
     )
     assert "these trainings only: one seed says nothing about another training." in scope
     other = only(compare_cells(two_cells(answers(20), answers(10, 10))))
@@ -224,8 +224,8 @@ def test_a_headline_lists_the_largest_differences_first_and_counts_the_rest():
     paragraph = headline(compare_cells(make_study(points, BATCH)))[0]
     assert paragraph.startswith(
         "tiny: The one training with target batch size 1024 is better than the one with 64 by 66.7 points "
-        "(51.2 to 79.2; fixed) and the one training with target batch size 512 is better than the one "
-        "with 64 by 33.3 points (20.8 to 48.8; fixed). "
+        "(95 % 51.2 to 79.2; fixed) and the one training with target batch size 512 is better than the one "
+        "with 64 by 33.3 points (95 % 20.8 to 48.8; fixed). "
         "Undecided in the other 1 of 3 comparisons: a difference of more"
     )
 
