@@ -31,8 +31,12 @@ RESULTS = {"best_epoch": 1, "best_val_acc": 0.5}
 LABELS, ROWS = np.array([1, 0]), np.array([17, 4])
 
 
-BEST = Evaluation({"loss": 0.3, "acc": 0.5}, np.array([1, 1]), np.array([[0.2, 0.8], [0.4, 0.6]]))
-LAST = Evaluation({"loss": 0.4, "acc": 1.0}, np.array([1, 0]), np.array([[0.1, 0.9], [0.7, 0.3]]))
+BEST = Evaluation(
+    {"loss": 0.3, "acc": 0.5}, np.array([1, 1]), np.array([True, False]), np.array([[0.2, 0.8], [0.4, 0.6]])
+)
+LAST = Evaluation(
+    {"loss": 0.4, "acc": 1.0}, np.array([1, 0]), np.array([True, True]), np.array([[0.1, 0.9], [0.7, 0.3]])
+)
 
 
 def report(epoch, **changes):
