@@ -43,10 +43,7 @@ def run_sweep(options: SweepOptions) -> int:
         return 0
     resolve_space(options, bf16_available=False)  # typing errors, before the slow imports
     if options.dry_run:
-        from sweep.plan_summary import show_plan
-
-        show_plan(options)
-        return 0
+        return _show_plan(options)
     from sweep.study import run_study
 
     outcome = run_study(options)
@@ -54,6 +51,18 @@ def run_sweep(options: SweepOptions) -> int:
     for name, reason in outcome.failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return FAILED if outcome.failures else 0
+
+
+def _show_plan(options: SweepOptions) -> int:
+    """The plan, and what the study will be able to tell."""
+    from reports import forecast
+    from sweep.plan_summary import show_plan
+
+    plan = forecast.stored_plan(show_plan(options).to_dict())
+    chance = forecast.assumed(options.assume_seed_sd, options.assume_disagreement)
+    for line in forecast.power_lines(plan, chance):
+        say(line)
+    return 0
 
 
 def run_report(options: Any) -> int:

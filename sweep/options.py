@@ -14,6 +14,7 @@ from sweep.command_line import Options, flag_of, option
 _RESOLVED = ("physical_batch_size", "precision")  # from "auto" to a TrialConfig field
 _CELLS, _DATA, _TRAINING = "cells (defaults come from the space)", "data", "training"
 _SEARCH = "search (of a space such as best_config; defaults come from the space)"
+_FORECAST = "what --dry-run reckons with (default: what an earlier study on the same data shows)"
 _PLACES = "where it runs and what it leaves"
 _EPILOG = """\
 other commands:
@@ -87,6 +88,13 @@ class SweepOptions(Options):
     precision: str = option("auto (default), fp32 or bf16", _TRAINING, default="auto")
     assignments: Sequence[str] = option(
         "any other TrialConfig field", _TRAINING, "KEY=VALUE", default=(), flag="--set", repeated=True
+    )
+
+    assume_seed_sd: float | None = option(
+        "standard deviation of a cell's test accuracy over seeds", _FORECAST, "POINTS", gt=0, le=50
+    )
+    assume_disagreement: float | None = option(
+        "test examples that only one of two trainings gets right, as 0.06", _FORECAST, "SHARE", gt=0, le=1
     )
 
     name: str | None = option("the study's name (default: the space's)", _PLACES)

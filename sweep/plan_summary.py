@@ -176,7 +176,7 @@ def _forgotten(steps: float, window: int) -> str:
     return f"{steps:,.1f} steps, {steps * window:,.0f} examples"
 
 
-def show_plan(options: SweepOptions) -> None:
+def show_plan(options: SweepOptions) -> Plan:
     """Print what the command would do."""
     check_study_name(options.study)
     plan = make_plan(options, bf16_available(options))
@@ -184,6 +184,7 @@ def show_plan(options: SweepOptions) -> None:
     console.print(plan_table(plan))
     if plan.cells:
         console.print(companions_table(plan))
+    return plan
 
 
 def gigabytes(count: int) -> str:
