@@ -15,17 +15,35 @@ from search_spaces.space import MOST_SEEDS
 MANY = 10**6  # seeds: more than anybody trains
 
 
+class Known(NamedTuple):
+    """A number, and where it comes from."""
+
+    value: float
+    source: str
+
+
 @dataclass(frozen=True)
 class Chance:
-    """How much accuracies vary by chance alone, as far as it is known; ``source`` says from where.
+    """How much accuracies vary by chance alone, as far as it is known.
 
     ``seed_deviation``: the standard deviation of a cell's test accuracy over seeds. ``disagreement``: the
     share of test examples that only one of two compared trainings classifies correctly.
     """
 
-    seed_deviation: float | None = None
-    disagreement: float | None = None
-    source: str = ""
+    seed_deviation: Known | None = None
+    disagreement: Known | None = None
+
+    def or_else(self, other: "Chance") -> "Chance":
+        """What is known here, else there."""
+        return Chance(self.seed_deviation or other.seed_deviation, self.disagreement or other.disagreement)
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Trial hash -> the seconds of its training and validation, of the trials of which it is known."""
+
+    seconds: Mapping[str, float]
+    source: str
 
 
 class Seeds(NamedTuple):
@@ -38,14 +56,16 @@ class Seeds(NamedTuple):
 def assumed(seed_points: float | None, disagreement: float | None) -> Chance:
     """What the user assumes, the deviation over seeds in points."""
     deviation = None if seed_points is None else seed_points / 100
-    return Chance(deviation, disagreement, "assumed")
+    return Chance(
+        *(None if value is None else Known(value, "assumed") for value in (deviation, disagreement))
+    )
 
 
 def power_lines(plan: StoredPlan, chance: Chance) -> list[str]:
     """What a plan's comparisons will find; of a search, whose trials are not compared, nothing."""
     if plan.search:
         return []
-    trials = {cell.trial_hash: cell.config for cell in plan.cells}
+    trials = plan.trials
     evaluations = sum(config.evaluation_count for config in trials.values())
     comparisons = _comparisons(plan)
     extent = f"{counted(len(trials), 'trial')}, {counted(evaluations, 'evaluation')}"
@@ -62,9 +82,9 @@ def _smallest_line(plan: StoredPlan, chance: Chance, several_seeds: bool) -> str
         return f"{start} {missing}"
     low, high = (100 * end for end in smallest_differences(plan, chance))
     if math.isnan(high):
-        return f"{start} none, however large ({_basis(chance, several_seeds)})"
+        return f"{start} none, however large, {_basis(chance, several_seeds)}"
     span = number(high) if number(low) == number(high) else f"{number(low)} to {number(high)}"
-    return f"{start} {span} points ({_basis(chance, several_seeds)})"
+    return f"{start} {span} points, {_basis(chance, several_seeds)}"
 
 
 def _seeds_line(plan: StoredPlan, chance: Chance) -> str:
@@ -88,10 +108,34 @@ def _missing(chance: Chance, several_seeds: bool) -> str:
 
 
 def _basis(chance: Chance, several_seeds: bool) -> str:
-    parts = [f"disagreement {100 * (chance.disagreement or 0):.3g} %"]
-    if several_seeds:
-        parts = [f"standard deviation over seeds {100 * (chance.seed_deviation or 0):.2g} points", *parts]
-    return f"{', '.join(parts)}, {chance.source}"
+    parts = []
+    if several_seeds and chance.seed_deviation:
+        value, source = chance.seed_deviation
+        parts.append(f"a standard deviation over seeds of {100 * value:.2g} points ({source})")
+    if chance.disagreement:
+        value, source = chance.disagreement
+        parts.append(f"a disagreement of {100 * value:.2g} % ({source})")
+    return f"with {listed(parts)}"
+
+
+def time_line(plan: StoredPlan, durations: Durations) -> str:
+    """How long each model's trials take, and all together."""
+    models: dict[str, list[float | None]] = {}
+    for trial_hash, config in plan.trials.items():
+        models.setdefault(config.model_name, []).append(durations.seconds.get(trial_hash))
+    known = {name: [each for each in found if each is not None] for name, found in models.items()}
+    if not any(known.values()):
+        return "minutes: unknown: no earlier trial of these models on this hardware; give --calibrate"
+    parts = [f"{name} {_minutes(known[name]) if known[name] else 'unknown'}" for name in models]
+    total = "unknown"
+    if all(known.values()):
+        total = _minutes([sum(durations.seconds[trial_hash] for trial_hash in plan.trials)])
+    return f"minutes a trial: {', '.join(parts)}; all, one after the other: {total} ({durations.source})"
+
+
+def _minutes(seconds: Sequence[float]) -> str:
+    ends = [f"{value / 60:,.1f}" for value in (min(seconds), max(seconds))]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def smallest_differences(plan: StoredPlan, chance: Chance) -> tuple[float, float]:
@@ -137,15 +181,16 @@ def _planned(seeds: tuple[int, int], freedom: int, examples: int, chance: Chance
 
     Of the variance over examples the seeds explain at most all that they vary.
     """
-    assert chance.disagreement is not None
+    assert chance.disagreement
+    disagreement = chance.disagreement.value
     if not freedom:
-        discordant = round(chance.disagreement * examples)
+        discordant = round(disagreement * examples)
         return TrainingsDifference(discordant // 2, discordant - discordant // 2, examples)
-    assert chance.seed_deviation is not None
-    variance = chance.seed_deviation**2
-    explained = 2 * min(chance.disagreement / 2, examples * variance)
+    assert chance.seed_deviation
+    variance = chance.seed_deviation.value**2
+    explained = 2 * min(disagreement / 2, examples * variance)
     of_seeds = variance * (1 / seeds[0] + 1 / seeds[1])
-    of_examples = (chance.disagreement - explained) / examples
+    of_examples = (disagreement - explained) / examples
     return difference_over_seeds(0.0, of_seeds, of_examples, freedom, examples)
 
 

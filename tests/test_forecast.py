@@ -2,14 +2,30 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from reports.forecast import MANY, assumed, power_lines, seeds_needed, smallest_differences, stored_plan
+from benchmarks.null_studies import simulated_plan, simulated_trial
+from reports.earlier import Earlier, observed_chance
+from reports.forecast import (
+    MANY,
+    assumed,
+    power_lines,
+    seeds_needed,
+    smallest_differences,
+    stored_plan,
+    time_line,
+)
 from reports.statistics import TrainingsDifference
+from reports.study_data import StudyData, read_study
+from search_spaces import TrialConfig
+from sweep.hardware import cpu_model, ran_as_here
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
 from tests.helpers import refusal
+from tests.small_study import OPTIONS, STUDY, write_small_study
+from tracking import StudyStore
 from tune_main import main
 
 CHANCE = assumed(seed_points=0.5, disagreement=0.06)
@@ -91,9 +107,67 @@ def test_the_dry_run_says_it(capsys, tmp_path, monkeypatch):
     words = "--space batch_lr_grid --demo --dry-run --assume-disagreement 0.06"
     assert main(words.split()) == 0
     out = capsys.readouterr().out  # by hand: (3.0233·20 + 0.8416·√391.6) / 400.7 · √0.06 = 0.0471
-    assert "find with a probability of 80 %: 4.7 points (disagreement 6 %, assumed)" in out
+    assert "find with a probability of 80 %: 4.7 points, with a disagreement of 6 % (assumed)" in out
     assert "1 point: unknown: give --assume-seed-sd" in out
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_study_shows_of_chance_by_hand():
+    cells = [
+        TrialConfig(model="tiny", target_batch_size=batch, scaling_rule="fixed", seed=seed)
+        for batch in (64, 256)
+        for seed in (1, 2)
+    ]
+    # of ten examples the first 10 and 8, and 7 and 7 are right: 0, 2, 3, 3, 1 and 1 differ
+    right = [np.arange(10) < count for count in (10, 8, 7, 7)]
+    trials = {
+        cell.trial_hash: simulated_trial(cell, own, right[0])
+        for cell, own in zip(cells, right, strict=True)
+    }
+    study = StudyData(simulated_plan(cells, {"target_batch_size": 64}), trials)
+    found = observed_chance(study)
+    assert found.disagreement == (pytest.approx((3 + 3 + 1 + 1) / 40), f"from study {study.plan.study}")
+    # variances 0.02 and that of rounding, 1/1200, with a degree of freedom each
+    assert found.seed_deviation.value == pytest.approx(((0.02 + 1 / 1200) / 2) ** 0.5)
+    assert CHANCE.or_else(found) == CHANCE
+    assert UNKNOWN.or_else(found) == found
+
+
+def test_an_earlier_study_on_the_same_splits_stands_in_for_assumptions(tmp_path):
+    options = {"models": ["bert-tiny"], "scaling_rules": ["fixed"], "seeds": [1, 2], "base_lr": 0.005}
+    uri = write_small_study(tmp_path, **options)
+    found = Earlier(uri).chance(planned(**OPTIONS | options | {"epochs": 9}))
+    assert found == observed_chance(read_study(StudyStore(uri, STUDY).read_runs()))
+    assert found.seed_deviation
+    assert found.disagreement
+    assert Earlier(uri).chance(planned("batch_lr_grid")) == UNKNOWN  # other splits
+    assert Earlier(f"sqlite:///{tmp_path}/none.db").chance(planned("batch_lr_grid")) == UNKNOWN
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_earlier_trials_of_the_model_say_how_long_it_will_take(small_study):
+    options = {"space": "batch_lr_grid", "target_batch_sizes": [64], "scaling_rules": ["fixed"]}
+    plan = planned(**options, max_length=40, train_size=2000, epochs=3)
+    earlier = Earlier(small_study)
+    study = read_study(StudyStore(small_study, STUDY).read_runs())
+    own = [t.epochs["epoch_seconds"].sum() for t in study.trials_of("bert-tiny")]
+    durations = earlier.durations(plan, lambda tags: True)
+    expected = sum(own) / (len(own) * 2 * 192) * 3 * 2000  # seconds an example, and 3 epochs of 2,000
+    assert list(durations.seconds.values()) == [pytest.approx(expected)]
+    assert time_line(plan, durations) == (
+        f"minutes a trial: bert-tiny {expected / 60:.1f}; all, one after the other: {expected / 60:.1f} "
+        f"(from study {STUDY})"
+    )
+    assert "minutes: unknown" in time_line(plan, earlier.durations(plan, lambda tags: False))
+
+
+def test_trials_elsewhere_say_nothing_of_the_time_here():
+    here = {"hardware": f"1 machine, 2 CPU cores ({cpu_model()}), no GPU", "gpus_per_trial": "0"}
+    options = SweepOptions(space="seeds", gpus_per_trial=0)
+    assert ran_as_here(options, here)
+    assert not ran_as_here(options, here | {"hardware": "1 machine, 2 CPU cores (another), no GPU"})
+    assert not ran_as_here(options, here | {"gpus_per_trial": "1"})
+    assert not ran_as_here(SweepOptions(space="seeds", ray_address="host:6379"), here)
 
 
 @pytest.mark.parametrize("values", [{"assume_disagreement": 6.0}, {"assume_seed_sd": 0.0}])
