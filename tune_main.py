@@ -56,16 +56,18 @@ def run_sweep(options: SweepOptions) -> int:
 def _show_plan(options: SweepOptions) -> int:
     """The plan, what the study will be able to tell, and how long it will take."""
     from reports.earlier import Earlier
-    from reports.forecast import assumed, power_lines, stored_plan, time_line
+    from reports.forecast import Durations, assumed, power_lines, stored_plan, time_line
+    from sweep.calibration import calibrate
     from sweep.hardware import ran_as_here
     from sweep.plan_summary import show_plan
 
-    plan = stored_plan(show_plan(options).to_dict())
-    if plan.search:
-        return 0
-    earlier = Earlier(options.tracking_uri)
+    shown = show_plan(options)
+    plan, earlier = stored_plan(shown.to_dict()), Earlier(options.tracking_uri)
     chance = assumed(options.assume_seed_sd, options.assume_disagreement).or_else(earlier.chance(plan))
-    durations = earlier.durations(plan, lambda tags: ran_as_here(options, tags))
+    if options.calibrate:
+        durations = Durations(calibrate(shown, options), "by a few steps timed here")
+    else:
+        durations = earlier.durations(plan, lambda tags: ran_as_here(options, tags))
     for line in (*power_lines(plan, chance), time_line(plan, durations)):
         say(line)
     return 0

@@ -120,6 +120,8 @@ def _basis(chance: Chance, several_seeds: bool) -> str:
 
 def time_line(plan: StoredPlan, durations: Durations) -> str:
     """How long each model's trials take, and all together."""
+    if plan.search:
+        return "minutes: unknown: a search proposes its trials as it goes"
     models: dict[str, list[float | None]] = {}
     for trial_hash, config in plan.trials.items():
         models.setdefault(config.model_name, []).append(durations.seconds.get(trial_hash))

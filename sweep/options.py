@@ -41,6 +41,9 @@ class SweepOptions(Options):
     space: str = option("the question to answer (see --list-spaces), or a file of your own", default="")
     list_spaces: bool = option("list the questions and exit", default=False)
     dry_run: bool = option("print the plan, train nothing", default=False)
+    calibrate: bool = option(
+        "with --dry-run: time a few steps of each model on this machine", default=False
+    )
     fresh: bool = option("train everything anew, also what an earlier run has finished", default=False)
     demo: bool = option("defaults for a laptop: generated reviews, tiny encoders, fp32", default=False)
 
@@ -219,7 +222,16 @@ def parse_options(command: str, argv: Sequence[str]) -> Any:
         options = _KINDS[command].parse(command, argv)
     if isinstance(options, SweepOptions) and not (options.space or options.list_spaces):
         raise UserError("give --space NAME or FILE.py, or --list-spaces to see the names")
+    if isinstance(options, SweepOptions) and options.calibrate:
+        _check_calibrate(options)
     return options
+
+
+def _check_calibrate(options: SweepOptions) -> None:
+    if not options.dry_run:
+        raise UserError("--calibrate trains nothing: give it with --dry-run")
+    if options.ray_address:
+        raise UserError("--calibrate times this machine, not a cluster: leave --ray-address out")
 
 
 def list_spaces() -> str:

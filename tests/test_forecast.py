@@ -1,6 +1,7 @@
 """What a plan says of the study before anything is trained."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from reports.forecast import (
 from reports.statistics import TrainingsDifference
 from reports.study_data import StudyData, read_study
 from search_spaces import TrialConfig
+from sweep import calibration
 from sweep.hardware import cpu_model, ran_as_here
-from sweep.options import SweepOptions
+from sweep.options import SweepOptions, parse_options
 from sweep.plan import make_plan
 from tests.helpers import refusal
 from tests.small_study import OPTIONS, STUDY, write_small_study
@@ -168,6 +170,29 @@ def test_trials_elsewhere_say_nothing_of_the_time_here():
     assert not ran_as_here(options, here | {"hardware": "1 machine, 2 CPU cores (another), no GPU"})
     assert not ran_as_here(options, here | {"gpus_per_trial": "1"})
     assert not ran_as_here(SweepOptions(space="seeds", ray_address="host:6379"), here)
+
+
+def test_calibration_times_every_trial(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "SECONDS", 0.2)
+    words = "--space fixed_lr --demo --models bert-tiny --epochs 1 --dry-run --calibrate --gpus-per-trial 0"
+    assert main(words.split()) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    found = re.fullmatch(
+        r"minutes a trial: bert-tiny ([\d.]+)(?: to ([\d.]+))?; all, one after the other: ([\d.]+) "
+        r"\(by a few steps timed here\)",
+        line,
+    )
+    low, high, total = (float(value) for value in (found[1], found[2] or found[1], found[3]))
+    assert 3 * low - 0.25 <= total <= 3 * high + 0.25
+    assert 0 < total < 10
+
+
+def test_calibration_is_of_this_machine_and_trains_nothing():
+    argv = ["--space", "fixed_lr", "--calibrate"]
+    assert "give it with --dry-run" in refusal(parse_options, "sweep", argv)
+    argv += ["--dry-run", "--ray-address", "host:6379"]
+    assert "leave --ray-address out" in refusal(parse_options, "sweep", argv)
 
 
 @pytest.mark.parametrize("values", [{"assume_disagreement": 6.0}, {"assume_seed_sd": 0.0}])
