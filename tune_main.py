@@ -43,10 +43,7 @@ def run_sweep(options: SweepOptions) -> int:
         return 0
     resolve_space(options, bf16_available=False)  # typing errors, before the slow imports
     if options.dry_run:
-        from sweep.plan_summary import show_plan
-
-        show_plan(options)
-        return 0
+        return _show_plan(options)
     from sweep.study import run_study
 
     outcome = run_study(options)
@@ -54,6 +51,26 @@ def run_sweep(options: SweepOptions) -> int:
     for name, reason in outcome.failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return FAILED if outcome.failures else 0
+
+
+def _show_plan(options: SweepOptions) -> int:
+    """The plan, what the study will be able to tell, and how long it will take."""
+    from reports.earlier import Earlier
+    from reports.forecast import Durations, assumed, power_lines, stored_plan, time_line
+    from sweep.calibration import calibrate
+    from sweep.hardware import ran_as_here
+    from sweep.plan_summary import show_plan
+
+    shown = show_plan(options)
+    plan, earlier = stored_plan(shown.to_dict()), Earlier(options.tracking_uri)
+    chance = assumed(options.assume_seed_sd, options.assume_disagreement).or_else(earlier.chance(plan))
+    if options.calibrate:
+        durations = Durations(calibrate(shown, options), "by a few steps timed here")
+    else:
+        durations = earlier.durations(plan, lambda tags: ran_as_here(options, tags))
+    for line in (*power_lines(plan, chance), time_line(plan, durations)):
+        say(line)
+    return 0
 
 
 def run_report(options: Any) -> int:

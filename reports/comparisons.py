@@ -23,6 +23,11 @@ class Comparison:
     baseline_trials: tuple[str, ...]  # which may have more seeds, or fewer
     epochs: tuple[str, str] = ("best", "best")  # whose predictions are compared, on either side
 
+    @property
+    def models(self) -> tuple[str, str]:
+        """The model of either side."""
+        return self.fixed.get("model", self.value), self.fixed.get("model", self.baseline)
+
 
 def planned_comparisons(study: StudyData) -> list[Comparison]:
     """Every pair of trials that the study's baselines ask about, each once, by model.

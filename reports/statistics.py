@@ -131,6 +131,19 @@ def difference(correct: np.ndarray, baseline: np.ndarray, pooled: SeedVariance) 
     return TrainingsDifference(gained, lost, correct.shape[1])
 
 
+def difference_over_seeds(
+    mean: float, of_seeds: float, of_examples: float, freedom: int, examples: int
+) -> SeedsDifference:
+    """A difference whose variance has a part of the seeds and one of the examples.
+
+    ``freedom`` are the degrees of freedom of the first; those of both together are Satterthwaite's.
+    """
+    total = of_seeds + of_examples
+    return SeedsDifference(
+        mean, math.sqrt(total), total**2 / (of_seeds**2 / freedom + of_examples**2 / examples)
+    )
+
+
 def wilson_interval(correct: float, examples: int) -> Interval:
     """95 % interval of an accuracy (Wilson 1927).
 
@@ -218,9 +231,7 @@ def _difference_over_seeds(
     explained = _residual_variance(correct) / seeds[0] + _residual_variance(baseline) / seeds[1]
     varies = float(np.append(scores, [1.0, -1.0]).var(ddof=1))
     of_examples = max(0.0, varies - explained) / examples
-    total = of_seeds + of_examples
-    freedom = total**2 / (of_seeds**2 / pooled.freedom + of_examples**2 / examples)
-    return SeedsDifference(float(scores.mean()), math.sqrt(total), freedom)
+    return difference_over_seeds(float(scores.mean()), of_seeds, of_examples, pooled.freedom, examples)
 
 
 def _seed_variance(answers: np.ndarray) -> float:

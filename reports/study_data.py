@@ -57,6 +57,11 @@ class StoredPlan(BaseModel):
         """Any trial, for the settings that all have in common."""
         return self.cells[0].config if self.search is None else next(self.search.corners())
 
+    @property
+    def trials(self) -> dict[str, TrialConfig]:
+        """Trial hash -> the configuration that is trained."""
+        return {cell.trial_hash: cell.config for cell in self.cells}
+
 
 @dataclass(frozen=True)
 class TrialData:

@@ -131,7 +131,7 @@ def _sides(study: StudyData, comparisons: Iterable[Comparison]) -> Iterator[_Sid
             answers_of(each.trials, each.epochs[0]),
             answers_of(each.baseline_trials, each.epochs[1]),
             (diverged(study, each.trials), diverged(study, each.baseline_trials)),
-            (each.fixed.get("model", each.value), each.fixed.get("model", each.baseline)),
+            each.models,
         )
 
 

@@ -152,6 +152,10 @@ class TrialConfig(BaseModel):
         """The budget in optimizer steps."""
         return self.steps or self.epochs * self.steps_per_epoch(train_examples)
 
+    def warmup_steps(self, train_examples: int) -> int:
+        """The optimizer steps of warm-up, at the beginning of the budget."""
+        return round(self.warmup_ratio * self.total_steps(train_examples))
+
     @property
     def evaluation_count(self) -> int:
         """How often the trial is evaluated, at equal fractions of its budget."""

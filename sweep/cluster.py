@@ -22,6 +22,7 @@ from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from errors import StoppedError, UserError, first_line, last_line
+from sweep.hardware import cpu_model
 from sweep.options import SweepOptions
 from sweep.terminal import say
 
@@ -220,15 +221,7 @@ def _hardware() -> str:
     kinds = [name.removeprefix(_ACCELERATOR) for name in total if name.startswith(_ACCELERATOR)]
     parts = [
         f"{nodes} machine{'s' * (nodes > 1)}",
-        f"{total.get('CPU', 0):g} CPU cores" + (f" ({_cpu_model()})" if nodes == 1 else ""),
+        f"{total.get('CPU', 0):g} CPU cores" + (f" ({cpu_model()})" if nodes == 1 else ""),
         f"{gpus:g} × {' and '.join(kinds) or 'GPU'}" if gpus else "no GPU",
     ]
     return ", ".join(parts)
-
-
-def _cpu_model() -> str:
-    """Linux keeps the name where ``platform`` does not look."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

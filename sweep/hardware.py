@@ -1,6 +1,8 @@
 """What trials can run on here: a GPU that this torch can use, and numbers in bfloat16."""
 
+import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -47,3 +49,26 @@ def check_version(driver: str, cuda: str) -> None:
             f"the NVIDIA driver is {found[1]} and this torch (CUDA {cuda}) needs {oldest} or newer: "
             "update the driver, or give --gpus-per-trial 0 to train on the CPU"
         )
+
+
+def cpu_model() -> str:
+    """Linux keeps the name where ``platform`` does not look."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def ran_as_here(options: SweepOptions, tags: Mapping[str, str]) -> bool:
+    """Whether an earlier trial, by its tags, had a GPU or a CPU such as trials will have here.
+
+    Of a Ray cluster nobody knows before it is joined.
+    """
+    hardware, gpus = tags.get("hardware", ""), tags.get("gpus_per_trial", "")
+    if options.ray_address:
+        return False
+    if not gpu_expected(options):
+        return gpus == "0" and f"({cpu_model()})" in hardware
+    kind = hardware.rpartition(" × ")[2]
+    share = 1.0 if options.gpus_per_trial is None else options.gpus_per_trial
+    return gpus == f"{share:g}" and bool(kind) and kind in torch.cuda.get_device_name()

@@ -14,6 +14,7 @@ from sweep.command_line import Options, flag_of, option
 _RESOLVED = ("physical_batch_size", "precision")  # from "auto" to a TrialConfig field
 _CELLS, _DATA, _TRAINING = "cells (defaults come from the space)", "data", "training"
 _SEARCH = "search (of a space such as best_config; defaults come from the space)"
+_FORECAST = "what --dry-run reckons with (default: what an earlier study on the same data shows)"
 _PLACES = "where it runs and what it leaves"
 _EPILOG = """\
 other commands:
@@ -40,6 +41,9 @@ class SweepOptions(Options):
     space: str = option("the question to answer (see --list-spaces), or a file of your own", default="")
     list_spaces: bool = option("list the questions and exit", default=False)
     dry_run: bool = option("print the plan, train nothing", default=False)
+    calibrate: bool = option(
+        "with --dry-run: time a few steps of each model on this machine", default=False
+    )
     fresh: bool = option("train everything anew, also what an earlier run has finished", default=False)
     demo: bool = option("defaults for a laptop: generated reviews, tiny encoders, fp32", default=False)
 
@@ -87,6 +91,13 @@ class SweepOptions(Options):
     precision: str = option("auto (default), fp32 or bf16", _TRAINING, default="auto")
     assignments: Sequence[str] = option(
         "any other TrialConfig field", _TRAINING, "KEY=VALUE", default=(), flag="--set", repeated=True
+    )
+
+    assume_seed_sd: float | None = option(
+        "standard deviation of a cell's test accuracy over seeds", _FORECAST, "POINTS", gt=0, le=50
+    )
+    assume_disagreement: float | None = option(
+        "test examples that only one of two trainings gets right, as 0.06", _FORECAST, "SHARE", gt=0, le=1
     )
 
     name: str | None = option("the study's name (default: the space's)", _PLACES)
@@ -211,7 +222,16 @@ def parse_options(command: str, argv: Sequence[str]) -> Any:
         options = _KINDS[command].parse(command, argv)
     if isinstance(options, SweepOptions) and not (options.space or options.list_spaces):
         raise UserError("give --space NAME or FILE.py, or --list-spaces to see the names")
+    if isinstance(options, SweepOptions) and options.calibrate:
+        _check_calibrate(options)
     return options
+
+
+def _check_calibrate(options: SweepOptions) -> None:
+    if not options.dry_run:
+        raise UserError("--calibrate trains nothing: give it with --dry-run")
+    if options.ray_address:
+        raise UserError("--calibrate times this machine, not a cluster: leave --ray-address out")
 
 
 def list_spaces() -> str:

@@ -1,10 +1,16 @@
 """What the command says of a plan before anything is trained."""
 
+import inspect
+import math
+from typing import NamedTuple
+
+import torch
 from rich.table import Column, Table
 from rich.text import Text
 
 from errors import printable
-from search_spaces import SearchSpace
+from search_spaces import SearchSpace, TrialConfig
+from search_spaces.optimization import OPTIMIZERS
 from search_spaces.trial_config import epoch_text
 from sweep.hardware import bf16_available
 from sweep.options import SweepOptions
@@ -118,12 +124,67 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def show_plan(options: SweepOptions) -> None:
+class Memory(NamedTuple):
+    """What an optimizer remembers: the decays per step of its moments, and ε; None where it has none."""
+
+    beta1: float | None
+    beta2: float | None
+    epsilon: float | None
+
+
+def memory(optimizer: str) -> Memory:
+    """Of an optimizer as trials build it: what its options say, else PyTorch's defaults."""
+    spec = OPTIMIZERS[optimizer]
+    parameters = inspect.signature(getattr(torch.optim, spec.torch_name)).parameters
+    found = {name: each.default for name, each in parameters.items()} | dict(spec.options)
+    beta1, beta2 = found.get("betas", (None, None))
+    return Memory(beta1, beta2, found.get("eps"))
+
+
+def half_life(decay: float) -> float:
+    """The steps in which an average with this decay per step forgets half: ln 2 / −ln β."""
+    return math.log(2) / -math.log(decay) if decay else 0.0
+
+
+def companions_table(plan: Plan) -> Table:
+    """A row per target batch size, of settings that mean something else at another one."""
+    title = "warm-up, and what the optimizer remembers; half-life: when it has forgotten half"
+    table = Table("target\nbatch\nsize", "warm-up", title=title, title_justify="left")
+    for column in ("β₁", "its half-life", "β₂", "its half-life", "ε"):
+        table.add_column(column)
+    for config in {cell.target_batch_size: cell for cell in plan.cells}.values():
+        beta1, beta2, epsilon = memory(config.optimizer)
+        window = min(config.target_batch_size, plan.train_examples)
+        row = [str(config.target_batch_size), _warmup(plan, config)]
+        for beta in (beta1, beta2):
+            row += ["none", ""] if beta is None else [f"{beta:g}", _forgotten(half_life(beta), window)]
+        table.add_row(*row, "none" if epsilon is None else f"{epsilon:g}")
+    return table
+
+
+def _warmup(plan: Plan, config: TrialConfig) -> str:
+    """In steps, in examples and as a share of the budget."""
+    steps = config.warmup_steps(plan.train_examples)
+    if not steps:
+        return "none"
+    examples = config.examples_seen(steps, plan.train_examples)
+    share = steps / config.total_steps(plan.train_examples)
+    return f"{steps:,} steps, {examples:,} examples, {share:.1%}"
+
+
+def _forgotten(steps: float, window: int) -> str:
+    return f"{steps:,.1f} steps, {steps * window:,.0f} examples"
+
+
+def show_plan(options: SweepOptions) -> Plan:
     """Print what the command would do."""
     check_study_name(options.study)
     plan = make_plan(options, bf16_available(options))
     say(plan_summary(plan))
     console.print(plan_table(plan))
+    if plan.cells:
+        console.print(companions_table(plan))
+    return plan
 
 
 def gigabytes(count: int) -> str:

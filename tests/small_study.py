@@ -45,21 +45,24 @@ def add_trial(plan, run, config, assets, folder):
     run.log_test({"best": result, "last": result}, assets.test.labels, assets.test.row_ids)
 
 
-def write_small_study(folder):
+OPTIONS = {
+    "space": "batch_lr_grid",
+    "demo": True,
+    "name": STUDY,
+    "target_batch_sizes": [32, 64],
+    "scaling_rules": ["fixed", "sqrt"],
+    "physical_batch_size": "16",
+    "epochs": 2,
+    "train_size": 192,
+    "eval_size": 60,
+    "max_length": 40,
+}
+
+
+def write_small_study(folder, **other_options):
     """Four trials on SQLite: six of the eight cells, both encoders. Returns the tracking URI."""
     with contextlib.chdir(folder):
-        options = SweepOptions(
-            space="batch_lr_grid",
-            demo=True,
-            name=STUDY,
-            target_batch_sizes=[32, 64],
-            scaling_rules=["fixed", "sqrt"],
-            physical_batch_size="16",
-            epochs=2,
-            train_size=192,
-            eval_size=60,
-            max_length=40,
-        )
+        options = SweepOptions(**OPTIONS | other_options)
         plan = make_plan(options, bf16_available=False)
         store = StudyStore(f"sqlite:///{folder}/mlflow.db", STUDY)
         invocation = store.start_invocation("title", plan.to_dict(), {})

@@ -7,10 +7,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from search_spaces.optimization import OPTIMIZERS, OptimizerSpec
 from search_spaces.trial_config import epoch_text
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
-from sweep.plan_summary import plan_summary, plan_table
+from sweep.plan_summary import companions_table, memory, plan_summary, plan_table
 from tests.helpers import CPU, assert_identical, learnt, make_config, refusal, tiny_config, train, weights
 from trainables.batches import epoch_windows, windows_between
 from trainables.trial import Trial
@@ -108,6 +109,14 @@ def test_a_study_of_equal_steps_shares_the_trials_of_the_reference_batch_size():
     assert list(planned(space="batch_lr_grid", evaluations=5).trials) == list(examples.trials)
 
 
+def printed(table):
+    """The cells of a table's rows as a wide terminal shows them."""
+    console = Console(width=160, file=io.StringIO())
+    console.print(table)
+    lines = console.file.getvalue().splitlines()
+    return [[cell.strip() for cell in line.strip("│ ").split("│")] for line in lines if line[0] == "│"]
+
+
 def test_the_plan_says_what_every_cell_costs():
     plan = planned(scaling_rules=["fixed"], evaluations=7)
     stored = plan.to_dict()
@@ -118,16 +127,39 @@ def test_the_plan_says_what_every_cell_costs():
     text = plan_summary(plan)
     assert "equal steps: epochs 5 at target batch size 64, all with as many steps; evaluations 7" in text
     assert "note: the last window of every epoch is less than half of one: 128 of 1024 examples" in text
-    console = Console(width=140, file=io.StringIO())
-    console.print(plan_table(plan))
-    rows = [
-        line.strip("│ ").split("│")[3:] for line in console.file.getvalue().splitlines() if "bert" in line
-    ]
-    assert [[cell.strip() for cell in row] for row in rows] == [
+    assert [row[3:] for row in printed(plan_table(plan))] == [
         ["64", "64", "0.0005", "250", "5", "16,000", "×1.000", "64", "42"],
         ["256", "64", "0.0005", "250", "19.2", "61,568", "×3.848", "128", "42"],
         ["1024", "64", "0.0005", "250", "62.6", "200,448", "×12.528", "128", "42"],
     ]
+
+
+def test_the_plan_says_what_the_optimizer_remembers():
+    of_momentum = ("6.6 steps, 421 examples", "6.6 steps, 6,737 examples")
+    assert printed(companions_table(planned(target_batch_sizes=[64, 1024]))) == [
+        ["64", "none", "0.9", of_momentum[0], "0.999", "692.8 steps, 44,339 examples", "1e-08"],
+        ["1024", "none", "0.9", of_momentum[1], "0.999", "692.8 steps, 709,428 examples", "1e-08"],
+    ]
+
+
+def test_the_plan_says_warmup_in_three_units():
+    plan = planned(assignments=["scheduler=linear", "warmup_ratio=0.1"])
+    # of 250 steps; epochs of 50, 13 and 4 steps with 3,200 examples
+    assert [row[1] for row in printed(companions_table(plan))] == [
+        "25 steps, 1,600 examples, 10.0%",
+        "25 steps, 6,272 examples, 10.0%",
+        "25 steps, 20,224 examples, 10.0%",
+    ]
+
+
+def test_what_is_said_of_an_optimizer_is_what_trials_build(monkeypatch):
+    assert {name: memory(name).beta2 for name in OPTIMIZERS} == {k: v.beta2 for k, v in OPTIMIZERS.items()}
+    monkeypatch.setitem(
+        OPTIMIZERS, "slow", OptimizerSpec("Adam", options={"betas": (0.5, 0.9), "eps": 1e-6})
+    )
+    monkeypatch.setitem(OPTIMIZERS, "plain", OptimizerSpec("SGD"))
+    assert memory("slow") == (0.5, 0.9, 1e-6)
+    assert memory("plain") == (None, None, None)
 
 
 def test_epochs_are_said_with_a_fraction_only_where_they_have_one():

@@ -7,6 +7,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from tracking.artifacts import ChangedModelError, ModelFiles
 from tracking.connection import BackgroundWriter, check_store_exists, sqlite_file
+from tracking.earlier import EarlierTrial, earlier_trials
 from tracking.runs import InvocationRun
 from tracking.study_store import DatasetFacts, StudyRuns, StudyStore, check_study_name
 from tracking.trial_run import OtherTrainingError, TrialRun
@@ -16,6 +17,7 @@ __all__ = [
     "BackgroundWriter",
     "ChangedModelError",
     "DatasetFacts",
+    "EarlierTrial",
     "InvocationRun",
     "ModelFiles",
     "OtherTrainingError",
@@ -25,5 +27,6 @@ __all__ = [
     "check_store_exists",
     "check_study_name",
     "colour_tag",
+    "earlier_trials",
     "sqlite_file",
 ]

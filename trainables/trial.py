@@ -74,7 +74,7 @@ class Trial:
             **spec.options,
         )
         steps = config.total_steps(len(self.train))
-        warmup_steps = round(config.warmup_ratio * steps)
+        warmup_steps = config.warmup_steps(len(self.train))
         self.scheduler = LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(config.scheduler, step, warmup_steps, steps)
         )

@@ -1,0 +1,106 @@
+"""What earlier studies in MLflow show: how far trainings vary by chance, and how long they take."""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from errors import StoppedError, UserError
+from reports.comparisons import answers, planned_comparisons
+from reports.forecast import Chance, Durations, Known
+from reports.statistics import pooled_seed_variance
+from reports.study_data import StoredPlan, StudyData, read_study
+from search_spaces import TrialConfig
+from search_spaces.trial_config import model_name
+from tracking import EarlierTrial, StudyStore, earlier_trials
+
+_SAME_SPEED = ("precision", "max_length")  # trials that differ in these say nothing of each other's time
+
+
+class Earlier:
+    """The studies in a tracking store; none where there is no store, or it is away."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.tracking_uri = tracking_uri
+        self.trials = earlier_trials(tracking_uri)
+
+    def chance(self, plan: StoredPlan) -> Chance:
+        """Of the newest study of the same reviews and splits that has tested trials to compare."""
+        digest = plan.shared.dataset_digest
+        same = [each.study for each in self.trials if each.params.get("dataset_digest") == digest]
+        for name in dict.fromkeys(same):
+            with contextlib.suppress(UserError, StoppedError):  # a study that no report could read either
+                store = StudyStore(self.tracking_uri, name, patience=0)
+                if (chance := observed_chance(read_study(store.read_runs()))).disagreement:
+                    return chance
+        return Chance()
+
+    def durations(self, plan: StoredPlan, ran_as_here: Callable[[Mapping[str, str]], bool]) -> Durations:
+        """By the seconds an example of the newest study that trained a model, on hardware as it is here.
+
+        ``ran_as_here`` says so of the tags of a trial.
+        """
+        alike = [each for each in self.trials if ran_as_here(each.run.tags)]
+        seconds: dict[str, float] = {}
+        studies: dict[str, None] = {}
+        for configs in _by_model(plan).values():
+            same = [each for each in alike if _is_as_fast(each, next(iter(configs.values())))]
+            newest = [each for each in same if each.study == same[0].study]
+            if rate := _seconds_per_example(newest):
+                train = plan.dataset.sizes["train"]
+                seconds |= {
+                    h: rate * c.position(c.evaluation_count, train).examples for h, c in configs.items()
+                }
+                studies[newest[0].study] = None
+        return Durations(seconds, f"from {', '.join(f'study {name}' for name in studies)}")
+
+
+def observed_chance(study: StudyData) -> Chance:
+    """How far the trainings of a study varied: what is known of it, from its test predictions.
+
+    The disagreement is a mean over the compared cells, the deviation is pooled over all cells. Trainings
+    that nowhere disagree have learned nothing, and tell nothing of chance.
+    """
+    source = f"from study {study.plan.study}"
+    sides = [
+        (answers(study, each.trials), answers(study, each.baseline_trials))
+        for each in planned_comparisons(study)
+    ]
+    shares = [_disagreement(*both) for both in sides if all(map(len, both))]
+    pooled = pooled_seed_variance(answers(study, trials) for trials in set(study.points.values()))
+    return Chance(
+        Known(math.sqrt(pooled.variance), source) if pooled.freedom else None,
+        Known(float(np.mean(shares)), source) if shares and any(shares) else None,
+    )
+
+
+def _disagreement(correct: np.ndarray, baseline: np.ndarray) -> float:
+    """The mean over all pairs of trainings, of answers (seeds, examples) each."""
+    right, other = correct.mean(axis=0), baseline.mean(axis=0)
+    return float((right * (1 - other) + other * (1 - right)).mean())
+
+
+def _by_model(plan: StoredPlan) -> dict[str, dict[str, TrialConfig]]:
+    """Model -> its trials' hashes and configurations."""
+    models: dict[str, dict[str, TrialConfig]] = {}
+    for trial_hash, config in plan.trials.items():
+        models.setdefault(config.model_name, {})[trial_hash] = config
+    return models
+
+
+def _is_as_fast(trial: EarlierTrial, config: TrialConfig) -> bool:
+    return model_name(trial.params.get("model", "")) == config.model_name and all(
+        trial.params.get(name) == str(getattr(config, name)) for name in _SAME_SPEED
+    )
+
+
+def _seconds_per_example(trials: Sequence[EarlierTrial]) -> float:
+    """Of training and validation; 0 where no trial says how many examples it has seen."""
+    seconds = examples = 0.0
+    for trial in trials:
+        evaluations = trial.run.evaluations()
+        if {"epoch_seconds", "examples"} <= set(evaluations):
+            seconds += float(evaluations["epoch_seconds"].sum())
+            examples += float(evaluations["examples"].max())
+    return seconds / examples if examples else 0.0

@@ -1,0 +1,222 @@
+"""What a study will be able to tell, said before anything is trained. Accuracies are fractions of 1."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from reports.comparisons import Comparison, planned_comparisons
+from reports.prose import counted, listed, number
+from reports.statistics import Difference, TrainingsDifference, difference_over_seeds
+from reports.study_data import StoredPlan, StudyData
+from reports.verdicts import ALPHA
+from search_spaces.space import MOST_SEEDS
+
+MANY = 10**6  # seeds: more than anybody trains
+
+
+class Known(NamedTuple):
+    """A number, and where it comes from."""
+
+    value: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Chance:
+    """How much accuracies vary by chance alone, as far as it is known.
+
+    ``seed_deviation``: the standard deviation of a cell's test accuracy over seeds. ``disagreement``: the
+    share of test examples that only one of two compared trainings classifies correctly.
+    """
+
+    seed_deviation: Known | None = None
+    disagreement: Known | None = None
+
+    def or_else(self, other: "Chance") -> "Chance":
+        """What is known here, else there."""
+        return Chance(self.seed_deviation or other.seed_deviation, self.disagreement or other.disagreement)
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Trial hash -> the seconds of its training and validation, of the trials of which it is known."""
+
+    seconds: Mapping[str, float]
+    source: str
+
+
+class Seeds(NamedTuple):
+    """The seeds of every cell that a margin takes, or MANY; None: no number is enough."""
+
+    to_find: int | None  # a difference as large as the margin, with a probability of 80 %
+    to_equate: int | None  # two cells that do not differ
+
+
+def assumed(seed_points: float | None, disagreement: float | None) -> Chance:
+    """What the user assumes, the deviation over seeds in points."""
+    deviation = None if seed_points is None else seed_points / 100
+    return Chance(
+        *(None if value is None else Known(value, "assumed") for value in (deviation, disagreement))
+    )
+
+
+def power_lines(plan: StoredPlan, chance: Chance) -> list[str]:
+    """What a plan's comparisons will find; of a search, whose trials are not compared, nothing."""
+    if plan.search:
+        return []
+    trials = plan.trials
+    evaluations = sum(config.evaluation_count for config in trials.values())
+    comparisons = _comparisons(plan)
+    extent = f"{counted(len(trials), 'trial')}, {counted(evaluations, 'evaluation')}"
+    lines = [f"{extent}, {counted(len(comparisons), 'planned comparison')}"]
+    if not comparisons:
+        return lines
+    several = any(_freedoms(comparisons).values())
+    return [*lines, _smallest_line(plan, chance, several), _seeds_line(plan, chance)]
+
+
+def _smallest_line(plan: StoredPlan, chance: Chance, several_seeds: bool) -> str:
+    start = "smallest difference that it will find with a probability of 80 %:"
+    if missing := _missing(chance, several_seeds):
+        return f"{start} {missing}"
+    low, high = (100 * end for end in smallest_differences(plan, chance))
+    if math.isnan(high):
+        return f"{start} none, however large, {_basis(chance, several_seeds)}"
+    span = number(high) if number(low) == number(high) else f"{number(low)} to {number(high)}"
+    return f"{start} {span} points, {_basis(chance, several_seeds)}"
+
+
+def _seeds_line(plan: StoredPlan, chance: Chance) -> str:
+    start = f"seeds of every cell for the margin of {plan.margin:g} point{'s' * (plan.margin != 1)}:"
+    if missing := _missing(chance, several_seeds=True):
+        return f"{start} {missing}"
+    needed = seeds_needed(plan, chance)
+    find, equate = (
+        "no number" if count is None else f"more than {MOST_SEEDS}" if count == MANY else f"{count}"
+        for count in needed
+    )
+    text = f"{start} {find} to find it with a probability of 80 %, {equate} to call two cells equivalent"
+    few = f"; {plan.dataset.sizes['test']:,} test examples are too few" if None in needed else ""
+    return text + few
+
+
+def _missing(chance: Chance, several_seeds: bool) -> str:
+    options = ["--assume-seed-sd"] if several_seeds and chance.seed_deviation is None else []
+    options += ["--assume-disagreement"] if chance.disagreement is None else []
+    return f"unknown: give {listed(options)}" if options else ""
+
+
+def _basis(chance: Chance, several_seeds: bool) -> str:
+    parts = []
+    if several_seeds and chance.seed_deviation:
+        value, source = chance.seed_deviation
+        parts.append(f"a standard deviation over seeds of {100 * value:.2g} points ({source})")
+    if chance.disagreement:
+        value, source = chance.disagreement
+        parts.append(f"a disagreement of {100 * value:.2g} % ({source})")
+    return f"with {listed(parts)}"
+
+
+def time_line(plan: StoredPlan, durations: Durations) -> str:
+    """How long each model's trials take, and all together."""
+    if plan.search:
+        return "minutes: unknown: a search proposes its trials as it goes"
+    models: dict[str, list[float | None]] = {}
+    for trial_hash, config in plan.trials.items():
+        models.setdefault(config.model_name, []).append(durations.seconds.get(trial_hash))
+    known = {name: [each for each in found if each is not None] for name, found in models.items()}
+    if not any(known.values()):
+        return "minutes: unknown: no earlier trial of these models on this hardware; give --calibrate"
+    parts = [f"{name} {_minutes(known[name]) if known[name] else 'unknown'}" for name in models]
+    total = "unknown"
+    if all(known.values()):
+        total = _minutes([sum(durations.seconds[trial_hash] for trial_hash in plan.trials)])
+    return f"minutes a trial: {', '.join(parts)}; all, one after the other: {total} ({durations.source})"
+
+
+def _minutes(seconds: Sequence[float]) -> str:
+    ends = [f"{value / 60:,.1f}" for value in (min(seconds), max(seconds))]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def smallest_differences(plan: StoredPlan, chance: Chance) -> tuple[float, float]:
+    """What the most and the least sensitive comparison finds with a power of 80 %; NaN: however large, not.
+
+    At the level of Holm's first step. ``chance`` must say what the plan's seeds need.
+    """
+    comparisons = _comparisons(plan)
+    freedoms, alpha = _freedoms(comparisons), ALPHA / len(comparisons)
+    found = [
+        _planned(
+            (len(each.trials), len(each.baseline_trials)),
+            freedoms[frozenset(each.models)],
+            plan.dataset.sizes["test"],
+            chance,
+        ).detectable(alpha)
+        for each in comparisons
+    ]
+    return (math.nan, math.nan) if any(map(math.isnan, found)) else (min(found), max(found))
+
+
+def seeds_needed(plan: StoredPlan, chance: Chance) -> Seeds:
+    """How many seeds, two or more and as many for every cell, let every comparison tell the margin.
+
+    With one seed a verdict would be about the trainings at hand. ``chance`` must be known.
+    """
+    comparisons, examples, margin = _comparisons(plan), plan.dataset.sizes["test"], plan.margin / 100
+    alpha = ALPHA / len(comparisons)
+    cells = min(map(len, _cells(comparisons).values()))  # the fewest that lend their variance
+
+    def with_seeds(seeds: int) -> Difference:
+        return _planned((seeds, seeds), cells * (seeds - 1), examples, chance)
+
+    counts = (*range(2, MOST_SEEDS + 1), MANY)
+    return Seeds(
+        next((n for n in counts if with_seeds(n).detectable(alpha) <= margin), None),
+        next((n for n in counts if with_seeds(n).interval(2 * alpha).high < margin), None),
+    )
+
+
+def _planned(seeds: tuple[int, int], freedom: int, examples: int, chance: Chance) -> Difference:
+    """Two cells without a difference, as the verdicts will see them.
+
+    Of the variance over examples the seeds explain at most all that they vary.
+    """
+    assert chance.disagreement
+    disagreement = chance.disagreement.value
+    if not freedom:
+        discordant = round(disagreement * examples)
+        return TrainingsDifference(discordant // 2, discordant - discordant // 2, examples)
+    assert chance.seed_deviation
+    variance = chance.seed_deviation.value**2
+    explained = 2 * min(disagreement / 2, examples * variance)
+    of_seeds = variance * (1 / seeds[0] + 1 / seeds[1])
+    of_examples = (disagreement - explained) / examples
+    return difference_over_seeds(0.0, of_seeds, of_examples, freedom, examples)
+
+
+def _comparisons(plan: StoredPlan) -> list[Comparison]:
+    return planned_comparisons(StudyData(plan, {}))
+
+
+def _freedoms(comparisons: Iterable[Comparison]) -> Mapping[frozenset[str], int]:
+    """Models that are compared -> the degrees of freedom of their cells' pooled variance over seeds."""
+    found = _cells(comparisons)
+    return {models: sum(len(trials) - 1 for trials in cells) for models, cells in found.items()}
+
+
+def _cells(comparisons: Iterable[Comparison]) -> Mapping[frozenset[str], Sequence[tuple[str, ...]]]:
+    """Models that are compared -> the trials, one a seed, of each of their cells in a comparison."""
+    cells: dict[str, set[tuple[str, ...]]] = {}
+    pairs: set[frozenset[str]] = set()
+    for each in comparisons:
+        pairs.add(frozenset(each.models))
+        for model, trials in zip(each.models, (each.trials, each.baseline_trials), strict=True):
+            cells.setdefault(model, set()).add(trials)
+    return {pair: [trials for model in pair for trials in cells[model]] for pair in pairs}
+
+
+def stored_plan(plan: Mapping[str, Any]) -> StoredPlan:
+    """A plan as a report would read it."""
+    return StoredPlan.model_validate(plan)

@@ -1,0 +1,200 @@
+"""What a plan says of the study before anything is trained."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from benchmarks.null_studies import simulated_plan, simulated_trial
+from reports.earlier import Earlier, observed_chance
+from reports.forecast import (
+    MANY,
+    assumed,
+    power_lines,
+    seeds_needed,
+    smallest_differences,
+    stored_plan,
+    time_line,
+)
+from reports.statistics import TrainingsDifference
+from reports.study_data import StudyData, read_study
+from search_spaces import TrialConfig
+from sweep import calibration
+from sweep.hardware import cpu_model, ran_as_here
+from sweep.options import SweepOptions, parse_options
+from sweep.plan import make_plan
+from tests.helpers import refusal
+from tests.small_study import OPTIONS, STUDY, write_small_study
+from tracking import StudyStore
+from tune_main import main
+
+CHANCE = assumed(seed_points=0.5, disagreement=0.06)
+UNKNOWN = assumed(None, None)
+
+
+def planned(space, test_examples=400, **options):
+    options = {"space": space, "demo": True, "models": ["bert-tiny"]} | options
+    plan = stored_plan(make_plan(SweepOptions(**options), bf16_available=False).to_dict())
+    sizes = plan.dataset.sizes | {"test": test_examples}
+    return plan.model_copy(update={"dataset": dataclasses.replace(plan.dataset, sizes=sizes)})
+
+
+@pytest.fixture(scope="module")
+def of_seeds():
+    """Ten comparisons of seven cells: one with six seeds, the others with three."""
+    return planned("seeds")
+
+
+def power(difference, error, freedom, alpha):
+    return stats.nct.sf(stats.t.ppf(1 - alpha / 2, freedom), freedom, difference / error)
+
+
+def test_the_smallest_difference_of_a_study_with_seeds(of_seeds):
+    # by hand: 400 · 0.005² = 0.01 of the examples' variance a side is the seeds', so 0.06 − 0.02 is left
+    expected = []
+    for seeds in (1 / 3 + 1 / 6, 1 / 3 + 1 / 3):
+        by_seeds, by_examples = 0.005**2 * seeds, 0.04 / 400
+        total = by_seeds + by_examples
+        freedom = total**2 / (by_seeds**2 / (5 + 6 * 2) + by_examples**2 / 400)
+        wanted = (total**0.5, freedom, 0.05 / 10)
+        expected.append(optimize.brentq(lambda d, wanted=wanted: power(d, *wanted) - 0.8, 0.001, 0.2))
+    assert smallest_differences(of_seeds, CHANCE) == pytest.approx(expected)
+
+
+def test_with_one_seed_it_is_that_of_the_discordant_examples():
+    found = smallest_differences(planned("batch_lr_grid"), assumed(None, 0.06))
+    assert found == (TrainingsDifference(12, 12, 400).detectable(0.05 / 10),) * 2
+
+
+def test_the_seeds_that_the_margin_takes():
+    # by hand: 2,000 · 0.005² is more than half of 0.06, so that all of the variance is the seeds'
+    plan = planned("seeds", test_examples=2000)
+    find, equate = seeds_needed(plan, CHANCE)
+
+    def finds(seeds):
+        return power(0.01, 0.005 * (2 / seeds) ** 0.5, 7 * (seeds - 1), 0.05 / 10) >= 0.8
+
+    def equates(seeds):
+        return stats.t.ppf(1 - 0.05 / 10, 7 * (seeds - 1)) * 0.005 * (2 / seeds) ** 0.5 < 0.01
+
+    assert (finds(find), finds(find - 1)) == (True, False)
+    assert (equates(equate), equates(equate - 1)) == (True, False)
+
+
+def test_where_no_number_of_seeds_is_enough_the_plan_says_why(of_seeds):
+    assert seeds_needed(of_seeds, CHANCE) == (None, None)
+    assert power_lines(of_seeds, CHANCE)[-1] == (
+        "seeds of every cell for the margin of 1 point: no number to find it with a probability of 80 %, "
+        "no number to call two cells equivalent; 400 test examples are too few"
+    )
+    restless = assumed(seed_points=5, disagreement=0.3)
+    assert seeds_needed(of_seeds, restless) == (MANY, MANY)
+
+
+def test_what_is_not_known_is_said_to_be_unknown(of_seeds):
+    extent, smallest, seeds = power_lines(of_seeds, UNKNOWN)
+    assert extent == "24 trials, 120 evaluations, 10 planned comparisons"
+    assert smallest.endswith("80 %: unknown: give --assume-seed-sd and --assume-disagreement")
+    assert seeds.endswith("1 point: unknown: give --assume-seed-sd and --assume-disagreement")
+
+
+def test_a_search_has_no_comparisons_to_speak_of():
+    assert power_lines(planned("best_config", models=None), CHANCE) == []
+
+
+def test_the_dry_run_says_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = "--space batch_lr_grid --demo --dry-run --assume-disagreement 0.06"
+    assert main(words.split()) == 0
+    out = capsys.readouterr().out  # by hand: (3.0233·20 + 0.8416·√391.6) / 400.7 · √0.06 = 0.0471
+    assert "find with a probability of 80 %: 4.7 points, with a disagreement of 6 % (assumed)" in out
+    assert "1 point: unknown: give --assume-seed-sd" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_study_shows_of_chance_by_hand():
+    cells = [
+        TrialConfig(model="tiny", target_batch_size=batch, scaling_rule="fixed", seed=seed)
+        for batch in (64, 256)
+        for seed in (1, 2)
+    ]
+    # of ten examples the first 10 and 8, and 7 and 7 are right: 0, 2, 3, 3, 1 and 1 differ
+    right = [np.arange(10) < count for count in (10, 8, 7, 7)]
+    trials = {
+        cell.trial_hash: simulated_trial(cell, own, right[0])
+        for cell, own in zip(cells, right, strict=True)
+    }
+    study = StudyData(simulated_plan(cells, {"target_batch_size": 64}), trials)
+    found = observed_chance(study)
+    assert found.disagreement == (pytest.approx((3 + 3 + 1 + 1) / 40), f"from study {study.plan.study}")
+    # variances 0.02 and that of rounding, 1/1200, with a degree of freedom each
+    assert found.seed_deviation.value == pytest.approx(((0.02 + 1 / 1200) / 2) ** 0.5)
+    assert CHANCE.or_else(found) == CHANCE
+    assert UNKNOWN.or_else(found) == found
+
+
+def test_an_earlier_study_on_the_same_splits_stands_in_for_assumptions(tmp_path):
+    options = {"models": ["bert-tiny"], "scaling_rules": ["fixed"], "seeds": [1, 2], "base_lr": 0.005}
+    uri = write_small_study(tmp_path, **options)
+    found = Earlier(uri).chance(planned(**OPTIONS | options | {"epochs": 9}))
+    assert found == observed_chance(read_study(StudyStore(uri, STUDY).read_runs()))
+    assert found.seed_deviation
+    assert found.disagreement
+    assert Earlier(uri).chance(planned("batch_lr_grid")) == UNKNOWN  # other splits
+    assert Earlier(f"sqlite:///{tmp_path}/none.db").chance(planned("batch_lr_grid")) == UNKNOWN
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_earlier_trials_of_the_model_say_how_long_it_will_take(small_study):
+    options = {"space": "batch_lr_grid", "target_batch_sizes": [64], "scaling_rules": ["fixed"]}
+    plan = planned(**options, max_length=40, train_size=2000, epochs=3)
+    earlier = Earlier(small_study)
+    study = read_study(StudyStore(small_study, STUDY).read_runs())
+    own = [t.epochs["epoch_seconds"].sum() for t in study.trials_of("bert-tiny")]
+    durations = earlier.durations(plan, lambda tags: True)
+    expected = sum(own) / (len(own) * 2 * 192) * 3 * 2000  # seconds an example, and 3 epochs of 2,000
+    assert list(durations.seconds.values()) == [pytest.approx(expected)]
+    assert time_line(plan, durations) == (
+        f"minutes a trial: bert-tiny {expected / 60:.1f}; all, one after the other: {expected / 60:.1f} "
+        f"(from study {STUDY})"
+    )
+    assert "minutes: unknown" in time_line(plan, earlier.durations(plan, lambda tags: False))
+
+
+def test_trials_elsewhere_say_nothing_of_the_time_here():
+    here = {"hardware": f"1 machine, 2 CPU cores ({cpu_model()}), no GPU", "gpus_per_trial": "0"}
+    options = SweepOptions(space="seeds", gpus_per_trial=0)
+    assert ran_as_here(options, here)
+    assert not ran_as_here(options, here | {"hardware": "1 machine, 2 CPU cores (another), no GPU"})
+    assert not ran_as_here(options, here | {"gpus_per_trial": "1"})
+    assert not ran_as_here(SweepOptions(space="seeds", ray_address="host:6379"), here)
+
+
+def test_calibration_times_every_trial(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "SECONDS", 0.2)
+    words = "--space fixed_lr --demo --models bert-tiny --epochs 1 --dry-run --calibrate --gpus-per-trial 0"
+    assert main(words.split()) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    found = re.fullmatch(
+        r"minutes a trial: bert-tiny ([\d.]+)(?: to ([\d.]+))?; all, one after the other: ([\d.]+) "
+        r"\(by a few steps timed here\)",
+        line,
+    )
+    low, high, total = (float(value) for value in (found[1], found[2] or found[1], found[3]))
+    assert 3 * low - 0.25 <= total <= 3 * high + 0.25
+    assert 0 < total < 10
+
+
+def test_calibration_is_of_this_machine_and_trains_nothing():
+    argv = ["--space", "fixed_lr", "--calibrate"]
+    assert "give it with --dry-run" in refusal(parse_options, "sweep", argv)
+    argv += ["--dry-run", "--ray-address", "host:6379"]
+    assert "leave --ray-address out" in refusal(parse_options, "sweep", argv)
+
+
+@pytest.mark.parametrize("values", [{"assume_disagreement": 6.0}, {"assume_seed_sd": 0.0}])
+def test_an_assumption_that_cannot_be_is_refused(values):
+    assert "--assume-" in refusal(SweepOptions, space="seeds", **values)

@@ -1,0 +1,48 @@
+"""The trials of all studies in a store, for whoever wants to know what to expect of the next."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlflow.entities import ViewType
+
+from errors import StoppedError, UserError
+from tracking.connection import Connection, check_store, check_store_exists, quiet_mlflow
+from tracking.runs import SUPERSEDED
+from tracking.trial_run import TrialRun
+
+_MOST = 1000  # that are looked at
+
+
+@dataclass(frozen=True)
+class EarlierTrial:
+    """A trained trial, of whichever study."""
+
+    study: str
+    run: TrialRun
+    params: Mapping[str, str]  # the fields of its TrialConfig, as MLflow keeps them
+
+
+def earlier_trials(tracking_uri: str) -> list[EarlierTrial]:
+    """The trained trials of a store, the newest first; none where there is no store, or it is away."""
+    quiet_mlflow()
+    try:
+        check_store_exists(tracking_uri)  # else the next line would make one
+        check_store(tracking_uri)
+        connection = Connection(tracking_uri, say=lambda line: None, patience=0)
+        return connection.repeat(lambda: _search(connection))
+    except (UserError, StoppedError):
+        return []
+
+
+def _search(connection: Connection) -> list[EarlierTrial]:
+    client = connection.client
+    names = {each.experiment_id: each.name for each in client.search_experiments()}
+    newest_first = ["attributes.start_time DESC"]
+    found = client.search_runs(
+        list(names), "tags.trained = 'true'", ViewType.ACTIVE_ONLY, _MOST, newest_first
+    )
+    return [
+        EarlierTrial(names[run.info.experiment_id], TrialRun(connection, run), run.data.params)
+        for run in found
+        if SUPERSEDED not in run.data.tags
+    ]
