@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from errors import StoppedError, UserError, is_mendable
+from errors import StoppedError, UserError, is_mendable, printable
 from sweep.command_line import USAGE_ERROR
 from sweep.options import SweepOptions, list_spaces, parse_options
 from sweep.resolve import resolve_space
@@ -69,7 +69,7 @@ def _show_plan(options: SweepOptions) -> int:
     else:
         durations = earlier.durations(plan, lambda tags: ran_as_here(options, tags))
     for line in (*power_lines(plan, chance), time_line(plan, durations)):
-        say(line)
+        say(printable(line))
     return 0
 
 

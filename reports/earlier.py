@@ -47,7 +47,7 @@ class Earlier:
         for configs in _by_model(plan).values():
             same = [each for each in alike if _is_as_fast(each, next(iter(configs.values())))]
             newest = [each for each in same if each.study == same[0].study]
-            if rate := _seconds_per_example(newest):
+            if (rate := _seconds_per_example(newest)) > 0:
                 train = plan.dataset.sizes["train"]
                 seconds |= {
                     h: rate * c.position(c.evaluation_count, train).examples for h, c in configs.items()
@@ -98,9 +98,10 @@ def _is_as_fast(trial: EarlierTrial, config: TrialConfig) -> bool:
 def _seconds_per_example(trials: Sequence[EarlierTrial]) -> float:
     """Of training and validation; 0 where no trial says how many examples it has seen."""
     seconds = examples = 0.0
-    for trial in trials:
-        evaluations = trial.run.evaluations()
-        if {"epoch_seconds", "examples"} <= set(evaluations):
-            seconds += float(evaluations["epoch_seconds"].sum())
-            examples += float(evaluations["examples"].max())
+    with contextlib.suppress(StoppedError):  # the store is away: what it has said by then must do
+        for trial in trials:
+            evaluations = trial.run.evaluations()
+            if {"epoch_seconds", "examples"} <= set(evaluations):
+                seconds += float(evaluations["epoch_seconds"].sum())
+                examples += float(evaluations["examples"].max())
     return seconds / examples if examples else 0.0
