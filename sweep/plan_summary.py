@@ -92,7 +92,7 @@ def _short_last_windows(plan: Plan) -> str:
     short = [f"{examples} of {batch}" for batch, examples in last.items() if 2 * examples < batch]
     if not short:
         return ""
-    return f"note: the last window of every epoch is less than half of one: {', '.join(short)} examples"
+    return f"note: the last window of every epoch is less than half full: {', '.join(short)} examples"
 
 
 def plan_table(plan: Plan) -> Table:

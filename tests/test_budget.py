@@ -126,7 +126,7 @@ def test_the_plan_says_what_every_cell_costs():
     assert found == [[250, 7, 16_000], [250, 7, 61_568], [250, 7, 200_448]]
     text = plan_summary(plan)
     assert "equal steps: epochs 5 at target batch size 64, all with as many steps; evaluations 7" in text
-    assert "note: the last window of every epoch is less than half of one: 128 of 1024 examples" in text
+    assert "note: the last window of every epoch is less than half full: 128 of 1024 examples" in text
     assert [row[3:] for row in printed(plan_table(plan))] == [
         ["64", "64", "0.0005", "250", "5", "16,000", "×1.000", "64", "42"],
         ["256", "64", "0.0005", "250", "19.2", "61,568", "×3.848", "128", "42"],
