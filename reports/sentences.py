@@ -129,7 +129,7 @@ def _sentence(verdict: Any, margin: float) -> str:
         case "equivalent":
             ends = interval_text(verdict.equivalence_points_low, verdict.equivalence_points_high)
             return (
-                f"{value} and {baseline} are equivalent within {_points(margin)} "
+                f"{value} and {baseline} are equivalent within {points_text(margin)} "
                 f"({difference}, simultaneous 90 % interval {ends})"
             )
         case "undecided":
@@ -148,7 +148,8 @@ def _sign(verdict: Any) -> int:
     return -1 if verdict.outcome == WORSE else 1
 
 
-def _points(margin: float) -> str:
+def points_text(margin: float) -> str:
+    """``1 point``, ``0.5 points``."""
     return "1 point" if margin == 1 else f"{margin:g} points"
 
 
@@ -222,7 +223,7 @@ def _equivalences(verdicts: pd.DataFrame, margin: float) -> list[str]:
     for verdict in rows(verdicts):
         value, baseline = _pair(verdict)
         where = f" ({place})" if (place := _where(verdict)) else ""
-        found.append(f"{value} and {baseline} are equivalent within {_points(margin)}{where}")
+        found.append(f"{value} and {baseline} are equivalent within {points_text(margin)}{where}")
     return found
 
 

@@ -111,32 +111,36 @@ def _perfect(found: Mapping[tuple[Any, ...], Point], cell: tuple[Any, ...]) -> s
 
 
 def steps_picture(study: StudyData, goal: float) -> Picture | None:
-    """Per model: steps to the goal by target batch size, a line per rule; None if none reaches it."""
+    """Per model: steps and examples to the goal by target batch size; None if no training reaches it."""
     found = points(study, goal)
     if not any(point.reached for point in found.values()):
         return None
     models = list(dict.fromkeys(model for model, *_ in found))
-    drawn = figure(_PANEL * len(models), 0.8 * _PANEL)
-    panels = drawn.subplots(1, len(models), squeeze=False, sharey=True)[0]
-    for axes, model in zip(panels, models, strict=True):
-        _draw(axes, study, {key: point for key, point in found.items() if key[0] == model})
-        axes.set_title(plain(model), fontsize="medium", loc="left")
-    panels[0].set_ylabel("optimizer steps (log scale)")
-    legend_below(drawn, panels[0], 4, fontsize="small")
+    drawn = figure(_PANEL * len(models), 1.4 * _PANEL)
+    panels = drawn.subplots(2, len(models), squeeze=False, sharex=True, sharey="row")
+    for column, model in enumerate(models):
+        own = {key: point for key, point in found.items() if key[0] == model}
+        for row, what in enumerate(Spent._fields):
+            _draw(panels[row, column], study, own, what)
+        panels[0, column].set_title(plain(model), fontsize="medium", loc="left")
+        panels[0, column].set_xlabel("")
+    panels[0, 0].set_ylabel("optimizer steps (log scale)")
+    panels[1, 0].set_ylabel("training examples (log scale)")
+    legend_below(drawn, panels[0, 0], 4, fontsize="small")
     return Picture(
         name="steps_to_target",
         title=_title(goal).lower(),
         caption=f"{_NOTE.format(goal=accuracy_text(goal))} Open markers: not reached within the budget, "
-        "drawn at its end. Dashed: perfect scaling, twice the batch in half the steps; a line that leaves "
-        "it needs more examples.",
-        alt=f"Optimizer steps to a val_acc of {goal:g} by target batch size for {', '.join(models)}, a "
-        "line per scaling rule; the numbers are in the table.",
+        "drawn at its end. Dashed: perfect scaling, twice the batch in half the steps, as many examples.",
+        alt=f"Optimizer steps and examples to a val_acc of {goal:g} by target batch size for "
+        f"{', '.join(models)}, a line per scaling rule; the numbers are in the table.",
         broad=len(models) > 1,
         png=png(drawn),
     )
 
 
-def _draw(axes: Axes, study: StudyData, found: Mapping[tuple[Any, ...], Point]) -> None:
+def _draw(axes: Axes, study: StudyData, found: Mapping[tuple[Any, ...], Point], what: str) -> None:
+    """``what`` is a field of Spent."""
     plain_axes(axes)
     batches = sorted({batch for _, batch, _ in found})
     for place, rule in enumerate(study.axis_values("scaling_rule")):
@@ -145,13 +149,13 @@ def _draw(axes: Axes, study: StudyData, found: Mapping[tuple[Any, ...], Point]) 
             "color": COLOURS[place % len(COLOURS)],
             "marker": _MARKERS[place % len(_MARKERS)],
         }
-        reached = [(batch, p.median.steps) for batch, p in own if math.isfinite(p.median.steps)]
-        missed = [(batch, p.budget.steps) for batch, p in own if not math.isfinite(p.median.steps)]
+        reached = [(batch, getattr(p.median, what)) for batch, p in own if p.median != NEVER]
+        missed = [(batch, getattr(p.budget, what)) for batch, p in own if p.median == NEVER]
         axes.plot(*_columns(reached), label=rule, linewidth=1.5, **look)
         axes.plot(*_columns(missed), linestyle="", markerfacecolor="white", **look)
         if reached and not place:
-            first, steps = reached[0]
-            ideal = [steps * first / batch for batch in batches]
+            first, spent = reached[0]
+            ideal = [spent * (first / batch if what == "steps" else 1) for batch in batches]
             axes.plot(batches, ideal, "--", color="dimgray", linewidth=1, label="perfect scaling")
     axes.set_yscale("log")
     batch_axis(axes, batches)

@@ -19,7 +19,7 @@ from reports.prose import (
     p_text,
     signed,
 )
-from reports.sentences import about, comparison, interval_text, outcome_text, subject
+from reports.sentences import about, comparison, interval_text, outcome_text, points_text, subject
 from reports.statistics import Interval, wilson_interval
 from reports.study_data import StudyData
 from reports.verdicts import DIVERGED, Family
@@ -139,7 +139,7 @@ def comparisons_table(family: Family) -> Table:
         f"Holm's adjustment over the {counted(family.planned, 'planned comparison')}. Gained and lost: "
         "examples that only the one or only the other side classified correctly, or did under more seeds. "
         "Smallest detectable: at 80 % power, at the level of Holm's first step. Equivalent: the "
-        f"simultaneous 90 % interval lies within {family.margin:g} of 0. {about(family)}"
+        f"simultaneous 90 % interval lies within {points_text(family.margin)} of 0. {about(family)}"
     )
     return Table(family.title, pd.DataFrame(shown), note)
 
