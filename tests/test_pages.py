@@ -82,6 +82,7 @@ def mlflow_ui(small_study, tmp_path_factory):
 def test_the_view_of_trials_is_a_flat_sorted_table(page, mlflow_ui):
     page.goto(mlflow_ui["trials"])
     page.get_by_text("4 matching runs").wait_for()
+    page.locator(".ag-header-cell[col-id*=best_val_acc]").wait_for()  # the table comes after the number
     headers = page.locator(".ag-header-cell").all()
     headers.sort(key=lambda header: int(header.get_attribute("aria-colindex")))
     columns = [header.get_attribute("col-id") for header in headers]
