@@ -290,7 +290,7 @@ TRUTHS: dict[str, dict[str, Truth]] = {
     "n = 2,000 at 92 %, trainings vary by 0.5, no difference": _seeds(3, 5, **_LARGE),
     "… 1024 worse by 2 points": _seeds(3, 5, effects={1024: -2.0}, **_LARGE),
     "… 1024 worse by 4 points": _seeds(3, effects={1024: -4.0}, **_LARGE),
-    "… the same, trainings vary by 0.75 and disagree on 12 %": _seeds(
+    "… 1024 worse by 2 points, vary by 0.75, disagree on 12 %": _seeds(
         3, 5, effects={1024: -2.0}, **_LARGE | {"deviation": 0.75, "difficulty": 1.5}
     ),
     "n = 20,000 at 92 %, trainings vary by 0.2, no difference": _seeds(3, 5, **_HUGE),
