@@ -27,7 +27,7 @@ from trainables.batches import TokenTensors
 from trainables.checkpoint import Checkpoint
 from trainables.evaluation import evaluate
 from trainables.reviews import load_splits
-from trainables.trial import Trial
+from trainables.trial import Trial, best_evaluation
 
 CPU = torch.device("cpu")
 BATCH = 64
@@ -38,7 +38,7 @@ def trained(config: TrialConfig, assets: ModelAssets) -> TrialData:
     trial = Trial(config, assets.trial, CPU)
     while not trial.is_finished:
         trial.run_to_evaluation()
-    best = max(trial.history, key=lambda report: (report["val_acc"], -report["evaluation"]))
+    best = trial.history[best_evaluation(trial.history) - 1]
     with TemporaryDirectory() as folder:
         trial.save(Path(folder))
         checkpoint = Checkpoint.load(Path(folder))

@@ -135,10 +135,11 @@ def monotony_flags(study: StudyData) -> list[str]:
 def last_window_flags(study: StudyData) -> list[str]:
     """Target batch sizes whose last window of an epoch has less than half of the examples."""
     train, small = study.plan.dataset.sizes["train"], []
-    for batch in sorted(study.axis_values("target_batch_size")):
-        windows, rest = -(-train // batch), train % batch
-        if 0 < rest < batch / 2 and 1 < windows <= _FEW_WINDOWS:
-            small.append(f"one of {windows} steps of an epoch at {batch} has {rest} examples")
+    configs = {cell.config.target_batch_size: cell.config for cell in study.plan.cells}
+    for batch, config in sorted(configs.items()):
+        windows, last = config.steps_per_epoch(train), config.last_window(train)
+        if last < batch / 2 and 1 < windows <= _FEW_WINDOWS:
+            small.append(f"one of {windows} steps of an epoch at {batch} has {last} examples")
     if not small:
         return []
     return [

@@ -153,18 +153,17 @@ def points_text(margin: float) -> str:
     return "1 point" if margin == 1 else f"{margin:g} points"
 
 
-def _divergence(verdict: Any) -> str:
-    sides = {
-        str(verdict.value): (verdict.diverged, verdict.seeds),
-        str(verdict.baseline): (verdict.baseline_diverged, verdict.baseline_seeds),
-    }
-    return listed(
-        [
-            f"{count} of {counted(seeds, 'training')} with {name} diverged"
-            for name, (count, seeds) in sides.items()
-            if count
-        ]
+def _diverged(verdict: Any) -> list[tuple[Any, str]]:
+    """The value, or the baseline, or both, with how many of its trainings diverged."""
+    sides = (
+        (verdict.value, verdict.diverged, verdict.seeds),
+        (verdict.baseline, verdict.baseline_diverged, verdict.baseline_seeds),
     )
+    return [(value, f"{count} of {counted(seeds, 'training')}") for value, count, seeds in sides if count]
+
+
+def _divergence(verdict: Any) -> str:
+    return listed([f"{count} with {value} diverged" for value, count in _diverged(verdict)])
 
 
 def _detectable(verdict: Any) -> str:
@@ -231,13 +230,8 @@ def _diverged_cells(verdicts: pd.DataFrame) -> list[str]:
     """Each cell once, whichever comparisons it is in."""
     found: dict[str, None] = {}
     for verdict in rows(verdicts):
-        for value, count, seeds in (
-            (verdict.value, verdict.diverged, verdict.seeds),
-            (verdict.baseline, verdict.baseline_diverged, verdict.baseline_seeds),
-        ):
-            cell = subject(verdict._replace(**{verdict.axis: value}))
-            if count:
-                found[f"{count} of {counted(seeds, 'training')} diverged at {cell}"] = None
+        for value, count in _diverged(verdict):
+            found[f"{count} diverged at {subject(verdict._replace(**{verdict.axis: value}))}"] = None
     return list(found)
 
 
