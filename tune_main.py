@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from errors import StoppedError, UserError, is_mendable, printable
@@ -46,7 +47,7 @@ def run_sweep(options: SweepOptions) -> int:
         return _show_plan(options)
     from sweep.study import run_study
 
-    outcome = run_study(options)
+    outcome = run_study(options, partial(_forecast, options))
     _print_report(options.tracking_uri, outcome.study, options.results_path)
     for name, reason in outcome.failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
@@ -56,21 +57,37 @@ def run_sweep(options: SweepOptions) -> int:
 def _show_plan(options: SweepOptions) -> int:
     """The plan, what the study will be able to tell, and how long it will take."""
     from reports.earlier import Earlier
-    from reports.forecast import Durations, assumed, power_lines, stored_plan, time_line
+    from reports.forecast import Durations, power_lines, stored_plan, time_line
     from sweep.calibration import calibrate
-    from sweep.hardware import ran_as_here
     from sweep.plan_summary import show_plan
 
     shown = show_plan(options)
-    plan, earlier = stored_plan(shown.to_dict()), Earlier(options.tracking_uri)
-    chance = assumed(options.assume_seed_sd, options.assume_disagreement).or_else(earlier.chance(plan))
+    plan = stored_plan(shown.to_dict())
+    chance, durations = _expected(plan, options, Earlier(options.tracking_uri))
     if options.calibrate:
         durations = Durations(calibrate(shown, options), "by a few steps timed here")
-    else:
-        durations = earlier.durations(plan, lambda tags: ran_as_here(options, tags))
     for line in (*power_lines(plan, chance), time_line(plan, durations)):
         say(printable(line))
     return 0
+
+
+def _forecast(options: SweepOptions, plan: Any) -> dict[str, Any]:
+    """What other studies let expect of this one."""
+    from reports.earlier import Earlier
+    from reports.forecast import forecast, stored_plan
+
+    stored = stored_plan(plan.to_dict())
+    others = Earlier(options.tracking_uri, leave_out=plan.study)
+    return forecast(stored, *_expected(stored, options, others)).model_dump()
+
+
+def _expected(plan: Any, options: SweepOptions, earlier: Any) -> tuple[Any, Any]:
+    """How far trainings vary by chance, and how long they take: as assumed, else as in earlier studies."""
+    from reports.forecast import assumed
+    from sweep.hardware import ran_as_here
+
+    chance = assumed(options.assume_seed_sd, options.assume_disagreement).or_else(earlier.chance(plan))
+    return chance, earlier.durations(plan, lambda tags: ran_as_here(options, tags))
 
 
 def run_report(options: Any) -> int:

@@ -19,11 +19,11 @@ _SAME_SPEED = ("precision", "max_length")  # trials that differ in these say not
 
 
 class Earlier:
-    """The studies in a tracking store; none where there is no store, or it is away."""
+    """The studies in a tracking store but for one; none where there is no store, or it is away."""
 
-    def __init__(self, tracking_uri: str) -> None:
+    def __init__(self, tracking_uri: str, leave_out: str = "") -> None:
         self.tracking_uri = tracking_uri
-        self.trials = earlier_trials(tracking_uri)
+        self.trials = [each for each in earlier_trials(tracking_uri) if each.study != leave_out]
 
     def chance(self, plan: StoredPlan) -> Chance:
         """Of the newest study of the same reviews and splits that has tested trials to compare."""

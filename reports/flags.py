@@ -10,7 +10,7 @@ from reports.comparisons import answers
 from reports.prose import accuracy_text, counted, learning_rate_text, listed
 from reports.statistics import TrainingsDifference, difference, pooled_seed_variance
 from reports.study_data import StudyData, TrialData
-from search_spaces.optimization import OPTIMIZERS
+from search_spaces.optimization import OPTIMIZERS, half_life
 
 _GRID_VALUES = 3  # with two values either is an edge
 _FEW_WINDOWS = 20  # among more a small one weighs little
@@ -152,15 +152,15 @@ def short_training_flags(study: StudyData) -> list[str]:
     optimizer = OPTIMIZERS[study.plan.shared.optimizer]  # all cells share it
     if optimizer.beta2 is None:
         return []
-    half_life = math.log(2) / (1 - optimizer.beta2)
+    limit = half_life(optimizer.beta2)
     examples = study.plan.dataset.sizes["train"]
     configs = [trial.config for trial in study.trials.values()]
     steps = {c.target_batch_size: c.total_steps(examples) for c in configs}
-    short = [f"{counted(n, 'step')} at {batch}" for batch, n in sorted(steps.items()) if n < half_life]
+    short = [f"{counted(n, 'step')} at {batch}" for batch, n in sorted(steps.items()) if n < limit]
     if not short:
         return []
     return [
-        f"Training takes only {listed(short)}, fewer than the {half_life:.0f} steps in which "
+        f"Training takes only {listed(short)}, fewer than the {limit:.0f} steps in which "
         f"{optimizer.torch_name} forgets half of its second-moment average: what a larger target batch "
         "size loses there may be lost to too few steps."
     ]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from reports.comparisons import Comparison, planned_comparisons
-from reports.prose import counted, listed, number
+from reports.prose import counted, listed, span
 from reports.statistics import Difference, TrainingsDifference, difference_over_seeds
-from reports.study_data import StoredPlan, StudyData
+from reports.study_data import Forecast, StoredPlan, StudyData
 from reports.verdicts import ALPHA
 from search_spaces.space import MOST_SEEDS
 
@@ -61,6 +61,21 @@ def assumed(seed_points: float | None, disagreement: float | None) -> Chance:
     )
 
 
+def forecast(plan: StoredPlan, chance: Chance, durations: Durations) -> Forecast:
+    """What the report sets beside the truth."""
+    if plan.search:
+        return Forecast()
+    found = Forecast()
+    comparisons = _comparisons(plan)
+    if comparisons and not _missing(chance, any(_freedoms(comparisons).values())):
+        low, high = smallest_differences(plan, chance)
+        if not math.isnan(high):
+            found.smallest_points = (100 * low, 100 * high)
+    if plan.trials.keys() <= durations.seconds.keys():
+        found.minutes = sum(durations.seconds[trial_hash] for trial_hash in plan.trials) / 60
+    return found
+
+
 def power_lines(plan: StoredPlan, chance: Chance) -> list[str]:
     """What a plan's comparisons will find; of a search, whose trials are not compared, nothing."""
     if plan.search:
@@ -81,10 +96,8 @@ def _smallest_line(plan: StoredPlan, chance: Chance, several_seeds: bool) -> str
     if missing := _missing(chance, several_seeds):
         return f"{start} {missing}"
     low, high = (100 * end for end in smallest_differences(plan, chance))
-    if math.isnan(high):
-        return f"{start} none, however large, {_basis(chance, several_seeds)}"
-    span = number(high) if number(low) == number(high) else f"{number(low)} to {number(high)}"
-    return f"{start} {span} points, {_basis(chance, several_seeds)}"
+    found = "none, however large" if math.isnan(high) else f"{span(low, high)} points"
+    return f"{start} {found}, {_basis(chance, several_seeds)}"
 
 
 def _seeds_line(plan: StoredPlan, chance: Chance) -> str:

@@ -26,6 +26,11 @@ def number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.1f}".replace("-", "−")
 
 
+def span(low: float, high: float) -> str:
+    """``1.0 to 2.0``, or the one number that both are."""
+    return number(high) if number(low) == number(high) else f"{number(low)} to {number(high)}"
+
+
 def signed(value: float) -> str:
     """One decimal with its sign, ``+0.5``; none for what rounds to zero; a dash for no number."""
     if math.isnan(value):

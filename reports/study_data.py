@@ -29,6 +29,14 @@ class StoredCell(BaseModel):
     config: Annotated[TrialConfig, BeforeValidator(_config)]
 
 
+class Forecast(BaseModel):
+    """What was expected of a study before it was trained; None: unknown."""
+
+    # that the most and the least sensitive comparison find with a probability of 80 %
+    smallest_points: tuple[float, float] | None = None
+    minutes: float | None = None  # of training and validation, all trials
+
+
 class StoredPlan(BaseModel):
     """What a report needs of ``plan.json``."""
 
@@ -41,6 +49,7 @@ class StoredPlan(BaseModel):
     search: SearchSpace | None = None
     margin: Annotated[float, Field(gt=0)] = 1.0  # points of accuracy within which cells are equivalent
     metrics: dict[str, str] = {"loss": "cross entropy (nats)", "acc": "accuracy"}  # name -> axis label
+    forecast: Forecast = Forecast()
 
     @model_validator(mode="after")
     def _check(self) -> "StoredPlan":

@@ -92,7 +92,7 @@ def write_report(
         "answer": found.answer,
         "galleries": [gallery for gallery in found.galleries if gallery.pictures or gallery.folded],
         "inside": inside,
-        "facts": facts(data, runs.invocations),
+        "facts": facts(data, runs.invocations, families["comparisons"]),
         "runs": runs_table(data, store),
         "mlflow": pages,
         "logged_at": store.run_url(newest.run_id, "/artifacts/report.html"),

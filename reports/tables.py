@@ -18,6 +18,7 @@ from reports.prose import (
     number,
     p_text,
     signed,
+    span,
 )
 from reports.sentences import about, comparison, interval_text, outcome_text, points_text, subject
 from reports.statistics import Interval, wilson_interval
@@ -229,8 +230,8 @@ def runs_table(study: StudyData, store: StudyStore) -> Table:
     return Table("Runs", pd.DataFrame(shown), note)
 
 
-def facts(study: StudyData, invocations: Iterable[InvocationRun]) -> dict[str, str]:
-    """How the study was made, in the order in which it is told."""
+def facts(study: StudyData, invocations: Iterable[InvocationRun], family: Family) -> dict[str, str]:
+    """How the study was made, in the order in which it is told, with what was expected before."""
     dataset, config = study.plan.dataset, study.plan.shared
     sizes, trials = dataset.sizes, study.trials.values()
     tags = pd.DataFrame(
@@ -239,6 +240,7 @@ def facts(study: StudyData, invocations: Iterable[InvocationRun]) -> dict[str, s
     seconds = pd.Series([sum(trial.epochs.get("epoch_seconds", [])) for trial in trials], dtype=float)
     gpus = pd.to_numeric(tags["gpus_per_trial"], errors="coerce").replace(math.inf, 0)
     gpu_hours = (seconds * gpus).sum() / 3600
+    minutes = study.plan.forecast.minutes
     found = {
         "Data": f"{dataset.name} ({dataset.source}), digest {dataset.digest[:12]}",
         "Splits": f"{sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test; "
@@ -252,7 +254,10 @@ def facts(study: StudyData, invocations: Iterable[InvocationRun]) -> dict[str, s
         "Hardware": "; ".join(tags["hardware"].dropna().unique()),
         "Versions": "; ".join(tags["versions"].dropna().unique()),
         "Wall time": _duration(sum(invocation.seconds for invocation in invocations)),
-        "Training and validation, all trials": _duration(seconds.sum()),
+        "Training and validation, all trials": _beside(
+            _duration(seconds.sum()), None if minutes is None else _duration(60 * minutes)
+        ),
+        "Smallest difference found with a probability of 80 %": _smallest(study, family),
         "GPU hours": f"{gpu_hours:.2f}" if gpu_hours else "none: trained on the CPU",
     }
     return {what: value for what, value in found.items() if value}
@@ -264,6 +269,21 @@ def _seeds(study: StudyData) -> str:
     everywhere = ", ".join(str(seed) for seed in study.axis_values("seed") if cells[seed] == points)
     further = ", ".join(str(seed) for seed in study.axis_values("seed") if cells[seed] < points)
     return f"{everywhere}; of control cells also {further}" if further else everywhere
+
+
+def _smallest(study: StudyData, family: Family) -> str:
+    judged = family.verdicts[family.verdicts["outcome"] != DIVERGED]
+    if judged.empty:
+        return ""
+    found, expected = judged["smallest_detectable_points"], study.plan.forecast.smallest_points
+    return _beside(
+        "none, however large" if found.isna().any() else f"{span(found.min(), found.max())} points",
+        None if expected is None else f"{span(*expected)} points",
+    )
+
+
+def _beside(found: str, expected: str | None) -> str:
+    return f"{found} ({expected} expected)" if found and expected else found
 
 
 def _duration(seconds: float) -> str:

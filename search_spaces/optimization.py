@@ -24,6 +24,12 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "adamw": OptimizerSpec("AdamW", beta2=0.999, options={"fused": True}),
 }
 
+
+def half_life(decay: float) -> float:
+    """The steps in which a running average with this decay per step forgets half: ln 2 / −ln β."""
+    return math.log(2) / -math.log(decay) if decay else 0.0
+
+
 # the factor of the learning rate after warm-up, from steps done and steps in all
 SCHEDULERS: dict[str, Callable[[int, int], float]] = {
     "constant": lambda done, steps: 1.0,

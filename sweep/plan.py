@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,7 @@ class Plan:
     shared: TrialConfig  # any trial, for the settings that all have in common
     notes: Sequence[str] = ()
     sized_for_gpu: bool = False
+    forecast: Mapping[str, Any] = field(default_factory=dict)  # of the study, to be held against its truth
 
     @cached_property
     def trials(self) -> dict[str, list[TrialConfig]]:
@@ -189,6 +190,7 @@ class Plan:
             "dataset": vars(self.dataset),
             "metrics": {name: metric.label for name, metric in METRICS.items()},
             "cells": cells,
+            "forecast": dict(self.forecast),
         } | asked
 
 

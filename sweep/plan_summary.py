@@ -1,7 +1,6 @@
 """What the command says of a plan before anything is trained."""
 
 import inspect
-import math
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from rich.text import Text
 
 from errors import printable
 from search_spaces import SearchSpace, TrialConfig
-from search_spaces.optimization import OPTIMIZERS
+from search_spaces.optimization import OPTIMIZERS, half_life
 from search_spaces.trial_config import epoch_text
 from sweep.hardware import bf16_available
 from sweep.options import SweepOptions
@@ -139,11 +138,6 @@ def memory(optimizer: str) -> Memory:
     found = {name: each.default for name, each in parameters.items()} | dict(spec.options)
     beta1, beta2 = found.get("betas", (None, None))
     return Memory(beta1, beta2, found.get("eps"))
-
-
-def half_life(decay: float) -> float:
-    """The steps in which an average with this decay per step forgets half: ln 2 / −ln β."""
-    return math.log(2) / -math.log(decay) if decay else 0.0
 
 
 def companions_table(plan: Plan) -> Table:

@@ -2,8 +2,9 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from errors import StoppedError, UserError, printable
 from search_spaces import SearchSpace, TrialConfig
@@ -38,15 +39,19 @@ class StudyOutcome:
     failures: dict[str, str]
 
 
-def run_study(options: SweepOptions) -> StudyOutcome:
+def run_study(
+    options: SweepOptions, forecast: Callable[[Plan], Mapping[str, Any]] = lambda plan: {}
+) -> StudyOutcome:
     """Own the study, read it once, train and test what is left, and register the best model.
 
+    ``forecast`` says what is expected of the study; its report will say so beside what came.
     Everything that can be wrong with the input raises UserError and leaves no run behind. Raises
     StoreAwayError where MLflow was away for too long; what it lacks waits in the storage.
     """
     check_study_name(options.study)
     check_driver(options)
     plan = make_plan(options, bf16_available(options))
+    plan = replace(plan, forecast=forecast(plan))
     storage = StudyStorage(options.storage_path, plan.study)
     writable_folder(Path(options.results_path) / plan.study, "--results-path")
     store = StudyStore(options.tracking_uri, plan.study, say=say, patience=options.store_patience)

@@ -77,7 +77,7 @@ def test_the_best_cell_is_best_on_average_over_seeds():
 
 
 def test_short_training_by_hand():
-    # Adam's half-life is ln 2 / 0.001 = 693 steps; 2 epochs of ceil(40,000 / 64) = 625,
+    # Adam's half-life is ln 2 / −ln 0.999 = 693 steps; 2 epochs of ceil(40,000 / 64) = 625,
     # ceil(40,000 / 256) = 157 and ceil(40,000 / 1024) = 40 steps
     (flag,) = short_training_flags(batches([0.9, 0.8, 0.7], train_examples=40_000, models=("a", "b")))
     assert "only 314 steps at 256 and 80 steps at 1024, fewer than the 693 steps in which Adam" in flag

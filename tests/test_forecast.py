@@ -11,7 +11,9 @@ from benchmarks.null_studies import simulated_plan, simulated_trial
 from reports.earlier import Earlier, observed_chance
 from reports.forecast import (
     MANY,
+    Durations,
     assumed,
+    forecast,
     power_lines,
     seeds_needed,
     smallest_differences,
@@ -19,7 +21,7 @@ from reports.forecast import (
     time_line,
 )
 from reports.statistics import TrainingsDifference
-from reports.study_data import StudyData, read_study
+from reports.study_data import Forecast, StudyData, read_study
 from search_spaces import TrialConfig
 from sweep import calibration
 from sweep.hardware import cpu_model, ran_as_here
@@ -104,6 +106,18 @@ def test_a_search_has_no_comparisons_to_speak_of():
     assert power_lines(planned("best_config", models=None), CHANCE) == []
 
 
+def test_the_forecast_that_a_study_keeps(of_seeds):
+    low, high = smallest_differences(of_seeds, CHANCE)
+    known = Durations(dict.fromkeys(of_seeds.trials, 30.0), "")
+    found = forecast(of_seeds, CHANCE, known)
+    assert found.smallest_points == pytest.approx((100 * low, 100 * high))
+    assert found.minutes == 12  # 24 trials
+    *_, last = of_seeds.trials
+    one_unknown = Durations({h: 30.0 for h in of_seeds.trials if h != last}, "")
+    assert forecast(of_seeds, UNKNOWN, one_unknown) == Forecast()
+    assert forecast(planned("best_config", models=None), CHANCE, known) == Forecast()
+
+
 def test_the_dry_run_says_it(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = "--space batch_lr_grid --demo --dry-run --assume-disagreement 0.06"
@@ -145,6 +159,7 @@ def test_an_earlier_study_on_the_same_splits_stands_in_for_assumptions(tmp_path)
     assert Earlier(uri).chance(planned("batch_lr_grid")) == UNKNOWN  # other splits
     assert Earlier(f"sqlite:///{tmp_path}/none.db").chance(planned("batch_lr_grid")) == UNKNOWN
     assert not (tmp_path / "none.db").exists()
+    assert Earlier(uri, leave_out=STUDY).chance(planned(**OPTIONS | options)) == UNKNOWN
 
 
 def test_earlier_trials_of_the_model_say_how_long_it_will_take(small_study):

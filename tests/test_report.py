@@ -18,7 +18,7 @@ from reports import write_report
 from reports.charts import accuracy_pictures, answer_picture, curve_pictures, noise_pictures
 from reports.content import Gallery, Picture, Section, Table, csv_text
 from reports.sentences import headline
-from reports.study_data import StudyData, read_study
+from reports.study_data import Forecast, StudyData, read_study
 from reports.study_report import render
 from reports.tables import facts, finding_tables, result_tables, results_frame, seed_spread_table
 from reports.verdicts import compare_cells, compare_epochs
@@ -82,11 +82,26 @@ def test_control_cells_with_more_seeds_are_told_and_drawn_with_all_of_them(with_
         256: {2},
         1024: {2},
     }
-    assert facts(study, [])["Seeds"] == "0, 1; of control cells also 2"
+    assert facts(study, [], compare_cells(study))["Seeds"] == "0, 1; of control cells also 2"
     for table in result_tables(study):
         assert table.frame["target batch size"].value_counts().to_dict() == {64: 3, 256: 2, 1024: 2}
     assert answer_picture(study)
     assert len(list(accuracy_pictures(study))) == 2 * len(study.axis_values("model"))
+
+
+def test_what_was_expected_stands_beside_what_came(study):
+    told = facts(study, [], compare_cells(study))
+    time = "Training and validation, all trials"
+    smallest = "Smallest difference found with a probability of 80 %"
+    found = compare_cells(study).verdicts["smallest_detectable_points"]
+    assert "expected" not in told[time] + told[smallest]
+    assert found.min() == found.max()
+    assert told[smallest] == f"{found.min():.1f} points"
+    expected = Forecast(smallest_points=(2.34, 5.0), minutes=61.5)
+    plan = study.plan.model_copy(update={"forecast": expected})
+    beside = facts(replace(study, plan=plan), [], compare_cells(study))
+    assert beside[time] == f"{told[time]} (1 h 1 min expected)"
+    assert beside[smallest] == f"{told[smallest]} (2.3 to 5.0 points expected)"
 
 
 def tables(study):

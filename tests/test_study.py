@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from tracking import StudyStore
 STUDY = "small"
 SMALL = "--demo --train-size 320 --eval-size 60 --max-length 32".split()
 COMMAND = [*f"--space batch_lr_grid --name {STUDY} --epochs 2 --models bert-tiny".split(), *SMALL]
+ASSUMED = ["--assume-disagreement", "0.2"]
 
 
 def run(folder, *arguments):
@@ -51,7 +53,7 @@ def runs(folder, study=STUDY):
 def study(tmp_path_factory):
     """One finished study of nine cells and seven trials."""
     folder = tmp_path_factory.mktemp("study")
-    code, text = run(folder, *COMMAND)
+    code, text = run(folder, *COMMAND, *ASSUMED)
     assert code == 0, text
     return folder
 
@@ -98,6 +100,7 @@ def test_tables_are_printed_and_written_and_logged(study, tmp_path):
     markdown = (study / "results" / STUDY / "report.md").read_text()
     assert markdown.count("scaling rule: ") == 3
     assert (study / "results" / STUDY / "report.html").stat().st_size > 100_000
+    assert re.search(r"probability of 80 %.* points \(\d+\.\d points expected\)", markdown)
     assert "one seed says nothing about another training" in " ".join(text.split())
     parent = runs(study)[1][0]
     logged = client(study).download_artifacts(parent.info.run_id, "report.md", str(tmp_path))
