@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from errors import UserError
-from search_spaces import SPACES, find_space
+from search_spaces import SPACES, SearchSpace, Space, find_space
 from search_spaces.search_space import SAMPLERS
 from search_spaces.space import AXES, MOST_SEEDS
 from search_spaces.trial_config import FIELDS, RENAMED, parse_setting
@@ -132,12 +133,17 @@ class SweepOptions(Options):
     tracking_uri: str = _TRACKING_URI
     results_path: str = _RESULTS_PATH
 
+    @cached_property
+    def chosen_space(self) -> Space | SearchSpace:
+        """What ``--space`` says, before other options apply; a file of one's own is run once."""
+        return find_space(self.space)
+
     @property
     def study(self) -> str:
         """The study's name: ``--name``, else the space's, so that a demo never mixes with the study."""
         if self.name:
             return self.name
-        name = find_space(self.space).name
+        name = self.chosen_space.name
         return f"{name}-demo" if self.demo else name
 
     @property

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from search_spaces import SearchSpace, Space, find_space
+from search_spaces import SearchSpace, Space
 from search_spaces.search_space import Choice, LogUniform, Parameter
 from search_spaces.space import AXES
 from sweep.command_line import flag_of
@@ -25,7 +25,7 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space | Search
     Cheap: a misspelled flag value is found before PyTorch, Ray and MLflow have been imported.
     Raises UserError for names that do not exist and for ``--set`` on what has a flag of its own.
     """
-    space = find_space(options.space)
+    space = options.chosen_space
     settings = dict(space.settings)
     if options.demo:
         settings |= {"dataset": demo_reviews.NAME, "base_lr": _DEMO_BASE_LR}

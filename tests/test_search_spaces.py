@@ -3,6 +3,8 @@ import pytest
 from search_spaces import SPACES, SearchSpace, Space, TrialConfig, find_space, unique_trials
 from search_spaces.optimization import learning_rate_factor
 from search_spaces.trial_config import parse_setting
+from sweep.options import SweepOptions
+from sweep.resolve import resolve_space
 from tests.helpers import make_config, refusal
 
 # -- scaling rules ---------------------------------------------------------------------------------
@@ -213,6 +215,12 @@ def test_a_file_of_ones_own_holds_a_grid_or_a_search(tmp_path):
 def test_a_mistake_in_a_file_is_one_line_with_the_file_and_the_line(tmp_path, text, there, instead, words):
     file = written(tmp_path, text.replace(there, instead))
     assert refusal(find_space, file).startswith(file + words)
+
+
+def test_a_command_runs_the_file_once(tmp_path, capsys):
+    options = SweepOptions(space=written(tmp_path, OWN + "print('run')"))
+    assert resolve_space(options, bf16_available=False).name == options.study == "mine"
+    assert capsys.readouterr().out.split() == ["run"]
 
 
 def test_a_file_that_is_not_there_says_so():
