@@ -53,7 +53,7 @@ def trained(config: TrialConfig, assets: ModelAssets) -> TrialData:
         config=config,
         scaling_rules=(config.scaling_rule,),
         metrics={"best_epoch": float(best["epoch"]), "best_val_acc": best["val_acc"]},
-        epochs=pd.DataFrame(),
+        evaluations=pd.DataFrame(),
         steps=pd.DataFrame(),
         predictions={"best": predictions, "last": predictions},
     )

@@ -160,7 +160,7 @@ def simulated_trial(
         config=config,
         scaling_rules=(config.scaling_rule,),
         metrics={"best_epoch": 3.0, **{name: float(value) for name, value in accuracies.items()}},
-        epochs=_NO_STEPS,
+        evaluations=_NO_STEPS,
         steps=_NO_STEPS,
         predictions={"best": predictions(correct), "last": predictions(last)},
     )

@@ -186,10 +186,10 @@ def _is_still_rising(trial: TrialData, val_examples: int) -> bool:
     of earlier versions do not know them, and any rise counts.
     """
     last = trial.config.evaluation_count
-    if last < 2 or trial.best_evaluation != last or not {last - 1, last} <= set(trial.epochs.index):
+    if last < 2 or trial.best_evaluation != last or not {last - 1, last} <= set(trial.evaluations.index):
         return False
-    rise = trial.epochs["val_acc"].loc[last] - trial.epochs["val_acc"].loc[last - 1]
-    flips = trial.epochs.get("val_flips", pd.Series(dtype=float)).get(last, math.nan)
+    rise = trial.evaluations["val_acc"].loc[last] - trial.evaluations["val_acc"].loc[last - 1]
+    flips = trial.evaluations.get("val_flips", pd.Series(dtype=float)).get(last, math.nan)
     if math.isnan(flips):
         return bool(rise > 0)
     net = round(rise * val_examples)

@@ -44,8 +44,8 @@ def noise_scales(trial: TrialData) -> dict[str, NoiseScale]:
 
     The middle epoch of an odd number is in neither half; one epoch has none.
     """
-    half = len(trial.epochs) // 2
-    parts = (trial.epochs, trial.epochs.head(half), trial.epochs.tail(half))
+    half = len(trial.evaluations) // 2
+    parts = (trial.evaluations, trial.evaluations.head(half), trial.evaluations.tail(half))
     return {name: noise_scale(part) for name, part in zip((WHOLE, *HALVES), parts, strict=True)}
 
 

@@ -117,7 +117,7 @@ def _worth(search: SearchData, confirmation: StudyData) -> str:
     val_acc = confirmation.metric("best_val_acc")[test_acc.index]
     if test_acc.empty:
         return f"{chosen} and flatters; it has not been trained again yet."
-    seconds = [sum(trial.epochs.get("epoch_seconds", [])) for trial in confirmation.trials.values()]
+    seconds = [sum(trial.evaluations.get("epoch_seconds", [])) for trial in confirmation.trials.values()]
     minutes = float(np.mean(seconds)) / 60
     flatters = " and flatters" if in_search > val_acc.mean() else ""
     return (

@@ -38,7 +38,7 @@ def spent_to(goal: float, trial: TrialData, train_examples: int) -> Spent:
     What is reached at the first evaluation is taken as reached there: earlier nothing was measured.
     """
     before, at_before = None, math.nan
-    val_accs = trial.epochs.get("val_acc", pd.Series(dtype=float))
+    val_accs = trial.evaluations.get("val_acc", pd.Series(dtype=float))
     for evaluation, val_acc in zip(val_accs.index.astype(int), val_accs, strict=True):
         at = trial.config.position(evaluation, train_examples)
         if val_acc >= goal:

@@ -81,7 +81,7 @@ class TrialData:
     config: TrialConfig
     scaling_rules: tuple[str, ...]  # of the cells it serves
     metrics: Mapping[str, float]
-    epochs: pd.DataFrame  # index: evaluation, from 1; a column per metric
+    evaluations: pd.DataFrame  # index: evaluation, from 1; a column per metric
     steps: pd.DataFrame  # index: optimizer step, from 1; a column per metric
     predictions: Mapping[str, pd.DataFrame]  # "best", "last" -> row_id, label, prediction, probability
     tags: Mapping[str, str] = field(default_factory=dict)  # hardware, versions, gpus_per_trial
@@ -108,10 +108,10 @@ class TrialData:
 
     def by_epoch(self, name: str) -> pd.Series:
         """A metric of the evaluations over the epochs trained, without those that lack it."""
-        values = self.epochs.get(name, pd.Series(dtype=float)).dropna()
+        values = self.evaluations.get(name, pd.Series(dtype=float)).dropna()
         # earlier versions evaluated after every epoch, and logged no number of it
-        numbers = pd.Series(self.epochs.index, self.epochs.index, dtype=float)
-        return values.set_axis(self.epochs.get("epoch", numbers).fillna(numbers)[values.index])
+        numbers = pd.Series(self.evaluations.index, self.evaluations.index, dtype=float)
+        return values.set_axis(self.evaluations.get("epoch", numbers).fillna(numbers)[values.index])
 
     @property
     def rules(self) -> str:
@@ -126,7 +126,7 @@ class TrialData:
     @property
     def physical_batch_size(self) -> int:
         """What it ended with: less than configured where memory ran out, which changes no result."""
-        logged = self.epochs.get("physical_batch_size", pd.Series(dtype=float)).dropna()
+        logged = self.evaluations.get("physical_batch_size", pd.Series(dtype=float)).dropna()
         return int(self.config.physical_batch_size if logged.empty else logged.iloc[-1])
 
     def correct(self, which: str = "best") -> pd.Series:
@@ -221,7 +221,7 @@ def _trial(cells: Sequence[TrialConfig], run: TrialRun) -> TrialData:
         config=cells[0],
         scaling_rules=tuple(cell.scaling_rule for cell in cells),
         metrics=run.metrics,
-        epochs=run.evaluations(),
+        evaluations=run.evaluations(),
         steps=run.steps(),
         predictions={which: run.predictions(which) for which in ("best", "last")} if run.is_tested else {},
         tags=run.tags,

@@ -173,7 +173,7 @@ def generalisation_gap_table(study: StudyData) -> Table:
 
     def at_best(name: str) -> pd.Series:
         return study.of_trials(
-            lambda trial: trial.epochs.get(name, {}).get(trial.best_evaluation, math.nan)
+            lambda trial: trial.evaluations.get(name, {}).get(trial.best_evaluation, math.nan)
         )
 
     val_acc, train_acc = at_best("val_acc"), at_best(name := "train_eval_acc")
@@ -237,7 +237,7 @@ def facts(study: StudyData, invocations: Iterable[InvocationRun], family: Family
     tags = pd.DataFrame(
         [trial.tags for trial in trials], columns=["hardware", "versions", "gpus_per_trial"]
     )
-    seconds = pd.Series([sum(trial.epochs.get("epoch_seconds", [])) for trial in trials], dtype=float)
+    seconds = pd.Series([sum(trial.evaluations.get("epoch_seconds", [])) for trial in trials], dtype=float)
     gpus = pd.to_numeric(tags["gpus_per_trial"], errors="coerce").replace(math.inf, 0)
     gpu_hours = (seconds * gpus).sum() / 3600
     minutes = study.plan.forecast.minutes

@@ -35,7 +35,7 @@ def make_study(curves, train_examples=640_000, models=("tiny",), **settings):
             cells.append(cell)
             trials[cell.trial_hash] = replace(
                 simulated_trial(cell, np.ones(4, dtype=bool)),
-                epochs=pd.DataFrame({"train_acc": 0.9, "val_acc": curve}, range(1, len(curve) + 1)),
+                evaluations=pd.DataFrame({"train_acc": 0.9, "val_acc": curve}, range(1, len(curve) + 1)),
                 metrics={"best_epoch": float(np.argmax(curve)) + 1, "best_val_acc": max(curve)},
             )
     return StudyData(simulated_plan(cells, {}, train_examples), trials)
@@ -106,8 +106,12 @@ def test_a_rise_counts_from_one_paired_standard_error_on(flips, flagged):
     """From 240 to 243 of 300, a rise of 3; its error is √(flips − 3²/300)."""
     study = make_study({(64, "fixed", 1e-3, 1): (0.8, 0.81)})
     ((name, trial),) = study.trials.items()
-    epochs = trial.epochs if flips is None else trial.epochs.assign(val_flips=[math.nan, flips])
-    assert len(rising_flags(replace(study, trials={name: replace(trial, epochs=epochs)}))) == flagged
+    evaluations = (
+        trial.evaluations if flips is None else trial.evaluations.assign(val_flips=[math.nan, flips])
+    )
+    assert (
+        len(rising_flags(replace(study, trials={name: replace(trial, evaluations=evaluations)}))) == flagged
+    )
 
 
 @pytest.mark.parametrize("curve", [FALLING, (0.6, 0.8, 0.8), (0.8,)])
@@ -190,7 +194,7 @@ def test_generalisation_gap_of_the_weights_where_every_trial_has_measured_it():
     study = make_study({(64, "fixed", 1e-3, 1): FALLING, (64, "fixed", 1e-3, 2): (0.4, 0.5, 0.7)})
     _, second = study.trials
     measured = {
-        trial_hash: replace(trial, epochs=trial.epochs.assign(train_eval_acc=[0.85, 0.95, 0.97]))
+        trial_hash: replace(trial, evaluations=trial.evaluations.assign(train_eval_acc=[0.85, 0.95, 0.97]))
         for trial_hash, trial in study.trials.items()
     }
     found = generalisation_gap_table(replace(study, trials=measured))

@@ -167,7 +167,7 @@ def test_earlier_trials_of_the_model_say_how_long_it_will_take(small_study):
     plan = planned(**options, max_length=40, train_size=2000, epochs=3)
     earlier = Earlier(small_study)
     study = read_study(StudyStore(small_study, STUDY).read_runs())
-    own = [t.epochs["epoch_seconds"].sum() for t in study.trials_of("bert-tiny")]
+    own = [t.evaluations["epoch_seconds"].sum() for t in study.trials_of("bert-tiny")]
     durations = earlier.durations(plan, lambda tags: True)
     expected = sum(own) / (len(own) * 2 * 192) * 3 * 2000  # seconds an example, and 3 epochs of 2,000
     assert list(durations.seconds.values()) == [pytest.approx(expected)]

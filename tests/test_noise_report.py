@@ -154,7 +154,7 @@ def test_what_means_nothing_is_not_a_number_and_windows_are_counted():
 def trial_with(table):
     study = simulated_study(Truth(), np.random.default_rng(0))
     name, trial = next(iter(study.trials.items()))
-    trial = replace(trial, epochs=table)
+    trial = replace(trial, evaluations=table)
     return StudyData(study.plan, {name: trial}), trial
 
 
@@ -173,7 +173,7 @@ def test_halves_leave_out_the_middle_of_an_odd_number_of_epochs():
         "tiny_noise_scale",
         "tiny_noise_scale_by_epoch",
     ]
-    one_epoch = noise_scales(replace(trial, epochs=epochs(known)))
+    one_epoch = noise_scales(replace(trial, evaluations=epochs(known)))
     assert [one_epoch[part].windows for part in (WHOLE, *HALVES)] == [3, 0, 0]
 
 

@@ -183,7 +183,7 @@ def test_a_further_metric_has_curves_and_columns(study):
     trials = {
         name: replace(
             trial,
-            epochs=pd.DataFrame({"val_f1": trial.epochs["val_acc"]}),
+            evaluations=pd.DataFrame({"val_f1": trial.evaluations["val_acc"]}),
             steps=pd.DataFrame(),
             metrics={**trial.metrics, "test_f1": 0.25, "last_test_f1": 0.5},
         )
