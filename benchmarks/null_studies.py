@@ -283,6 +283,8 @@ TRUTHS: dict[str, dict[str, Truth]] = {
     "no difference, cells find other examples easy": _seeds(3, 5, 10, 20, interaction=1.0, deviation=3.0),
     "no difference, 1024 varies three times as much": _seeds(3, 5, 10, restless={1024: 3.0}, **_LARGE),
     "no difference, 1024 varies six times as much": _seeds(3, 5, 10, restless={1024: 6.0}, **_LARGE),
+    "no difference, 64 varies three times as much": _seeds(3, 5, restless={64: 3.0}, **_LARGE),
+    "no difference, 64 varies six times as much": _seeds(3, 5, restless={64: 6.0}, **_LARGE),
     "no difference, 6 seeds of the control": _seeds(3, control_seeds=6, **_VARYING),
     "no difference, 30 % of 1024 diverge": _seeds(3, 5, diverging={1024: 0.3}, **_VARYING),
     "1024 worse by 16 points": {"1 seed": Truth(effects={1024: -16.0})}

@@ -16,6 +16,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.95
 POWER = 0.8
+_RESTLESS = 1.1  # times the pooled variance: from here on two cells stand for themselves
 
 
 class Interval(NamedTuple):
@@ -117,22 +118,26 @@ def difference(correct: np.ndarray, baseline: np.ndarray, pooled: SeedVariance) 
     """Of two cells' answers, (seeds, examples) each; the numbers of seeds may differ.
 
     ``pooled`` is the ``pooled_seed_variance`` of all cells that may lend theirs. Where it has no degree of
-    freedom either side must be one training. Raises ValueError where the answers are not paired.
+    freedom either side must be one training, else neither: a cell with one seed could only borrow how far
+    it varies. Raises ValueError where that is not so, or where the answers are not paired.
     """
     if correct.dtype != bool or baseline.dtype != bool:
         raise ValueError("correctness must be bool: a missing prediction is neither right nor wrong")
     if correct.shape[1:] != baseline.shape[1:] or correct.ndim != 2 or not (correct.size and baseline.size):
         raise ValueError(f"shapes {correct.shape} and {baseline.shape} are not of the same examples")
-    if pooled.freedom:
+    seeds = {len(correct), len(baseline)}
+    if pooled.freedom and min(seeds) > 1:
         return _difference_over_seeds(correct, baseline, pooled)
-    if len(correct) > 1 or len(baseline) > 1:
-        raise ValueError("several seeds need a variance over seeds")
+    if pooled.freedom or seeds != {1}:
+        raise ValueError(
+            f"{sorted(seeds)} seeds, and {pooled.freedom} degrees of freedom of their variance"
+        )
     gained, lost = int((correct & ~baseline).sum()), int((baseline & ~correct).sum())
     return TrainingsDifference(gained, lost, correct.shape[1])
 
 
 def difference_over_seeds(
-    mean: float, of_seeds: float, of_examples: float, freedom: int, examples: int
+    mean: float, of_seeds: float, of_examples: float, freedom: float, examples: int
 ) -> SeedsDifference:
     """A difference whose variance has a part of the seeds and one of the examples.
 
@@ -218,20 +223,24 @@ def _difference_over_seeds(
     """The variance of a difference has two parts.
 
     Of the seeds: the ``pooled`` variance, but never less than what the two cells show, so that one restless
-    cell is not hidden among calm ones. Of the examples: how the difference varies from example to example,
-    less what the seeds explain already. These are the components of a two-way layout of readers and cases
-    (Obuchowski and Rockette 1995, Hillis 2007), and the degrees of freedom are Satterthwaite's. Two
-    examples are added, one won and one lost under all seeds (Bonett and Price 2012), so that a few examples
-    that disagree do not look like certainty.
+    cell is not hidden among calm ones. Where they show a tenth more, it has their own degrees of freedom
+    (Welch 1947): the other cells say nothing of them. Of the examples: how the difference varies from
+    example to example, less what the seeds explain already. These are the components of a two-way layout of
+    readers and cases (Obuchowski and Rockette 1995, Hillis 2007), and the degrees of freedom of their sum
+    are Satterthwaite's. Two examples are added, one won and one lost under all seeds (Bonett and Price
+    2012), so that a few examples that disagree do not look like certainty.
     """
     seeds, examples = (len(correct), len(baseline)), correct.shape[1]
-    apart = _seed_variance(correct) / seeds[0] + _seed_variance(baseline) / seeds[1]
-    of_seeds = max(pooled.variance * (1 / seeds[0] + 1 / seeds[1]), apart)
+    own = [_seed_variance(answers) / len(answers) for answers in (correct, baseline)]
+    lent = pooled.variance * (1 / seeds[0] + 1 / seeds[1])
+    freedom: float = pooled.freedom
+    if sum(own) > _RESTLESS * lent:
+        freedom = sum(own) ** 2 / sum(part**2 / (n - 1) for part, n in zip(own, seeds, strict=True))
     scores = correct.mean(axis=0) - baseline.mean(axis=0)
     explained = _residual_variance(correct) / seeds[0] + _residual_variance(baseline) / seeds[1]
     varies = float(np.append(scores, [1.0, -1.0]).var(ddof=1))
     of_examples = max(0.0, varies - explained) / examples
-    return difference_over_seeds(float(scores.mean()), of_seeds, of_examples, pooled.freedom, examples)
+    return difference_over_seeds(float(scores.mean()), max(lent, sum(own)), of_examples, freedom, examples)
 
 
 def _seed_variance(answers: np.ndarray) -> float:

@@ -117,6 +117,15 @@ class _Sides:
     models: tuple[str, str]
 
     @property
+    def can_be_judged(self) -> bool:
+        """Whether both sides have trainings; two each where several seeds are planned.
+
+        One training of such a side says nothing about its setting.
+        """
+        planned = max(len(self.comparison.trials), len(self.comparison.baseline_trials))
+        return min(len(self.correct), len(self.baseline)) >= min(2, planned)
+
+    @property
     def missing(self) -> int:
         """Planned trainings that have neither been tested nor diverged."""
         planned = len(self.comparison.trials) + len(self.comparison.baseline_trials)
@@ -139,7 +148,7 @@ def _judge(title: str, study: StudyData, comparisons: Sequence[Comparison], note
     """The verdicts on all comparisons that can be made by now; a comparison's seeds may be missing."""
     planned, margin = len(comparisons), study.plan.margin
     sides = list(_sides(study, comparisons))
-    shown = [each for each in sides if any(each.diverged) or (len(each.correct) and len(each.baseline))]
+    shown = [each for each in sides if any(each.diverged) or each.can_be_judged]
     if incomplete := sum(each.missing > 0 for each in sides):
         notes = [f"Preliminary: {planned - incomplete} of {counted(planned, 'comparison')}.", *notes]
     alpha, pools = ALPHA / max(1, planned), _seed_variances(shown)

@@ -67,6 +67,8 @@ class Space(BaseModel):
                 f"{self.control_seeds} control seeds are fewer than the {len(self.seeds)} seeds of a cell: "
                 "give as many or more"
             )
+        if (self.control_seeds or 1) > len(self.seeds) == 1:
+            raise UserError("control seeds need two seeds or more of the other cells: give them as --seed")
         self.cells()  # each validates a TrialConfig
         return self
 

@@ -50,7 +50,8 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space | Search
     }
     control_seeds = options.control_seeds
     if space.control_seeds and not control_seeds:  # as many times those of the others as in the space
-        control_seeds = space.control_seeds * len(axes["seeds"]) // len(space.seeds)
+        several = len(axes["seeds"]) > 1
+        control_seeds = space.control_seeds * len(axes["seeds"]) // len(space.seeds) if several else None
     budget = options.budget or space.budget
     return space.replace(
         **axes, settings=settings, budget=budget, baselines=baselines, control_seeds=control_seeds

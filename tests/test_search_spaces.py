@@ -131,9 +131,16 @@ def test_the_control_cell_alone_has_more_seeds_and_all_cells_of_its_trials_have_
 
 def test_where_no_cells_share_a_trial_one_has_more_seeds():
     baselines = {"target_batch_size": 256, "scaling_rule": "sqrt"}
-    found = seeds_by_point(make_space(baselines=baselines, control_seeds=3, seeds=(1,)))
+    found = seeds_by_point(make_space(baselines=baselines, control_seeds=3, seeds=(1, 2)))
     assert {point[1:] for point, seeds in found.items() if seeds == (1, 2, 3)} == {(256, "sqrt")}
-    assert {seeds for point, seeds in found.items() if point[1:] != (256, "sqrt")} == {(1,)}
+    assert {seeds for point, seeds in found.items() if point[1:] != (256, "sqrt")} == {(1, 2)}
+
+
+def test_with_one_seed_no_cell_has_more():
+    several = "control seeds need two seeds or more of the other cells"
+    assert refusal(make_space, control_seeds=3, seeds=(1,)).startswith(several)
+    options = SweepOptions(space="seeds", seeds=[5])
+    assert {cell.seed for cell in resolve_space(options, bf16_available=False).cells()} == {5}
 
 
 def test_the_space_of_seeds_is_the_grid_with_twice_the_seeds_of_its_control_cells():

@@ -45,7 +45,12 @@ ALONE = SeedVariance(math.nan, 0)
         (difference, (ANSWERS, np.ones((1, 4), dtype=bool), ALONE), "not of the same examples"),
         (difference, (ANSWERS[:, :0], ANSWERS[:, :0], ALONE), "not of the same examples"),
         (difference, (np.array([[1.0, math.nan, 0.0]]), ANSWERS, ALONE), "neither right nor wrong"),
-        (difference, (np.ones((2, 3), dtype=bool), ANSWERS, ALONE), "need a variance over seeds"),
+        (
+            difference,
+            (np.ones((2, 3), dtype=bool), ANSWERS, ALONE),
+            "0 degrees of freedom of their variance",
+        ),
+        (difference, (np.ones((2, 3), dtype=bool), ANSWERS, SeedVariance(0.1, 9)), r"\[1, 2\] seeds"),
         *((wilson_interval, (correct, 10), "no accuracy") for correct in (11, -1, math.nan)),
         (wilson_interval, (0, 0), "no accuracy"),
         (holm, (np.array([0.1, math.nan]), 2), "without a p-value"),
@@ -129,10 +134,20 @@ def test_the_error_of_a_difference_by_the_mean_squares_of_a_two_way_layout():
 
 
 def test_a_restless_cell_is_not_hidden_among_calm_ones():
-    calm = [np.roll(answers_of(1, seed=9).repeat(3, axis=0), 1, axis=1) for _ in range(4)]
-    restless = np.array([np.arange(600) < right for right in (360, 480, 590)])
-    found = difference(restless, calm[0], pooled_seed_variance([*calm, restless]))
-    assert found.error >= restless.mean(axis=1).std(ddof=1) / math.sqrt(3)
+    def cell(*right):
+        return np.array([np.arange(600) < each for each in right])
+
+    restless, other = cell(360, 480, 590), cell(470, 480, 490)
+    calm = [cell(479, 480, 481)] * 3
+    found = difference(restless, other, pooled_seed_variance([*calm, other, restless]))
+    accuracies = [each.mean(axis=1) for each in (restless, other)]
+    of_seeds = sum(each.var(ddof=1) / 3 for each in accuracies)
+    of_examples = found.error**2 - of_seeds
+    assert of_examples >= 0
+    # the seeds' part has the two cells' own degrees of freedom, not the ten of the pool
+    welch = stats.ttest_ind(*accuracies, equal_var=False).df
+    expected = found.error**4 / (of_seeds**2 / welch + of_examples**2 / 600)
+    assert found.freedom == pytest.approx(expected)
 
 
 def test_holm_by_hand():

@@ -230,6 +230,16 @@ def test_a_headline_lists_the_largest_differences_first_and_counts_the_rest():
     )
 
 
+def test_one_training_of_several_is_not_judged_yet():
+    study = seeded([300, 302], [340, 338])
+    name = study.cells.query("target_batch_size == 1024 and seed == 1")["trial_hash"].iloc[0]
+    without = {h: trial for h, trial in study.trials.items() if h != name}
+    family = compare_cells(replace(study, trials=without))
+    assert family.verdicts.empty
+    assert headline(family) == ["No comparison can be made. Preliminary: 0 of 1 comparison."]
+    assert len(compare_cells(study).verdicts) == 1
+
+
 def with_diverged(study, batch, seed):
     name = study.cells.query("target_batch_size == @batch and seed == @seed")["trial_hash"].iloc[0]
     tags = {"outcome": "diverged", "failure": "train_loss is nan"}
