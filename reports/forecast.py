@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 
 from reports.comparisons import Comparison, planned_comparisons
 from reports.prose import counted, listed, span
-from reports.statistics import Difference, TrainingsDifference, difference_over_seeds
+from reports.statistics import (
+    Difference,
+    SeedsDifference,
+    TrainingsDifference,
+    difference_over_seeds,
+    welch_freedom,
+)
 from reports.study_data import Forecast, StoredPlan, StudyData
 from reports.verdicts import ALPHA
 from search_spaces.space import MOST_SEEDS
@@ -50,7 +56,7 @@ class Seeds(NamedTuple):
     """The seeds of every cell that a margin takes, or MANY; None: no number is enough."""
 
     to_find: int | None  # a difference as large as the margin, with a probability of 80 %
-    to_equate: int | None  # two cells that do not differ
+    to_equate: int | None  # two cells that do not differ, with the same probability
 
 
 def assumed(seed_points: float | None, disagreement: float | None) -> Chance:
@@ -67,7 +73,7 @@ def forecast(plan: StoredPlan, chance: Chance, durations: Durations) -> Forecast
         return Forecast()
     found = Forecast()
     comparisons = _comparisons(plan)
-    if comparisons and not _missing(chance, any(_freedoms(comparisons).values())):
+    if comparisons and not _missing(chance, _has_several_seeds(comparisons)):
         low, high = smallest_differences(plan, chance)
         if not math.isnan(high):
             found.smallest_points = (100 * low, 100 * high)
@@ -87,7 +93,7 @@ def power_lines(plan: StoredPlan, chance: Chance) -> list[str]:
     lines = [f"{extent}, {counted(len(comparisons), 'planned comparison')}"]
     if not comparisons:
         return lines
-    several = any(_freedoms(comparisons).values())
+    several = _has_several_seeds(comparisons)
     return [*lines, _smallest_line(plan, chance, several), _seeds_line(plan, chance)]
 
 
@@ -109,7 +115,10 @@ def _seeds_line(plan: StoredPlan, chance: Chance) -> str:
         "no number" if count is None else f"more than {MOST_SEEDS}" if count == MANY else f"{count}"
         for count in needed
     )
-    text = f"{start} {find} to find it with a probability of 80 %, {equate} to call two cells equivalent"
+    text = (
+        f"{start} {find} to find it, {equate} to call two equal cells equivalent, each with a probability "
+        "of 80 %"
+    )
     few = f"; {plan.dataset.sizes['test']:,} test examples are too few" if None in needed else ""
     return text + few
 
@@ -158,17 +167,9 @@ def smallest_differences(plan: StoredPlan, chance: Chance) -> tuple[float, float
 
     At the level of Holm's first step. ``chance`` must say what the plan's seeds need.
     """
-    comparisons = _comparisons(plan)
-    freedoms, alpha = _freedoms(comparisons), ALPHA / len(comparisons)
-    found = [
-        _planned(
-            (len(each.trials), len(each.baseline_trials)),
-            freedoms[frozenset(each.models)],
-            plan.dataset.sizes["test"],
-            chance,
-        ).detectable(alpha)
-        for each in comparisons
-    ]
+    comparisons, examples = _comparisons(plan), plan.dataset.sizes["test"]
+    alpha = ALPHA / len(comparisons)
+    found = [_planned(_seeds(each), examples, chance).detectable(alpha) for each in comparisons]
     return (math.nan, math.nan) if any(map(math.isnan, found)) else (min(found), max(found))
 
 
@@ -177,57 +178,52 @@ def seeds_needed(plan: StoredPlan, chance: Chance) -> Seeds:
 
     With one seed a verdict would be about the trainings at hand. ``chance`` must be known.
     """
-    comparisons, examples, margin = _comparisons(plan), plan.dataset.sizes["test"], plan.margin / 100
-    alpha = ALPHA / len(comparisons)
-    cells = min(map(len, _cells(comparisons).values()))  # the fewest that lend their variance
-
-    def with_seeds(seeds: int) -> Difference:
-        return _planned((seeds, seeds), cells * (seeds - 1), examples, chance)
-
+    examples, margin = plan.dataset.sizes["test"], plan.margin / 100
+    alpha = ALPHA / len(_comparisons(plan))
     counts = (*range(2, MOST_SEEDS + 1), MANY)
+
+    def planned(seeds: int) -> SeedsDifference:
+        return _planned_over_seeds((seeds, seeds), examples, chance)
+
     return Seeds(
-        next((n for n in counts if with_seeds(n).detectable(alpha) <= margin), None),
-        next((n for n in counts if with_seeds(n).interval(2 * alpha).high < margin), None),
+        next((n for n in counts if planned(n).detectable(alpha) <= margin), None),
+        next((n for n in counts if planned(n).equivalence_margin(alpha) <= margin), None),
     )
 
 
-def _planned(seeds: tuple[int, int], freedom: int, examples: int, chance: Chance) -> Difference:
-    """Two cells without a difference, as the verdicts will see them.
+def _planned(seeds: tuple[int, int], examples: int, chance: Chance) -> Difference:
+    """Two cells without a difference, as the verdicts will see them."""
+    if max(seeds) > 1:
+        return _planned_over_seeds(seeds, examples, chance)
+    assert chance.disagreement
+    discordant = round(chance.disagreement.value * examples)
+    return TrainingsDifference(discordant // 2, discordant - discordant // 2, examples)
 
-    Of the variance over examples the seeds explain at most all that they vary.
+
+def _planned_over_seeds(seeds: tuple[int, int], examples: int, chance: Chance) -> SeedsDifference:
+    """Of the variance over examples the seeds explain at most all that they vary.
+
+    With the degrees of freedom of the two cells alone, the cautious case.
     """
     assert chance.disagreement
-    disagreement = chance.disagreement.value
-    if not freedom:
-        discordant = round(disagreement * examples)
-        return TrainingsDifference(discordant // 2, discordant - discordant // 2, examples)
     assert chance.seed_deviation
-    variance = chance.seed_deviation.value**2
+    disagreement, variance = chance.disagreement.value, chance.seed_deviation.value**2
     explained = 2 * min(disagreement / 2, examples * variance)
-    of_seeds = variance * (1 / seeds[0] + 1 / seeds[1])
+    of_seeds = [variance / n for n in seeds]
     of_examples = (disagreement - explained) / examples
-    return difference_over_seeds(0.0, of_seeds, of_examples, freedom, examples)
+    return difference_over_seeds(0.0, sum(of_seeds), of_examples, welch_freedom(of_seeds, seeds), examples)
 
 
 def _comparisons(plan: StoredPlan) -> list[Comparison]:
     return planned_comparisons(StudyData(plan, {}))
 
 
-def _freedoms(comparisons: Iterable[Comparison]) -> Mapping[frozenset[str], int]:
-    """Models that are compared -> the degrees of freedom of their cells' pooled variance over seeds."""
-    found = _cells(comparisons)
-    return {models: sum(len(trials) - 1 for trials in cells) for models, cells in found.items()}
+def _seeds(comparison: Comparison) -> tuple[int, int]:
+    return len(comparison.trials), len(comparison.baseline_trials)
 
 
-def _cells(comparisons: Iterable[Comparison]) -> Mapping[frozenset[str], Sequence[tuple[str, ...]]]:
-    """Models that are compared -> the trials, one a seed, of each of their cells in a comparison."""
-    cells: dict[str, set[tuple[str, ...]]] = {}
-    pairs: set[frozenset[str]] = set()
-    for each in comparisons:
-        pairs.add(frozenset(each.models))
-        for model, trials in zip(each.models, (each.trials, each.baseline_trials), strict=True):
-            cells.setdefault(model, set()).add(trials)
-    return {pair: [trials for model in pair for trials in cells[model]] for pair in pairs}
+def _has_several_seeds(comparisons: Iterable[Comparison]) -> bool:
+    return any(max(_seeds(each)) > 1 for each in comparisons)
 
 
 def stored_plan(plan: Mapping[str, Any]) -> StoredPlan:

@@ -6,7 +6,7 @@ speaks of the trainings at hand. Answers are bool, (seeds, examples): who was cl
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,6 +62,14 @@ class SeedsDifference:
         critical = special.stdtrit(self.freedom, 1 - alpha / 2)
         found = float(special.nctdtrinc(self.freedom, 1 - POWER, critical)) * self.error
         return found if found <= 1 else math.nan
+
+    def equivalence_margin(self, alpha: float) -> float:
+        """The margin within which cells that do not differ are called equivalent with a power of 80 %.
+
+        By two one-sided tests at level ``alpha`` each.
+        """
+        critical = special.stdtrit(self.freedom, 1 - alpha)
+        return float(critical + special.stdtrit(self.freedom, (1 + POWER) / 2)) * self.error
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,11 @@ def difference_over_seeds(
     return SeedsDifference(
         mean, math.sqrt(total), total**2 / (of_seeds**2 / freedom + of_examples**2 / examples)
     )
+
+
+def welch_freedom(variances: Sequence[float], seeds: Sequence[int]) -> float:
+    """Of the sum of the variances of two means, each over two seeds or more (Welch 1947)."""
+    return sum(variances) ** 2 / sum(v**2 / (n - 1) for v, n in zip(variances, seeds, strict=True))
 
 
 def wilson_interval(correct: float, examples: int) -> Interval:
@@ -235,7 +248,7 @@ def _difference_over_seeds(
     lent = pooled.variance * (1 / seeds[0] + 1 / seeds[1])
     freedom: float = pooled.freedom
     if sum(own) > _RESTLESS * lent:
-        freedom = sum(own) ** 2 / sum(part**2 / (n - 1) for part, n in zip(own, seeds, strict=True))
+        freedom = welch_freedom(own, seeds)
     scores = correct.mean(axis=0) - baseline.mean(axis=0)
     explained = _residual_variance(correct) / seeds[0] + _residual_variance(baseline) / seeds[1]
     varies = float(np.append(scores, [1.0, -1.0]).var(ddof=1))

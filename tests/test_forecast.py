@@ -56,10 +56,12 @@ def power(difference, error, freedom, alpha):
 def test_the_smallest_difference_of_a_study_with_seeds(of_seeds):
     # by hand: 400 · 0.005² = 0.01 of the examples' variance a side is the seeds', so 0.06 − 0.02 is left
     expected = []
-    for seeds in (1 / 3 + 1 / 6, 1 / 3 + 1 / 3):
-        by_seeds, by_examples = 0.005**2 * seeds, 0.04 / 400
-        total = by_seeds + by_examples
-        freedom = total**2 / (by_seeds**2 / (5 + 6 * 2) + by_examples**2 / 400)
+    for one, other in ((3, 6), (3, 3)):
+        parts, by_examples = (0.005**2 / one, 0.005**2 / other), 0.04 / 400
+        total = sum(parts) + by_examples
+        freedom = total**2 / (
+            parts[0] ** 2 / (one - 1) + parts[1] ** 2 / (other - 1) + by_examples**2 / 400
+        )
         wanted = (total**0.5, freedom, 0.05 / 10)
         expected.append(optimize.brentq(lambda d, wanted=wanted: power(d, *wanted) - 0.8, 0.001, 0.2))
     assert smallest_differences(of_seeds, CHANCE) == pytest.approx(expected)
@@ -76,10 +78,11 @@ def test_the_seeds_that_the_margin_takes():
     find, equate = seeds_needed(plan, CHANCE)
 
     def finds(seeds):
-        return power(0.01, 0.005 * (2 / seeds) ** 0.5, 7 * (seeds - 1), 0.05 / 10) >= 0.8
+        return power(0.01, 0.005 * (2 / seeds) ** 0.5, 2 * (seeds - 1), 0.05 / 10) >= 0.8
 
     def equates(seeds):
-        return stats.t.ppf(1 - 0.05 / 10, 7 * (seeds - 1)) * 0.005 * (2 / seeds) ** 0.5 < 0.01
+        t = stats.t(2 * (seeds - 1))
+        return (t.ppf(1 - 0.05 / 10) + t.ppf(0.9)) * 0.005 * (2 / seeds) ** 0.5 < 0.01
 
     assert (finds(find), finds(find - 1)) == (True, False)
     assert (equates(equate), equates(equate - 1)) == (True, False)
@@ -88,8 +91,8 @@ def test_the_seeds_that_the_margin_takes():
 def test_where_no_number_of_seeds_is_enough_the_plan_says_why(of_seeds):
     assert seeds_needed(of_seeds, CHANCE) == (None, None)
     assert power_lines(of_seeds, CHANCE)[-1] == (
-        "seeds of every cell for the margin of 1 point: no number to find it with a probability of 80 %, "
-        "no number to call two cells equivalent; 400 test examples are too few"
+        "seeds of every cell for the margin of 1 point: no number to find it, no number to call two equal "
+        "cells equivalent, each with a probability of 80 %; 400 test examples are too few"
     )
     restless = assumed(seed_points=5, disagreement=0.3)
     assert seeds_needed(of_seeds, restless) == (MANY, MANY)
