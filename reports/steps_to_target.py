@@ -1,7 +1,7 @@
 """Steps and examples to a val_acc goal, by target batch size (Shallue et al. 2019, arXiv:1811.03600)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ _MARKERS = "os^DvP"
 _PANEL = 4.6  # inches, a model's width; the height is a fifth less
 _NOTE = (
     "The first evaluation whose val_acc is {goal}, interpolated between it and the one before; the median "
-    "over seeds. > means: not reached by then, in half of the trainings or more. A goal that was chosen "
-    "after a look at the curves proves nothing."
+    "over seeds. > means: not reached by then, in half of the trainings or more; ≤: reached at the first "
+    "evaluation or before. A training under way that has not reached it is left out. A goal that was "
+    "chosen after a look at the curves proves nothing."
 )
 
 
@@ -58,22 +59,38 @@ class Point(NamedTuple):
     median: Spent
     reached: int
     trainings: int
-    budget: Spent  # steps and examples of a whole training
+    first: Spent  # up to the first evaluation
+    budget: Spent  # of a whole training
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether half of the trainings reached the goal between two evaluations."""
+        return self.first.steps < self.median.steps < math.inf
 
 
 def points(study: StudyData, goal: float) -> dict[tuple[Any, ...], Point]:
-    """(model, target batch size, scaling rule) -> what its trainings took; without those not begun."""
+    """(model, target batch size, scaling rule) -> what its trainings took, as far as they have come."""
     train, found = study.plan.dataset.sizes["train"], {}
     for point, names in study.points.items():
         trials = [study.trials[name] for name in names if name in study.trials]
-        spent = [spent_to(goal, trial, train) for trial in trials]
+        all_spent = [(spent_to(goal, trial, train), trial) for trial in trials]
+        spent = [each for each, trial in all_spent if each != NEVER or not _is_under_way(trial)]
         if not spent:
             continue
-        end = trials[0].config.position(trials[0].config.evaluation_count, train)
-        middle = Spent(*(median(each) for each in zip(*spent, strict=True)))
-        reached = sum(each != NEVER for each in spent)
-        found[point] = Point(middle, reached, len(trials), Spent(end.step, end.examples))
+        config = trials[0].config
+        first, end = (config.position(n, train) for n in (1, config.evaluation_count))
+        found[point] = Point(
+            Spent(*(median(each) for each in zip(*spent, strict=True))),
+            sum(each != NEVER for each in spent),
+            len(spent),
+            Spent(first.step, first.examples),
+            Spent(end.step, end.examples),
+        )
     return found
+
+
+def _is_under_way(trial: TrialData) -> bool:
+    return len(trial.evaluations) < trial.config.evaluation_count and not trial.is_diverged
 
 
 def steps_table(study: StudyData, goal: float) -> Table:
@@ -84,9 +101,9 @@ def steps_table(study: StudyData, goal: float) -> Table:
             "model": model,
             "target batch size": batch,
             "scaling rule": rule,
-            "steps": _count(point.median.steps, point.budget.steps),
-            "examples": _count(point.median.examples, point.budget.examples),
-            "perfect scaling (steps)": _perfect(found, (model, batch, rule)),
+            "steps": _count(point, "steps"),
+            "examples": _count(point, "examples"),
+            "perfect scaling (steps)": _perfect_text(found, (model, batch, rule)),
             "reached": f"{point.reached} of {counted(point.trainings, 'training')}",
         }
         for (model, batch, rule), point in found.items()
@@ -98,16 +115,29 @@ def _title(goal: float) -> str:
     return f"Steps to a val_acc of {goal:g}"
 
 
-def _count(spent: float, budget: float) -> str:
-    return f"{spent:,.0f}" if math.isfinite(spent) else f"> {budget:,.0f}"
+def _count(point: Point, what: str) -> str:
+    """``what`` is a field of Spent."""
+    if point.median == NEVER:
+        return f"> {getattr(point.budget, what):,.0f}"
+    return f"{'' if point.is_exact else '≤ '}{getattr(point.median, what):,.0f}"
 
 
-def _perfect(found: Mapping[tuple[Any, ...], Point], cell: tuple[Any, ...]) -> str:
-    """Twice the batch, half the steps: from the smallest target batch size under the same rule."""
+def _perfect(
+    found: Mapping[tuple[Any, ...], Point], model: str, rule: str, batches: Iterable[int]
+) -> dict[int, Spent]:
+    """Twice the batch, half the steps, as many examples: from the smallest known exactly."""
+    exact = [b for (name, b, kind), p in found.items() if (name, kind) == (model, rule) and p.is_exact]
+    if not exact:
+        return {}
+    smallest = min(exact)
+    steps, examples = found[model, smallest, rule].median
+    return {batch: Spent(steps * smallest / batch, examples) for batch in batches}
+
+
+def _perfect_text(found: Mapping[tuple[Any, ...], Point], cell: tuple[Any, ...]) -> str:
     model, batch, rule = cell
-    smallest = min(other for name, other, kind in found if (name, kind) == (model, rule))
-    steps = found[model, smallest, rule].median.steps
-    return f"{steps * smallest / batch:,.0f}" if math.isfinite(steps) else "–"
+    perfect = _perfect(found, model, rule, [batch])
+    return f"{perfect[batch].steps:,.0f}" if perfect else "–"
 
 
 def steps_picture(study: StudyData, goal: float) -> Picture | None:
@@ -131,7 +161,8 @@ def steps_picture(study: StudyData, goal: float) -> Picture | None:
         name="steps_to_target",
         title=_title(goal).lower(),
         caption=f"{_NOTE.format(goal=accuracy_text(goal))} Open markers: not reached within the budget, "
-        "drawn at its end. Dashed: perfect scaling, twice the batch in half the steps, as many examples.",
+        "drawn at its end, or reached at the first evaluation. Dashed: perfect scaling, twice the batch in "
+        "half the steps, as many examples.",
         alt=f"Optimizer steps and examples to a val_acc of {goal:g} by target batch size for "
         f"{', '.join(models)}, a line per scaling rule; the numbers are in the table.",
         broad=len(models) > 1,
@@ -142,7 +173,7 @@ def steps_picture(study: StudyData, goal: float) -> Picture | None:
 def _draw(axes: Axes, study: StudyData, found: Mapping[tuple[Any, ...], Point], what: str) -> None:
     """``what`` is a field of Spent."""
     plain_axes(axes)
-    batches = sorted({batch for _, batch, _ in found})
+    ((model, batches),) = {name: sorted({batch for _, batch, _ in found}) for name, *_ in found}.items()
     for place, rule in enumerate(study.axis_values("scaling_rule")):
         own = sorted((batch, point) for (_, batch, kind), point in found.items() if kind == rule)
         look: dict[str, Any] = {
@@ -151,12 +182,13 @@ def _draw(axes: Axes, study: StudyData, found: Mapping[tuple[Any, ...], Point], 
         }
         reached = [(batch, getattr(p.median, what)) for batch, p in own if p.median != NEVER]
         missed = [(batch, getattr(p.budget, what)) for batch, p in own if p.median == NEVER]
+        early = [(batch, getattr(p.median, what)) for batch, p in own if p.median.steps <= p.first.steps]
         axes.plot(*_columns(reached), label=rule, linewidth=1.5, **look)
-        axes.plot(*_columns(missed), linestyle="", markerfacecolor="white", **look)
-        if reached and not place:
-            first, spent = reached[0]
-            ideal = [spent * (first / batch if what == "steps" else 1) for batch in batches]
-            axes.plot(batches, ideal, "--", color="dimgray", linewidth=1, label="perfect scaling")
+        axes.plot(*_columns(missed + early), linestyle="", markerfacecolor="white", **look)
+        perfect = {} if place else _perfect(found, model, rule, batches)
+        if perfect:
+            ideal = [getattr(spent, what) for spent in perfect.values()]
+            axes.plot(list(perfect), ideal, "--", color="dimgray", linewidth=1, label="perfect scaling")
     axes.set_yscale("log")
     batch_axis(axes, batches)
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -43,8 +44,28 @@ def test_seeds_have_their_median_and_those_that_never_reach_it_are_counted():
     ]
 
 
+def test_a_goal_reached_at_the_first_evaluation_is_an_upper_limit_and_sets_no_scale():
+    curves = {(64, "fixed", 1e-3, 1): (0.8, 0.9), (256, "fixed", 1e-3, 1): (0.65, 0.9)}
+    rows = steps_table(make_study(curves, train_examples=3200), 0.7).frame.to_numpy().tolist()
+    assert rows == [
+        # 13 steps an epoch, a fifth of the way to the second: 15.6; perfect scaling goes from there
+        ["tiny", 64, "fixed", "≤ 50", "≤ 3,200", "62", "1 of 1 training"],
+        ["tiny", 256, "fixed", "16", "3,840", "16", "1 of 1 training"],
+    ]
+
+
+def test_a_training_under_way_has_not_missed_the_goal():
+    study = make_study({(64, "fixed", 1e-3, s): (0.5, 0.6, 0.8) for s in (1, 2)}, train_examples=3200)
+    name, trial = next(iter(study.trials.items()))
+    under_way = replace(trial, evaluations=trial.evaluations.head(2))
+    trials = {**study.trials, name: under_way}
+    ((*_, reached),) = steps_table(replace(study, trials=trials), 0.7).frame.to_numpy().tolist()
+    assert reached == "1 of 1 training"
+    assert not points(replace(study, trials={name: under_way}), 0.7)
+
+
 def test_there_is_a_picture_where_some_cell_reaches_it():
-    study = make_study({(64, "fixed", 1e-3, 1): (0.7,), (256, "fixed", 1e-3, 1): (0.5,)})
+    study = make_study({(64, "fixed", 1e-3, 1): (0.6, 0.8), (256, "fixed", 1e-3, 1): (0.5, 0.6)})
     picture = steps_picture(study, 0.7)
     assert picture.png.startswith(b"\x89PNG")
     assert "not reached within the budget" in picture.caption
