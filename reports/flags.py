@@ -1,15 +1,17 @@
 """Flags: sentences that a reader should know before believing a study."""
 
-import itertools
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 
 from reports.comparisons import answers
 from reports.prose import accuracy_text, counted, learning_rate_text, listed
 from reports.statistics import TrainingsDifference, difference, pooled_seed_variance
-from reports.study_data import StudyData, TrialData
+from reports.study_data import Point, StudyData, TrialData
+from reports.verdicts import ALPHA
 from search_spaces.optimization import OPTIMIZERS, half_life
 
 _GRID_VALUES = 3  # with two values either is an edge
@@ -20,7 +22,7 @@ def flags(study: StudyData) -> list[str]:
     """Every flag of a study; one sentence speaks for all trials of the same kind and subject."""
     kinds = (
         learning_flags,
-        seed_flags,
+        report_flags,
         edge_flags,
         monotony_flags,
         short_training_flags,
@@ -63,30 +65,50 @@ def _labels(trials: Sequence[TrialData], study: StudyData) -> str:
     return listed([each.label + (f" · seed {each.config.seed}" if several else "") for each in trials])
 
 
-def seed_flags(study: StudyData) -> list[str]:
-    """Seeds that were added when a report on fewer had been written."""
-    before = study.reported_seeds & set(study.axis_values("seed"))
-    added = [seed for seed in study.axis_values("seed") if seed not in study.reported_seeds]
-    if not (before and added):
+def report_flags(study: StudyData) -> list[str]:
+    """Seeds and cells that were added or left out when a report had been written."""
+    now: dict[Point, set[int]] = {}
+    for cell in study.plan.cells:
+        now.setdefault(cell.point, set()).add(cell.config.seed)
+    both = study.reported.keys() & now.keys()
+    if not both:  # no report, or one of another study of this name
         return []
-    many = len(added) > 1
-    return [
-        f"{'Seeds' if many else 'Seed'} {listed(list(map(str, added)))} {'were' if many else 'was'} added "
-        f"after results of {listed(list(map(str, sorted(before))))} had been seen: a study that grows "
-        "until it finds something finds too much. Plan all seeds at once."
-    ]
+    added = set().union(*(now[point] - study.reported[point] for point in both))
+    dropped = set().union(*(study.reported[point] - now[point] for point in both))
+    found = []
+    if added or dropped:
+        changes = [("added", added), ("left out", dropped)]
+        told = [f"{_seeds_were(sorted(seeds))} {what}" for what, seeds in changes if seeds]
+        found.append(
+            f"{listed(told)} after results of the same cells had been seen: a study that changes until it "
+            "finds something finds too much. Plan all seeds at once."
+        )
+    if gone := study.reported.keys() - now.keys():
+        found.append(
+            f"{counted(len(gone), 'cell')} of an earlier report {'is' if len(gone) == 1 else 'are'} not in "
+            "this grid: its comparisons are adjusted for fewer than were looked at. Run the whole grid for "
+            "verdicts that count them all."
+        )
+    return found
+
+
+def _seeds_were(seeds: Sequence[int]) -> str:
+    numbers = listed(list(map(str, seeds)))
+    return f"Seeds {numbers} were" if len(seeds) > 1 else f"Seed {numbers} was"
 
 
 def edge_flags(study: StudyData) -> list[str]:
     """Models whose best cell by val_acc, a mean over seeds, sits at an edge of the grid.
 
     An edge is the smallest or the largest target batch size or learning rate, where the grid has three
-    or more. A tie with a cell inside the grid is not at the edge.
+    or more. A tie with a cell inside the grid is not at the edge. Cells with trainings that diverged cannot
+    be the best.
     """
     found = []
     results = study.cells.assign(val_acc=study.metric("best_val_acc"))
     for model, cells in results.groupby("model", sort=False):
         means = cells.groupby(["target_batch_size", "scaling_rule"])["val_acc"].transform("mean")
+        means = means.mask(cells["trial_hash"].isin(study.diverged))
         best = cells[means == means.max()]
         edges = [
             *_edge("target batch size", cells["target_batch_size"], best["target_batch_size"]),
@@ -114,22 +136,30 @@ def _edge(name: str, grid: pd.Series, best: pd.Series) -> list[str]:
 def monotony_flags(study: StudyData) -> list[str]:
     """Where test accuracy goes down and up again with the target batch size, or up and down.
 
-    Only changes of more than two standard errors between neighbours count.
+    A change between neighbours counts where its 95 % interval, simultaneous for the neighbours of a line,
+    leaves 0 out. Cells with trainings that diverged are left out, and cells with one training of several.
     """
     found = []
-    batches = sorted(study.axis_values("target_batch_size"))
+    batches, needed = sorted(study.axis_values("target_batch_size")), min(2, len(study.axis_values("seed")))
     for name, cells in study.cells.groupby(["model", "scaling_rule"], sort=False):
-        trials = {batch: cells["trial_hash"][cells["target_batch_size"] == batch] for batch in batches}
-        tested = {batch: each for batch in batches if (each := answers(study, trials[batch])).size}
-        pooled = pooled_seed_variance(tested.values())
-        steps = [difference(after, before, pooled) for before, after in itertools.pairwise(tested.values())]
-        if {math.copysign(1, step.mean) for step in steps if abs(step.mean) > 2 * step.error} == {1, -1}:
+        whole = cells[~cells["trial_hash"].isin(study.diverged)]
+        trials = {batch: whole["trial_hash"][whole["target_batch_size"] == batch] for batch in batches}
+        tested = {batch: each for batch in batches if len(each := answers(study, trials[batch])) >= needed}
+        if _turns(list(tested.values())):
             shown = [f"{100 * each.mean():.1f} at {batch}" for batch, each in tested.items()]
+            luck = "" if needed > 1 else "the luck of one training, or "
             found.append(
                 f"{', '.join(map(str, name))}: test accuracy does not change one way with the target batch "
-                f"size ({listed(shown)}): more than the batch size is at work."
+                f"size ({listed(shown)}): {luck}more than the batch size is at work."
             )
     return found
+
+
+def _turns(cells: Sequence[np.ndarray]) -> bool:
+    """Whether the accuracy goes both ways along a line of cells, of answers (seeds, examples) each."""
+    pooled, alpha = pooled_seed_variance(cells), ALPHA / max(1, len(cells) - 1)
+    intervals = [difference(after, before, pooled).interval(alpha) for before, after in pairwise(cells)]
+    return any(each.low > 0 for each in intervals) and any(each.high < 0 for each in intervals)
 
 
 def last_window_flags(study: StudyData) -> list[str]:
@@ -159,10 +189,11 @@ def short_training_flags(study: StudyData) -> list[str]:
     short = [f"{counted(n, 'step')} at {batch}" for batch, n in sorted(steps.items()) if n < limit]
     if not short:
         return []
+    equal = study.plan.budget == "steps"
+    after = "" if equal else ": what a larger target batch size loses there may be lost to too few steps"
     return [
         f"Training takes only {listed(short)}, fewer than the {limit:.0f} steps in which "
-        f"{optimizer.torch_name} forgets half of its second-moment average: what a larger target batch "
-        "size loses there may be lost to too few steps."
+        f"{optimizer.torch_name} forgets half of its second-moment average{after}."
     ]
 
 

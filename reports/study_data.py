@@ -16,6 +16,8 @@ from search_spaces.space import GRID
 from tracking import DatasetFacts, TrialRun
 from tracking.study_store import StudyRuns
 
+Point = tuple[Any, ...]  # the coordinates GRID of a cell
+
 
 def _config(values: Any) -> Any:
     """Read the settings of any version; whatever else it is, pydantic checks."""
@@ -27,6 +29,11 @@ class StoredCell(BaseModel):
 
     trial_hash: str
     config: Annotated[TrialConfig, BeforeValidator(_config)]
+
+    @property
+    def point(self) -> Point:
+        config = self.config
+        return config.model_name, config.target_batch_size, config.scaling_rule
 
 
 class Forecast(BaseModel):
@@ -142,7 +149,9 @@ class StudyData:
 
     plan: StoredPlan
     trials: Mapping[str, TrialData]  # trial hash -> trial; without those that have not started
-    reported_seeds: frozenset[int] = frozenset()  # of invocations that ended before the newest
+    reported: Mapping[Point, frozenset[int]] = field(
+        default_factory=dict
+    )  # cells of earlier reports -> seeds
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -153,12 +162,18 @@ class StudyData:
         return pd.DataFrame(found | {"trial_hash": [cell.trial_hash for cell in self.plan.cells]})
 
     @cached_property
-    def points(self) -> dict[tuple[Any, ...], tuple[str, ...]]:
-        """The coordinates GRID of each cell -> its trials, one a seed, in reading order."""
-        found: dict[tuple[Any, ...], tuple[str, ...]] = {}
-        for *point, trial_hash in self.cells[[*GRID, "trial_hash"]].itertuples(index=False):
-            found[tuple(point)] = (*found.get(tuple(point), ()), trial_hash)
+    def points(self) -> dict[Point, tuple[str, ...]]:
+        """Each cell -> its trials, one a seed, in reading order."""
+        found: dict[Point, tuple[str, ...]] = {}
+        for cell in self.plan.cells:
+            found[cell.point] = (*found.get(cell.point, ()), cell.trial_hash)
         return found
+
+    @cached_property
+    def diverged(self) -> frozenset[str]:
+        """The trials of cells of which some training diverged: the others are no fair sample of them."""
+        ended = {name for name, trial in self.trials.items() if trial.is_diverged}
+        return frozenset(name for names in self.points.values() if ended & set(names) for name in names)
 
     def axis_values(self, axis: str) -> list[Any]:
         return list(dict.fromkeys(self.cells[axis]))
@@ -188,9 +203,17 @@ def read_study(runs: StudyRuns) -> StudyData:
         if trial_hash in runs.trials
     }
     _check_results(trials.values(), len(plan.dataset.label_names))
-    ended = [each for each in runs.invocations[1:] if each.status in ("FINISHED", "FAILED")]
-    seeds = {cell.config.seed for each in ended for cell in _read_plan(each.plan()).cells}
-    return StudyData(plan, trials, frozenset(seeds))
+    return StudyData(plan, trials, _reported(runs))
+
+
+def _reported(runs: StudyRuns) -> dict[Point, frozenset[int]]:
+    found: dict[Point, frozenset[int]] = {}
+    for earlier in runs.invocations[1:]:
+        if earlier.was_reported:
+            for cell in _read_plan(earlier.plan()).cells:
+                point = cell.point
+                found[point] = found.get(point, frozenset()) | {cell.config.seed}
+    return found
 
 
 def _read_plan(stored: Any) -> StoredPlan:

@@ -12,8 +12,8 @@ from reports.flags import (
     last_window_flags,
     learning_flags,
     monotony_flags,
+    report_flags,
     rising_flags,
-    seed_flags,
     short_training_flags,
 )
 from reports.study_data import StudyData
@@ -146,11 +146,33 @@ def test_a_trial_that_does_no_better_than_the_commonest_class_did_not_learn(pred
 
 def test_seeds_that_were_added_after_a_report():
     study = make_study({(64, "fixed", 1e-3, seed): FALLING for seed in (1, 2, 3)})
-    assert not seed_flags(study)
-    assert not seed_flags(replace(study, reported_seeds=frozenset({1, 2, 3})))
-    assert not seed_flags(replace(study, reported_seeds=frozenset({7})))  # another study under this name
-    (flag,) = seed_flags(replace(study, reported_seeds=frozenset({1})))
-    assert flag.startswith("Seeds 2 and 3 were added after results of 1 had been seen")
+    cell, other = ("tiny", 64, "fixed"), ("tiny", 256, "fixed")
+    assert not report_flags(study)
+    assert not report_flags(replace(study, reported={cell: frozenset({1, 2, 3})}))
+    assert not report_flags(replace(study, reported={other: frozenset({1})}))  # another under this name
+    (flag,) = report_flags(replace(study, reported={cell: frozenset({1})}))
+    assert flag.startswith("Seeds 2 and 3 were added after results of the same cells had been seen")
+    (flag,) = report_flags(replace(study, reported={cell: frozenset({1, 2, 3, 4})}))
+    assert flag.startswith("Seed 4 was left out after")
+
+
+def test_a_grid_that_was_made_smaller_after_a_report():
+    study = make_study({(64, "fixed", 1e-3, 1): FALLING})
+    reported = {("tiny", batch, "fixed"): frozenset({1}) for batch in (64, 256, 1024)}
+    (flag,) = report_flags(replace(study, reported=reported))
+    assert flag.startswith(
+        "2 cells of an earlier report are not in this grid: its comparisons are adjusted"
+    )
+
+
+def test_the_other_trainings_of_a_cell_that_diverged_are_not_its_result():
+    curves = {(batch, "fixed", 1e-3, seed): (0.8,) for batch in (64, 256) for seed in (1, 2)}
+    curves |= {(1024, "fixed", 1e-3, seed): (0.9,) for seed in (1, 2)}
+    study = make_study(curves)
+    assert "largest target batch size" in edge_flags(study)[0]
+    *_, name = study.trials
+    ended = replace(study.trials[name], predictions={}, metrics={}, tags={"outcome": "diverged"})
+    assert not edge_flags(replace(study, trials={**study.trials, name: ended}))
 
 
 def by_batch(*right):
@@ -165,14 +187,20 @@ def by_batch(*right):
 
 @pytest.mark.parametrize(
     ("right", "flagged"),
-    [((800, 700, 780), 1), ((800, 700, 600), 0), ((800, 780, 783), 0), ((800, 700), 0)],
+    [
+        ((800, 700, 780), 1),
+        ((800, 700, 600), 0),
+        ((800, 780, 783), 0),
+        ((800, 797, 803), 0),
+        ((800, 700), 0),
+    ],
 )
 def test_accuracy_that_goes_down_and_up_again_with_the_batch_size(right, flagged):
     found = monotony_flags(by_batch(*right))
     assert len(found) == flagged
     if found:
         assert "tiny, fixed: " in found[0]
-        assert "(80.0 at 64, 70.0 at 256 and 78.0 at 1024)" in found[0]
+        assert "(80.0 at 64, 70.0 at 256 and 78.0 at 1024): the luck of one training, or more" in found[0]
 
 
 def test_small_last_windows():

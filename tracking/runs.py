@@ -107,6 +107,11 @@ class InvocationRun(TrackedRun):
         return (info.end_time - info.start_time) / 1000 if info.end_time else 0.0
 
     @property
+    def was_reported(self) -> bool:
+        """Whether a report of the study was written while this was the newest invocation."""
+        return DESCRIPTION in self.tags
+
+    @property
     def process(self) -> str:
         return self.tags.get("process", "another process")
 
