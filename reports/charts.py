@@ -29,7 +29,7 @@ from reports.statistics import wilson_interval
 from reports.study_data import StudyData, TrialData
 
 _INTERVALS = (
-    "Bars: Wilson 95 % intervals{seeds}. All trials are tested on the same examples, so overlapping bars "
+    "Bars: Wilson 95 % intervals{about}. All trials are tested on the same examples, so overlapping bars "
     "do not mean that a difference is absent: the verdicts compare example by example."
 )
 _SELECTED = " The epoch was selected on this split: its val_acc is too high, and no interval is right."
@@ -158,16 +158,22 @@ def answer_picture(study: StudyData) -> Picture | None:
         axes.set_ylabel("test accuracy")
     batch_axis(axes, sorted(study.axis_values("target_batch_size")))
     legend_below(drawn, axes, 3, title="scaling rule", fontsize="small", title_fontsize="small")
-    several = len(study.axis_values("seed")) > 1
     return Picture(
         name="test_accuracy",
         title="test accuracy by target batch size",
-        caption="The best epoch of each trial. "
-        + _INTERVALS.format(seeds="; points: means over seeds" if several else ""),
+        caption="The best epoch of each trial. " + _intervals(study, "; points: means over seeds"),
         alt=f"Test accuracy of {', '.join(models)} by target batch size, a line per scaling rule, with "
         "95 % intervals; the numbers are in the tables.",
         png=png(drawn),
     )
+
+
+def _intervals(study: StudyData, points: str) -> str:
+    """What a caption says of the bars; ``points`` says what the points are with several seeds."""
+    if len(study.axis_values("seed")) < 2:
+        return _INTERVALS.format(about="")
+    diverged = ", of cells with trainings that diverged over the others" if study.diverged else ""
+    return _INTERVALS.format(about=f", of the test examples alone, not of the seeds{points}{diverged}")
 
 
 def _draw_answer(axes: Axes, study: StudyData, results: pd.DataFrame) -> None:
@@ -222,14 +228,13 @@ def _accuracy_picture(
         axes.plot([], [], "o", color="dimgray", markerfacecolor="white", label="last epoch (open)")
     batch_axis(axes, batches)
     axes.set_ylabel(f"{what} (fraction correct)")
-    several = len(study.axis_values("seed")) > 1
-    seeds = "; with several seeds their mean, and each seed as a dot" if several else ""
     return _finished(
         drawn,
         model,
         name,
         f"{what} by target batch size",
-        caption=_INTERVALS.format(seeds=seeds) + ("" if "test_acc" in metrics else _SELECTED),
+        caption=_intervals(study, "; points: means over seeds, each seed a dot")
+        + ("" if "test_acc" in metrics else _SELECTED),
         alt=f"{what} of {model} by target batch size and scaling rule, with 95 % intervals; "
         "the numbers are in the tables.",
         columns=max(2, len(rules)),

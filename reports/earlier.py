@@ -39,6 +39,7 @@ class Earlier:
     def durations(self, plan: StoredPlan, ran_as_here: Callable[[Mapping[str, str]], bool]) -> Durations:
         """By the seconds an example of the newest study that trained a model, on hardware as it is here.
 
+        Those of the same target batch size, or of the next smaller one that it has.
         ``ran_as_here`` says so of the tags of a trial.
         """
         alike = [each for each in self.trials if ran_as_here(each.run.tags)]
@@ -46,13 +47,13 @@ class Earlier:
         studies: dict[str, None] = {}
         for configs in _by_model(plan).values():
             same = [each for each in alike if _is_as_fast(each, next(iter(configs.values())))]
-            newest = [each for each in same if each.study == same[0].study]
-            if (rate := _seconds_per_example(newest)) > 0:
-                train = plan.dataset.sizes["train"]
-                seconds |= {
-                    h: rate * c.position(c.evaluation_count, train).examples for h, c in configs.items()
-                }
-                studies[newest[0].study] = None
+            rates = _rates([each for each in same if each.study == same[0].study])
+            for trial_hash, config in configs.items():
+                # a smaller batch takes longer an example, by how much nobody knows
+                if measured := [batch for batch in rates if batch <= config.target_batch_size]:
+                    end = config.position(config.evaluation_count, plan.dataset.sizes["train"])
+                    seconds[trial_hash] = rates[max(measured)] * end.examples
+                    studies[same[0].study] = None
         return Durations(seconds, f"from {', '.join(f'study {name}' for name in studies)}")
 
 
@@ -95,13 +96,13 @@ def _is_as_fast(trial: EarlierTrial, config: TrialConfig) -> bool:
     )
 
 
-def _seconds_per_example(trials: Sequence[EarlierTrial]) -> float:
-    """Of training and validation; 0 where no trial says how many examples it has seen."""
-    seconds = examples = 0.0
+def _rates(trials: Sequence[EarlierTrial]) -> dict[int, float]:
+    """Target batch size -> seconds an example, training and validation; without what no trial says."""
+    spent: dict[int, list[tuple[float, float]]] = {}
     with contextlib.suppress(StoppedError):  # the store is away: what it has said by then must do
         for trial in trials:
             evaluations = trial.run.evaluations()
             if {"epoch_seconds", "examples"} <= set(evaluations):
-                seconds += float(evaluations["epoch_seconds"].sum())
-                examples += float(evaluations["examples"].max())
-    return seconds / examples if examples else 0.0
+                both = float(evaluations["epoch_seconds"].sum()), float(evaluations["examples"].max())
+                spent.setdefault(int(trial.params["target_batch_size"]), []).append(both)
+    return {batch: sum(s for s, _ in own) / sum(e for _, e in own) for batch, own in spent.items()}

@@ -27,11 +27,14 @@ def sentences(family: Family) -> list[str]:
 def about(family: Family) -> str:
     """What a verdict of this family is about, and what it leaves out."""
     fewest, most = family.seeds
-    text = (
-        "There is one seed, so this is about these trainings only: "
-        "one seed says nothing about another training."
-    )
-    if most > 1:
+    if set(family.verdicts["axis"]) == {"epoch"}:
+        text = "Each comparison is about one training; another may turn out otherwise."
+    elif most == 1:
+        text = (
+            "There is one seed, so this is about these trainings only: "
+            "one seed says nothing about another training."
+        )
+    else:
         seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
         text = (
             f"There are {seeds} seeds: a difference is claimed only where it is larger than the test "
@@ -139,13 +142,20 @@ def _sentence(verdict: Any, margin: float) -> str:
             )
     ends = interval_text(low, high, _sign(verdict), number)
     return (
-        f"{value} is {verdict.outcome} than {baseline} by {number(abs(verdict.difference_points))} points "
+        f"{value} is {verdict.outcome} than {baseline} by {_size(verdict, margin)} "
         f"(simultaneous 95 % interval {ends}; {p})"
     )
 
 
 def _sign(verdict: Any) -> int:
     return -1 if verdict.outcome == WORSE else 1
+
+
+def _size(verdict: Any, margin: float) -> str:
+    """``0.4 points, less than the margin of 1 point``."""
+    size = f"{number(abs(verdict.difference_points))} points"
+    within = -margin < verdict.equivalence_points_low and verdict.equivalence_points_high < margin
+    return f"{size}, less than the margin of {points_text(margin)}" if within else size
 
 
 def points_text(margin: float) -> str:
@@ -184,7 +194,7 @@ def _findings(verdicts: pd.DataFrame, margin: float) -> str:
     apart = verdicts[outcomes.isin([BETTER, WORSE])]
     largest_first = (-apart["difference_points"].abs()).sort_values(kind="stable").index
     parts = [
-        _some([_claim(verdict) for verdict in rows(apart.loc[largest_first])], "differences"),
+        _some([_claim(verdict, margin) for verdict in rows(apart.loc[largest_first])], "differences"),
         _some(_equivalences(verdicts[outcomes == EQUIVALENT], margin), "equivalences"),
         _some(_diverged_cells(verdicts[outcomes == DIVERGED]), "cells with trainings that diverged"),
         _undecided(verdicts[outcomes == UNDECIDED], len(verdicts)),
@@ -207,14 +217,13 @@ def _where(verdict: Any) -> str:
     return " · ".join(str(value) for axis in AXES[1:] if (value := getattr(verdict, axis)) != "")
 
 
-def _claim(verdict: Any) -> str:
+def _claim(verdict: Any, margin: float) -> str:
     value, baseline = _pair(verdict)
     ends = interval_text(
         verdict.difference_points_low, verdict.difference_points_high, _sign(verdict), number
     )
-    difference = number(abs(verdict.difference_points))
     where = f"; {place}" if (place := _where(verdict)) else ""
-    return f"{value} is {verdict.outcome} than {baseline} by {difference} points (95 % {ends}{where})"
+    return f"{value} is {verdict.outcome} than {baseline} by {_size(verdict, margin)} (95 % {ends}{where})"
 
 
 def _equivalences(verdicts: pd.DataFrame, margin: float) -> list[str]:
@@ -231,7 +240,10 @@ def _diverged_cells(verdicts: pd.DataFrame) -> list[str]:
     found: dict[str, None] = {}
     for verdict in rows(verdicts):
         for value, count in _diverged(verdict):
-            found[f"{count} diverged at {subject(verdict._replace(**{verdict.axis: value}))}"] = None
+            cell = verdict._replace(
+                **{"model": ""} | {verdict.axis: value}
+            )  # the paragraph names the model
+            found[f"{count} diverged at {subject(cell)}"] = None
     return list(found)
 
 
@@ -239,8 +251,10 @@ def _undecided(verdicts: pd.DataFrame, total: int) -> str:
     if verdicts.empty:
         return ""
     count = len(verdicts)
-    which = "all" if count == total else f"the other {count} of"
-    told = f"Undecided in {which} {counted(total, 'comparison')}"
+    which = f"all {total} comparisons" if total > 1 else "the only comparison"
+    if count < total:
+        which = f"the other {count} of {total} comparisons"
+    told = f"Undecided in {which}"
     detectable = verdicts["smallest_detectable_points"].dropna()
     if detectable.empty:
         return f"{told}, and no difference, however large, could have been detected."

@@ -165,9 +165,8 @@ def welch_freedom(variances: Sequence[float], seeds: Sequence[int]) -> float:
 def wilson_interval(correct: float, examples: int) -> Interval:
     """95 % interval of an accuracy (Wilson 1927).
 
-    ``correct`` may be a mean over seeds: the interval is then at most too wide, since a mean over
-    trainings varies no more with the test examples than one training does. Raises ValueError where
-    there is no example.
+    ``correct`` may be a mean over seeds: the interval is then of the test examples alone. Raises ValueError
+    where there is no example.
     """
     if not 0 <= correct <= examples or not examples:
         raise ValueError(f"{correct} correct of {examples} examples is no accuracy")

@@ -70,19 +70,17 @@ _NUMBERS = (
 
 @dataclass(frozen=True)
 class Family:
-    """Verdicts that are adjusted together, of ``planned`` comparisons; ``notes`` say what is left out."""
+    """Verdicts that are adjusted together, of ``planned`` comparisons; ``notes`` say what is left out.
+
+    ``seeds``: the fewest and the most trainings that are planned on a side of a comparison.
+    """
 
     title: str
     verdicts: pd.DataFrame
     planned: int
     margin: float  # points
+    seeds: tuple[int, int]
     notes: Sequence[str] = ()
-
-    @property
-    def seeds(self) -> tuple[int, int]:
-        """The fewest and the most trainings on a side of a comparison."""
-        counts = self.verdicts[["seeds", "baseline_seeds"]].to_numpy()
-        return (int(counts.min()), int(counts.max())) if counts.size else (1, 1)
 
 
 def compare_cells(study: StudyData) -> Family:
@@ -156,7 +154,8 @@ def _judge(title: str, study: StudyData, comparisons: Sequence[Comparison], note
     verdicts = pd.DataFrame(found, columns=[*_COORDINATES, *_NUMBERS])
     verdicts = verdicts.astype(dict.fromkeys(_COUNTS, "Int64"))
     _decide(verdicts, planned, margin)
-    return Family(title, verdicts, planned, margin, notes)
+    counts = [len(trials) for each in comparisons for trials in (each.trials, each.baseline_trials)] or [1]
+    return Family(title, verdicts, planned, margin, (min(counts), max(counts)), notes)
 
 
 def _seed_variances(sides: Iterable[_Sides]) -> dict[frozenset[str], SeedVariance]:

@@ -170,7 +170,8 @@ def test_earlier_trials_of_the_model_say_how_long_it_will_take(small_study):
     plan = planned(**options, max_length=40, train_size=2000, epochs=3)
     earlier = Earlier(small_study)
     study = read_study(StudyStore(small_study, STUDY).read_runs())
-    own = [t.evaluations["epoch_seconds"].sum() for t in study.trials_of("bert-tiny")]
+    trained = [t for t in study.trials_of("bert-tiny") if t.config.target_batch_size == 64]
+    own = [t.evaluations["epoch_seconds"].sum() for t in trained]
     durations = earlier.durations(plan, lambda tags: True)
     expected = sum(own) / (len(own) * 2 * 192) * 3 * 2000  # seconds an example, and 3 epochs of 2,000
     assert list(durations.seconds.values()) == [pytest.approx(expected)]
@@ -179,6 +180,8 @@ def test_earlier_trials_of_the_model_say_how_long_it_will_take(small_study):
         f"(from study {STUDY})"
     )
     assert "minutes: unknown" in time_line(plan, earlier.durations(plan, lambda tags: False))
+    smaller = planned(**options | {"target_batch_sizes": [16, 48]}, max_length=40)
+    assert len(earlier.durations(smaller, lambda tags: True).seconds) == 1  # 48, as fast as 32
 
 
 def test_trials_elsewhere_say_nothing_of_the_time_here():

@@ -282,7 +282,7 @@ def test_several_seeds_have_columns_an_interval_and_dots_and_one_seed_has_not(se
     assert ("means over seeds" in answer_picture(study).caption) == several
     pictures = list(accuracy_pictures(study))
     assert [picture.name for picture in pictures] == ["tiny_test_acc", "tiny_val_acc_at_best_epoch"]
-    assert ("each seed as a dot" in pictures[0].caption) == several
+    assert ("each seed a dot" in pictures[0].caption) == several
 
 
 def test_a_study_that_has_not_begun_has_tables_and_no_pictures(seeded):

@@ -91,7 +91,7 @@ def test_what_is_undecided_says_what_could_have_been():
     assert "1024 against the one with 64 is undecided (difference +1.0 points" in sentence
     # at least 6 of 200 one way with probability 80 %: about 7.9/200
     assert "a difference of more than about 3.9 points would have been found with a" in sentence
-    assert headline(family)[0].startswith("tiny: Undecided in all 1 comparison: a difference of more ")
+    assert headline(family)[0].startswith("tiny: Undecided in the only comparison: a difference of more ")
 
 
 @pytest.mark.parametrize("right", [12, 0])
@@ -240,6 +240,25 @@ def test_one_training_of_several_is_not_judged_yet():
     assert len(compare_cells(study).verdicts) == 1
 
 
+def test_a_difference_that_is_there_and_counts_for_nothing_says_so():
+    value, baseline = np.ones(20_000, dtype=bool), np.ones(20_000, dtype=bool)
+    value[:20], baseline[-100:] = False, False  # 20 lost, 100 gained: 0.4 points
+    family = compare_cells(two_cells(value, baseline))
+    assert only(family).outcome == BETTER
+    for text in (sentences(family)[0], headline(family)[0]):
+        assert "than the one with 64 by 0.4 points, less than the margin of 1 point (" in text
+
+
+def test_the_last_epoch_is_compared_within_a_training_however_many_seeds_there_are():
+    study = seeded([300, 302, 298], [340, 338, 341])
+    trials = {
+        name: replace(trial, predictions=dict.fromkeys(("best", "last"), trial.predictions["best"]))
+        for name, trial in study.trials.items()
+    }
+    family = compare_epochs(replace(study, trials=trials))
+    assert "Each comparison is about one training; another may" in headline(family)[-1]
+
+
 def with_diverged(study, batch, seed):
     name = study.cells.query("target_batch_size == @batch and seed == @seed")["trial_hash"].iloc[0]
     tags = {"outcome": "diverged", "failure": "train_loss is nan"}
@@ -258,7 +277,7 @@ def test_a_comparison_with_a_training_that_diverged_is_not_tested_and_is_named()
         "tiny, fixed: target batch size 1024 against 64 is not tested: 1 of 3 trainings with 1024 diverged."
     ]
     finding, scope = headline(family)
-    assert finding == "tiny: 1 of 3 trainings diverged at tiny, target batch size 1024, fixed."
+    assert finding == "tiny: 1 of 3 trainings diverged at target batch size 1024, fixed."
     assert "Preliminary" not in scope
     row = comparisons_table(family).frame.iloc[0]
     assert row["verdict"] == "diverged 1 of 3"
@@ -276,7 +295,7 @@ def test_a_baseline_that_diverged_leaves_the_other_comparisons_their_level():
     by_outcome = family.verdicts.groupby("outcome")["p_holm"].min()
     assert by_outcome["worse"] == pytest.approx(3 * 2 / 1024)
     assert (family.verdicts["baseline_diverged"] == 1).sum() == 2
-    assert "1 of 1 training diverged at tiny, target batch size 64, fixed" in headline(family)[0]
+    assert "1 of 1 training diverged at target batch size 64, fixed" in headline(family)[0]
 
 
 def test_seeds_may_be_unbalanced_or_missing():
