@@ -285,6 +285,9 @@ TRUTHS: dict[str, dict[str, Truth]] = {
     "no difference, 1024 varies six times as much": _seeds(3, 5, 10, restless={1024: 6.0}, **_LARGE),
     "no difference, 64 varies three times as much": _seeds(3, 5, restless={64: 3.0}, **_LARGE),
     "no difference, 64 varies six times as much": _seeds(3, 5, restless={64: 6.0}, **_LARGE),
+    "no difference, 64 varies six times as much, 6 seeds of the control": _seeds(
+        3, restless={64: 6.0}, control_seeds=6, **_LARGE
+    ),
     "no difference, 6 seeds of the control": _seeds(3, control_seeds=6, **_VARYING),
     "no difference, 30 % of 1024 diverge": _seeds(3, 5, diverging={1024: 0.3}, **_VARYING),
     "1024 worse by 16 points": {"1 seed": Truth(effects={1024: -16.0})}

@@ -16,7 +16,6 @@ from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.95
 POWER = 0.8
-_RESTLESS = 1.1  # times the pooled variance: from here on two cells stand for themselves
 
 
 class Interval(NamedTuple):
@@ -235,8 +234,8 @@ def _difference_over_seeds(
     """The variance of a difference has two parts.
 
     Of the seeds: the ``pooled`` variance, but never less than what the two cells show, so that one restless
-    cell is not hidden among calm ones. Where they show a tenth more, it has their own degrees of freedom
-    (Welch 1947): the other cells say nothing of them. Of the examples: how the difference varies from
+    cell is not hidden among calm ones. The more of it is the two cells' own, the nearer its degrees of
+    freedom come to those of the two alone (Welch 1947), since the others say less of them. Of the examples: how the difference varies from
     example to example, less what the seeds explain already. These are the components of a two-way layout of
     readers and cases (Obuchowski and Rockette 1995, Hillis 2007), and the degrees of freedom of their sum
     are Satterthwaite's. Two examples are added, one won and one lost under all seeds (Bonett and Price
@@ -245,9 +244,8 @@ def _difference_over_seeds(
     seeds, examples = (len(correct), len(baseline)), correct.shape[1]
     own = [_seed_variance(answers) / len(answers) for answers in (correct, baseline)]
     lent = pooled.variance * (1 / seeds[0] + 1 / seeds[1])
-    freedom: float = pooled.freedom
-    if sum(own) > _RESTLESS * lent:
-        freedom = welch_freedom(own, seeds)
+    share = min(1.0, lent / sum(own))
+    freedom = share * pooled.freedom + (1 - share) * welch_freedom(own, seeds)
     scores = correct.mean(axis=0) - baseline.mean(axis=0)
     explained = _residual_variance(correct) / seeds[0] + _residual_variance(baseline) / seeds[1]
     varies = float(np.append(scores, [1.0, -1.0]).var(ddof=1))

@@ -139,14 +139,18 @@ def test_a_restless_cell_is_not_hidden_among_calm_ones():
 
     restless, other = cell(360, 480, 590), cell(470, 480, 490)
     calm = [cell(479, 480, 481)] * 3
-    found = difference(restless, other, pooled_seed_variance([*calm, other, restless]))
+    pooled = pooled_seed_variance([*calm, other, restless])
+    found = difference(restless, other, pooled)
     accuracies = [each.mean(axis=1) for each in (restless, other)]
     of_seeds = sum(each.var(ddof=1) / 3 for each in accuracies)
     of_examples = found.error**2 - of_seeds
     assert of_examples >= 0
-    # the seeds' part has the two cells' own degrees of freedom, not the ten of the pool
+    # between the ten degrees of freedom of the pool and the two cells' own, by how much the pool explains
     welch = stats.ttest_ind(*accuracies, equal_var=False).df
-    expected = found.error**4 / (of_seeds**2 / welch + of_examples**2 / 600)
+    share = pooled.variance * 2 / 3 / of_seeds
+    of_both = share * 10 + (1 - share) * welch
+    assert welch < of_both < 10
+    expected = found.error**4 / (of_seeds**2 / of_both + of_examples**2 / 600)
     assert found.freedom == pytest.approx(expected)
 
 
