@@ -12,7 +12,6 @@ from reports.statistics import (
     SeedsDifference,
     TrainingsDifference,
     difference_over_seeds,
-    welch_freedom,
 )
 from reports.study_data import Forecast, StoredPlan, StudyData
 from reports.verdicts import ALPHA
@@ -73,7 +72,7 @@ def forecast(plan: StoredPlan, chance: Chance, durations: Durations) -> Forecast
         return Forecast()
     found = Forecast()
     comparisons = _comparisons(plan)
-    if comparisons and not _missing(chance, _has_several_seeds(comparisons)):
+    if comparisons and not _missing(chance, any(_freedoms(comparisons).values())):
         low, high = smallest_differences(plan, chance)
         if not math.isnan(high):
             found.smallest_points = (100 * low, 100 * high)
@@ -93,7 +92,7 @@ def power_lines(plan: StoredPlan, chance: Chance) -> list[str]:
     lines = [f"{extent}, {counted(len(comparisons), 'planned comparison')}"]
     if not comparisons:
         return lines
-    several = _has_several_seeds(comparisons)
+    several = any(_freedoms(comparisons).values())
     return [*lines, _smallest_line(plan, chance, several), _seeds_line(plan, chance)]
 
 
@@ -168,8 +167,11 @@ def smallest_differences(plan: StoredPlan, chance: Chance) -> tuple[float, float
     At the level of Holm's first step. ``chance`` must say what the plan's seeds need.
     """
     comparisons, examples = _comparisons(plan), plan.dataset.sizes["test"]
-    alpha = ALPHA / len(comparisons)
-    found = [_planned(_seeds(each), examples, chance).detectable(alpha) for each in comparisons]
+    freedoms, alpha = _freedoms(comparisons), ALPHA / len(comparisons)
+    found = [
+        _planned(each, freedoms[frozenset(each.models)], examples, chance).detectable(alpha)
+        for each in comparisons
+    ]
     return (math.nan, math.nan) if any(map(math.isnan, found)) else (min(found), max(found))
 
 
@@ -178,12 +180,12 @@ def seeds_needed(plan: StoredPlan, chance: Chance) -> Seeds:
 
     With one seed a verdict would be about the trainings at hand. ``chance`` must be known.
     """
-    examples, margin = plan.dataset.sizes["test"], plan.margin / 100
-    alpha = ALPHA / len(_comparisons(plan))
-    counts = (*range(2, MOST_SEEDS + 1), MANY)
+    comparisons, examples, margin = _comparisons(plan), plan.dataset.sizes["test"], plan.margin / 100
+    alpha, counts = ALPHA / len(comparisons), (*range(2, MOST_SEEDS + 1), MANY)
+    cells = min(map(len, _cells(comparisons).values()))  # the fewest that lend their variance
 
     def planned(seeds: int) -> SeedsDifference:
-        return _planned_over_seeds((seeds, seeds), examples, chance)
+        return _over_seeds((seeds, seeds), cells * (seeds - 1), examples, chance)
 
     return Seeds(
         next((n for n in counts if planned(n).detectable(alpha) <= margin), None),
@@ -191,39 +193,45 @@ def seeds_needed(plan: StoredPlan, chance: Chance) -> Seeds:
     )
 
 
-def _planned(seeds: tuple[int, int], examples: int, chance: Chance) -> Difference:
+def _planned(comparison: Comparison, freedom: int, examples: int, chance: Chance) -> Difference:
     """Two cells without a difference, as the verdicts will see them."""
-    if max(seeds) > 1:
-        return _planned_over_seeds(seeds, examples, chance)
+    if freedom:
+        seeds = len(comparison.trials), len(comparison.baseline_trials)
+        return _over_seeds(seeds, freedom, examples, chance)
     assert chance.disagreement
     discordant = round(chance.disagreement.value * examples)
     return TrainingsDifference(discordant // 2, discordant - discordant // 2, examples)
 
 
-def _planned_over_seeds(seeds: tuple[int, int], examples: int, chance: Chance) -> SeedsDifference:
-    """Of the variance over examples the seeds explain at most all that they vary.
-
-    With the degrees of freedom of the two cells alone, the cautious case.
-    """
+def _over_seeds(seeds: tuple[int, int], freedom: int, examples: int, chance: Chance) -> SeedsDifference:
+    """Of the variance over examples the seeds explain at most all that they vary."""
     assert chance.disagreement
     assert chance.seed_deviation
     disagreement, variance = chance.disagreement.value, chance.seed_deviation.value**2
     explained = 2 * min(disagreement / 2, examples * variance)
-    of_seeds = [variance / n for n in seeds]
-    of_examples = (disagreement - explained) / examples
-    return difference_over_seeds(0.0, sum(of_seeds), of_examples, welch_freedom(of_seeds, seeds), examples)
+    of_seeds = variance * (1 / seeds[0] + 1 / seeds[1])
+    return difference_over_seeds(0.0, of_seeds, (disagreement - explained) / examples, freedom, examples)
 
 
 def _comparisons(plan: StoredPlan) -> list[Comparison]:
     return planned_comparisons(StudyData(plan, {}))
 
 
-def _seeds(comparison: Comparison) -> tuple[int, int]:
-    return len(comparison.trials), len(comparison.baseline_trials)
+def _freedoms(comparisons: Iterable[Comparison]) -> Mapping[frozenset[str], int]:
+    """Models that are compared -> the degrees of freedom of their cells' pooled variance over seeds."""
+    found = _cells(comparisons)
+    return {models: sum(len(trials) - 1 for trials in cells) for models, cells in found.items()}
 
 
-def _has_several_seeds(comparisons: Iterable[Comparison]) -> bool:
-    return any(max(_seeds(each)) > 1 for each in comparisons)
+def _cells(comparisons: Iterable[Comparison]) -> Mapping[frozenset[str], Sequence[tuple[str, ...]]]:
+    """Models that are compared -> the trials, one a seed, of each of their cells in a comparison."""
+    cells: dict[str, set[tuple[str, ...]]] = {}
+    pairs: set[frozenset[str]] = set()
+    for each in comparisons:
+        pairs.add(frozenset(each.models))
+        for model, trials in zip(each.models, (each.trials, each.baseline_trials), strict=True):
+            cells.setdefault(model, set()).add(trials)
+    return {pair: [trials for model in pair for trials in cells[model]] for pair in pairs}
 
 
 def stored_plan(plan: Mapping[str, Any]) -> StoredPlan:

@@ -235,11 +235,11 @@ def _difference_over_seeds(
 
     Of the seeds: the ``pooled`` variance, but never less than what the two cells show, so that one restless
     cell is not hidden among calm ones. The more of it is the two cells' own, the nearer its degrees of
-    freedom come to those of the two alone (Welch 1947), since the others say less of them. Of the examples: how the difference varies from
-    example to example, less what the seeds explain already. These are the components of a two-way layout of
-    readers and cases (Obuchowski and Rockette 1995, Hillis 2007), and the degrees of freedom of their sum
-    are Satterthwaite's. Two examples are added, one won and one lost under all seeds (Bonett and Price
-    2012), so that a few examples that disagree do not look like certainty.
+    freedom come to those of the two alone (Welch 1947), since the others say less of them. Of the examples:
+    how the difference varies from example to example, less what the seeds explain already. These are the
+    components of a two-way layout of readers and cases (Obuchowski and Rockette 1995, Hillis 2007), and the
+    degrees of freedom of their sum are Satterthwaite's. Two examples are added, one won and one lost under
+    all seeds (Bonett and Price 2012), so that a few examples that disagree do not look like certainty.
     """
     seeds, examples = (len(correct), len(baseline)), correct.shape[1]
     own = [_seed_variance(answers) / len(answers) for answers in (correct, baseline)]

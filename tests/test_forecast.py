@@ -57,11 +57,9 @@ def test_the_smallest_difference_of_a_study_with_seeds(of_seeds):
     # by hand: 400 · 0.005² = 0.01 of the examples' variance a side is the seeds', so 0.06 − 0.02 is left
     expected = []
     for one, other in ((3, 6), (3, 3)):
-        parts, by_examples = (0.005**2 / one, 0.005**2 / other), 0.04 / 400
-        total = sum(parts) + by_examples
-        freedom = total**2 / (
-            parts[0] ** 2 / (one - 1) + parts[1] ** 2 / (other - 1) + by_examples**2 / 400
-        )
+        by_seeds, by_examples = 0.005**2 * (1 / one + 1 / other), 0.04 / 400
+        total = by_seeds + by_examples
+        freedom = total**2 / (by_seeds**2 / (5 + 6 * 2) + by_examples**2 / 400)
         wanted = (total**0.5, freedom, 0.05 / 10)
         expected.append(optimize.brentq(lambda d, wanted=wanted: power(d, *wanted) - 0.8, 0.001, 0.2))
     assert smallest_differences(of_seeds, CHANCE) == pytest.approx(expected)
@@ -78,10 +76,10 @@ def test_the_seeds_that_the_margin_takes():
     find, equate = seeds_needed(plan, CHANCE)
 
     def finds(seeds):
-        return power(0.01, 0.005 * (2 / seeds) ** 0.5, 2 * (seeds - 1), 0.05 / 10) >= 0.8
+        return power(0.01, 0.005 * (2 / seeds) ** 0.5, 7 * (seeds - 1), 0.05 / 10) >= 0.8
 
     def equates(seeds):
-        t = stats.t(2 * (seeds - 1))
+        t = stats.t(7 * (seeds - 1))
         return (t.ppf(1 - 0.05 / 10) + t.ppf(0.9)) * 0.005 * (2 / seeds) ** 0.5 < 0.01
 
     assert (finds(find), finds(find - 1)) == (True, False)
