@@ -33,31 +33,17 @@ def flags(study: StudyData) -> list[str]:
 
 
 def learning_flags(study: StudyData) -> list[str]:
-    """Models with trials that did not learn: they tell nothing about the batch size.
-
-    Such a trial gives all test examples one class, or its best val_acc is at most two standard errors above
-    the share of the commonest class.
-    """
+    """Models with trials that did not learn: they tell nothing about the batch size."""
     found = []
     for model in study.axis_values("model"):
         tested = [trial for trial in study.trials_of(model) if trial.is_tested]
-        if guessing := [trial for trial in tested if not _has_learned(trial, study)]:
+        if guessing := [trial for trial in tested if not study.has_learned(trial)]:
             found.append(
                 f"{model}: {len(guessing)} of {counted(len(tested), 'trial')} did not learn "
                 f"({_labels(guessing, study)}): their val_acc is no better than naming the commonest "
                 "class, so they say that training failed, not how well a batch size generalises."
             )
     return found
-
-
-def _has_learned(trial: TrialData, study: StudyData) -> bool:
-    tested = trial.predictions["best"]
-    commonest = tested["label"].value_counts(normalize=True).max()  # the splits are stratified
-    error = math.sqrt(commonest * (1 - commonest) / study.plan.dataset.sizes["val"])
-    if commonest == 1:
-        return True  # nothing is to be learned
-    above = trial.metrics.get("best_val_acc", 0.0) > commonest + 2 * error
-    return bool(above and tested["prediction"].nunique() > 1)
 
 
 def _labels(trials: Sequence[TrialData], study: StudyData) -> str:

@@ -181,6 +181,20 @@ class StudyData:
     def trials_of(self, model: str) -> list[TrialData]:
         return [trial for trial in self.trials.values() if trial.config.model_name == model]
 
+    def has_learned(self, trial: TrialData) -> bool:
+        """Whether a tested trial does more than name the commonest class.
+
+        It has not learned if all test examples get one class, or the best val_acc is at most two standard
+        errors above the share of the commonest.
+        """
+        tested = trial.predictions["best"]
+        commonest = tested["label"].value_counts(normalize=True).max()  # the splits are stratified
+        if commonest == 1:
+            return True  # nothing is to be learned
+        error = math.sqrt(commonest * (1 - commonest) / self.plan.dataset.sizes["val"])
+        above = trial.metrics.get("best_val_acc", 0.0) > commonest + 2 * error
+        return bool(above and tested["prediction"].nunique() > 1)
+
     def of_trials(self, value: Any) -> pd.Series:
         """``value(trial)`` for the trial of each cell, NaN where it has not started."""
         found = {trial_hash: value(trial) for trial_hash, trial in self.trials.items()}

@@ -113,6 +113,7 @@ class _Sides:
     baseline: np.ndarray
     diverged: tuple[int, int]
     models: tuple[str, str]
+    has_learned: bool  # any of their trainings
 
     @property
     def can_be_judged(self) -> bool:
@@ -139,7 +140,13 @@ def _sides(study: StudyData, comparisons: Iterable[Comparison]) -> Iterator[_Sid
             answers_of(each.baseline_trials, each.epochs[1]),
             (diverged(study, each.trials), diverged(study, each.baseline_trials)),
             each.models,
+            _has_learned(study, (*each.trials, *each.baseline_trials)),
         )
+
+
+def _has_learned(study: StudyData, trials: Iterable[str]) -> bool:
+    found = [study.trials[name] for name in trials if name in study.trials]
+    return any(study.has_learned(trial) for trial in found if trial.is_tested)
 
 
 def _judge(title: str, study: StudyData, comparisons: Sequence[Comparison], notes: list[str]) -> Family:
@@ -192,6 +199,8 @@ def _numbers(sides: _Sides, pooled: SeedVariance, alpha: float) -> dict[str, Any
         return {}
     correct, baseline = sides.correct, sides.baseline
     found = difference(correct, baseline, pooled)
+    # those that only guess are alike, whatever their settings could do
+    alike = found.interval(2 * alpha) if sides.has_learned else Interval(math.nan, math.nan)
     examples, scores = correct.shape[1], correct.mean(axis=0) - baseline.mean(axis=0)
     return {
         "test_examples": examples,
@@ -199,7 +208,7 @@ def _numbers(sides: _Sides, pooled: SeedVariance, alpha: float) -> dict[str, Any
         **_accuracy("baseline_accuracy", baseline),
         "difference_points": 100 * found.mean,
         **_ends("difference_points", found.interval(alpha), 100),
-        **_ends("equivalence_points", found.interval(2 * alpha), 100),
+        **_ends("equivalence_points", alike, 100),
         "gained": int((scores > 0).sum()),
         "lost": int((scores < 0).sum()),
         "p": found.p,

@@ -2,6 +2,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks.null_studies import predictions, simulated_plan, simulated_trial
@@ -257,6 +258,23 @@ def test_the_last_epoch_is_compared_within_a_training_however_many_seeds_there_a
     }
     family = compare_epochs(replace(study, trials=trials))
     assert "Each comparison is about one training; another may" in headline(family)[-1]
+
+
+@pytest.mark.parametrize(("val_acc", "outcome"), [(0.9, EQUIVALENT), (0.5, UNDECIDED)])
+def test_cells_of_which_none_has_learned_are_not_called_equivalent(val_acc, outcome):
+    study = two_cells(answers(5000, 5000), answers(5000, 5000))
+    tested = pd.DataFrame(
+        {"row_id": range(10_000), "label": [0, 1] * 5000, "prediction": [0, 0, 1, 1] * 2500}
+    )
+    trials = {
+        name: replace(
+            trial,
+            metrics={**trial.metrics, "best_val_acc": val_acc},
+            predictions={"best": tested, "last": tested},
+        )
+        for name, trial in study.trials.items()
+    }
+    assert only(compare_cells(replace(study, trials=trials))).outcome == outcome
 
 
 def with_diverged(study, batch, seed):
