@@ -15,6 +15,7 @@ from reports.verdicts import ALPHA
 from search_spaces.optimization import OPTIMIZERS, half_life
 
 _GRID_VALUES = 3  # with two values either is an edge
+_NAMED = 6  # trials; more are counted
 _FEW_WINDOWS = 20  # among more a small one weighs little
 
 
@@ -48,7 +49,10 @@ def learning_flags(study: StudyData) -> list[str]:
 
 def _labels(trials: Sequence[TrialData], study: StudyData) -> str:
     several = len(study.axis_values("seed")) > 1
-    return listed([each.label + (f" · seed {each.config.seed}" if several else "") for each in trials])
+    names = [each.label + (f" · seed {each.config.seed}" if several else "") for each in trials]
+    if len(names) > _NAMED:
+        names = [*names[:_NAMED], f"{len(names) - _NAMED} more"]
+    return listed(names)
 
 
 def report_flags(study: StudyData) -> list[str]:

@@ -99,6 +99,9 @@ def test_rising_trials_share_a_sentence_that_names_seeds_where_there_are_several
     ]
     (flag,) = rising_flags(make_study({(64, "fixed", 1e-3, 1): RISING, (64, "fixed", 1e-3, 2): FALLING}))
     assert "(64 · fixed · seed 1)" in flag
+    (flag,) = rising_flags(make_study({(64, "fixed", 1e-3, seed): RISING for seed in range(9)}))
+    assert "in 9 of 9 trials (64 · fixed · seed 0, " in flag
+    assert "64 · fixed · seed 5 and 3 more): " in flag
 
 
 @pytest.mark.parametrize(("flips", "flagged"), [(5, 1), (11, 0), (None, 1)])
