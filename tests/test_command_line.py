@@ -167,7 +167,8 @@ def planned(argv):
         ([], {1, 2, 3}, {1, 2, 3, 4, 5, 6}),
         (["--seed", "5", "4"], {4, 5}, {4, 5, 6, 7}),  # as many times those of the others
         (["--control-seeds", "4"], {1, 2, 3}, {1, 2, 3, 4}),
-        (["--seed", "9", "--control-seeds", "2"], {9}, {9, 10}),
+        (["--seed", "9", "8", "--control-seeds", "3"], {8, 9}, {8, 9, 10}),
+        (["--seed", "9"], {9}, {9}),  # one training each: no cell has more
     ],
 )
 def test_seeds_and_those_of_the_control_cell(given, seeds, control):
@@ -177,10 +178,12 @@ def test_seeds_and_those_of_the_control_cell(given, seeds, control):
 
 
 def test_where_flags_leave_the_baseline_out_the_first_value_takes_its_place():
-    plan = planned([*DEMO, "--target-batch-sizes", "256", "1024", "--control-seeds", "2"])
+    plan = planned(
+        [*DEMO, "--target-batch-sizes", "256", "1024", "--seed", "1", "2", "--control-seeds", "3"]
+    )
     assert plan["baselines"] == {"target_batch_size": 256}
     found = {(cell["target_batch_size"], cell["seed"]) for cell in plan["cells"]}
-    assert found == {(256, 42), (256, 43), (1024, 42)}
+    assert found == {(256, 1), (256, 2), (256, 3), (1024, 1), (1024, 2)}
 
 
 def test_a_baseline_among_models_is_called_as_the_cells_call_it(tmp_path):
