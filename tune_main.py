@@ -63,9 +63,12 @@ def _show_plan(options: SweepOptions) -> int:
 
     shown = show_plan(options)
     plan = stored_plan(shown.to_dict())
-    chance, durations = _expected(plan, options, Earlier(options.tracking_uri))
+    earlier = Earlier(options.tracking_uri)
+    chance = _chance(plan, options, earlier)
     if options.calibrate:
         durations = Durations(calibrate(shown, options), "by a few steps timed here")
+    else:
+        durations = _durations(plan, options, earlier)
     for line in (*power_lines(plan, chance), time_line(plan, durations)):
         say(printable(line))
     return 0
@@ -77,17 +80,25 @@ def _forecast(options: SweepOptions, plan: Any) -> dict[str, Any]:
     from reports.forecast import forecast, stored_plan
 
     stored = stored_plan(plan.to_dict())
+    if stored.search:  # nothing is forecast, so the store need not be read
+        return {}
     others = Earlier(options.tracking_uri, leave_out=plan.study)
-    return forecast(stored, *_expected(stored, options, others)).model_dump()
+    chance, durations = _chance(stored, options, others), _durations(stored, options, others)
+    return forecast(stored, chance, durations).model_dump()
 
 
-def _expected(plan: Any, options: SweepOptions, earlier: Any) -> tuple[Any, Any]:
-    """How far trainings vary by chance, and how long they take: as assumed, else as in earlier studies."""
+def _chance(plan: Any, options: SweepOptions, earlier: Any) -> Any:
+    """How far trainings vary by chance: as assumed, else as in earlier studies."""
     from reports.forecast import assumed
+
+    return assumed(options.assume_seed_sd, options.assume_disagreement).or_else(earlier.chance(plan))
+
+
+def _durations(plan: Any, options: SweepOptions, earlier: Any) -> Any:
+    """How long trials take, as in earlier studies."""
     from sweep.hardware import ran_as_here
 
-    chance = assumed(options.assume_seed_sd, options.assume_disagreement).or_else(earlier.chance(plan))
-    return chance, earlier.durations(plan, lambda tags: ran_as_here(options, tags))
+    return earlier.durations(plan, lambda tags: ran_as_here(options, tags))
 
 
 def run_report(options: Any) -> int:

@@ -104,5 +104,6 @@ def _rates(trials: Sequence[EarlierTrial]) -> dict[int, float]:
             evaluations = trial.run.evaluations()
             if {"epoch_seconds", "examples"} <= set(evaluations):
                 both = float(evaluations["epoch_seconds"].sum()), float(evaluations["examples"].max())
-                spent.setdefault(int(trial.params["target_batch_size"]), []).append(both)
+                if both[1] > 0:
+                    spent.setdefault(int(trial.params["target_batch_size"]), []).append(both)
     return {batch: sum(s for s, _ in own) / sum(e for _, e in own) for batch, own in spent.items()}

@@ -10,7 +10,7 @@ import pandas as pd
 from reports.comparisons import answers
 from reports.prose import accuracy_text, counted, learning_rate_text, listed
 from reports.statistics import TrainingsDifference, difference, pooled_seed_variance
-from reports.study_data import Point, StudyData, TrialData
+from reports.study_data import StudyData, TrialData, seeds_by_point
 from reports.verdicts import ALPHA
 from search_spaces.optimization import OPTIMIZERS, half_life
 
@@ -57,9 +57,7 @@ def _labels(trials: Sequence[TrialData], study: StudyData) -> str:
 
 def report_flags(study: StudyData) -> list[str]:
     """Seeds and cells that were added or left out when a report had been written."""
-    now: dict[Point, set[int]] = {}
-    for cell in study.plan.cells:
-        now.setdefault(cell.point, set()).add(cell.config.seed)
+    now = seeds_by_point(study.plan.cells)
     both = study.reported.keys() & now.keys()
     if not both:  # no report, or one of another study of this name
         return []

@@ -221,12 +221,15 @@ def read_study(runs: StudyRuns) -> StudyData:
 
 
 def _reported(runs: StudyRuns) -> dict[Point, frozenset[int]]:
+    plans = [_read_plan(earlier.plan()) for earlier in runs.invocations[1:] if earlier.was_reported]
+    return seeds_by_point(cell for plan in plans for cell in plan.cells)
+
+
+def seeds_by_point(cells: Iterable[StoredCell]) -> dict[Point, frozenset[int]]:
+    """The seeds under which each cell is planned."""
     found: dict[Point, frozenset[int]] = {}
-    for earlier in runs.invocations[1:]:
-        if earlier.was_reported:
-            for cell in _read_plan(earlier.plan()).cells:
-                point = cell.point
-                found[point] = found.get(point, frozenset()) | {cell.config.seed}
+    for cell in cells:
+        found[cell.point] = found.get(cell.point, frozenset()) | {cell.config.seed}
     return found
 
 
