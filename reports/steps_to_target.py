@@ -173,7 +173,7 @@ def steps_picture(study: StudyData, goal: float) -> Picture | None:
 def _draw(axes: Axes, study: StudyData, found: Mapping[tuple[Any, ...], Point], what: str) -> None:
     """``what`` is a field of Spent."""
     plain_axes(axes)
-    ((model, batches),) = {name: sorted({batch for _, batch, _ in found}) for name, *_ in found}.items()
+    model, batches = next(iter(found))[0], sorted({batch for _, batch, _ in found})  # all of one model
     for place, rule in enumerate(study.axis_values("scaling_rule")):
         own = sorted((batch, point) for (_, batch, kind), point in found.items() if kind == rule)
         look: dict[str, Any] = {
