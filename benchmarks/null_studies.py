@@ -22,7 +22,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from reports.content import rows
-from reports.statistics import difference, pooled_seed_variance, wilson_interval
+from reports.statistics import accuracy_interval, difference, pooled_seed_variance, wilson_interval
 from reports.study_data import StoredCell, StoredPlan, StudyData, TrialData
 from reports.verdicts import ALPHA, BETTER, EQUIVALENT, WORSE, Family, compare_cells
 from search_spaces import TrialConfig
@@ -241,23 +241,22 @@ def simulate(truth: Truth, studies: int, judge: Any = judged) -> dict[str, Count
 
 
 def covered(truth: Truth, draws: int, effect: float = 6.0) -> tuple[Count, Count]:
-    """Wilson intervals and 95 % intervals of one difference that cover the truth, in points.
+    """95 % intervals that cover the truth: of a cell's accuracy, and of the difference of two cells.
 
-    One cell's first training, and the difference of a cell that is ``effect`` points better, on fresh
-    examples each time.
+    One is ``effect`` points better than the other; examples and trainings are fresh each time.
     """
     generator = np.random.default_rng(0)
     better = replace(truth, effects={BATCHES[0]: effect})
-    wilson = paired = 0
+    alone = paired = 0
     for _ in range(draws):
         difficulty = generator.normal(0, truth.difficulty, truth.examples)
         correct, baseline = (_answers(each, difficulty, generator) for each in (better, truth))
-        low, high = wilson_interval(int(baseline[0].sum()), truth.examples)
-        wilson += 100 * low <= truth.accuracy <= 100 * high
         pooled = pooled_seed_variance([correct, baseline])
+        low, high = accuracy_interval(baseline, pooled)
+        alone += 100 * low <= truth.accuracy <= 100 * high
         low, high = difference(correct, baseline, pooled).interval(ALPHA)
         paired += 100 * low <= effect <= 100 * high
-    return Count(wilson, draws), Count(paired, draws)
+    return Count(alone, draws), Count(paired, draws)
 
 
 def _answers(truth: Truth, difficulty: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -323,13 +322,12 @@ def _verdict_table(studies: int) -> Table:
 
 
 def _interval_table(draws: int) -> Table:
-    table = Table("truth", "seeds", "Wilson", "difference", title=f"{draws} intervals at 95 % a row")
+    table = Table("truth", "seeds", "accuracy", "difference", title=f"{draws} intervals at 95 % a row")
     for seeds in (1, 3, 5, 10):
         for name, fields in {"n = 300 at 77 %": {}, "n = 2,000 at 92 %": _LARGE}.items():
             spread = {} if seeds == 1 else {"deviation": fields.get("deviation", 4.5)}
             truth = Truth(seeds=seeds, **fields | {"deviation": 0.0} | spread)
-            wilson, paired = covered(truth, draws, effect=4.0)
-            table.add_row(name, str(seeds), "" if spread else str(wilson), str(paired))
+            table.add_row(name, str(seeds), *map(str, covered(truth, draws, effect=4.0)))
     return table
 
 

@@ -1,4 +1,4 @@
-"""What the pictures share: colours and shapes, points with intervals, legends, PNG bytes."""
+"""What the pictures share: colours and shapes, points with intervals, legends, a model's figure, PNG."""
 
 import io
 import warnings
@@ -13,9 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
+from reports.content import Picture
+from reports.prose import slug
+
 # Okabe and Ito 2008, told apart by colour-blind readers; yellow is left out, too pale on white
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+MARKERS = "os^DvP"
+SIZE = (5.4, 4.3)  # inches: one picture fills a phone, two stand side by side on a desktop
 _DPI = 150
+_BESIDE = 0.14  # octaves between the markers that stand side by side at one batch size
 _LIGHTEST = 0.82  # of viridis: ordered, safe for the colour-blind, without its yellow
 
 
@@ -41,6 +47,11 @@ def draw_points(
     """Draw points with intervals from ``low`` to ``high`` as bars."""
     below, above = np.subtract(y, low), np.subtract(high, y)
     axes.errorbar(x, y, yerr=np.maximum(0, [below, above]), **style)
+
+
+def beside(batch: int, place: int, places: int) -> float:
+    """Where at a batch size the marker stands that is the ``place``-th of so many there."""
+    return batch * 2 ** (_BESIDE * (place - (places - 1) / 2))
 
 
 def plain_axes(axes: Axes) -> None:
@@ -70,6 +81,34 @@ def legend_below(drawn: Figure, axes: Axes, columns: int, **style: Any) -> None:
         frameon=False,
         **style,
     )
+
+
+def model_figure() -> tuple[Figure, Axes]:
+    """The figure of one model, for ``model_picture``."""
+    drawn = figure(*SIZE)
+    axes = drawn.add_subplot()
+    plain_axes(axes)
+    return drawn, axes
+
+
+def model_picture(
+    drawn: Figure,
+    model: str,
+    name: str,
+    title: str,
+    *,
+    caption: str,
+    alt: str,
+    columns: int = 3,
+    legend: str = "target batch size · scaling rule",
+) -> Picture:
+    """The picture of a model, with its title and its legend."""
+    (axes,), title = drawn.axes, f"{model}: {title}"
+    axes.set_title(plain(title), fontsize="medium", loc="left")
+    sizes = {"fontsize": "small", "title_fontsize": "small", "handlelength": 3}
+    legend_below(drawn, axes, columns, title=legend, **sizes)
+    name = f"{slug(model)}_{name}"
+    return Picture(name=name, title=title, caption=caption, alt=alt, png=png(drawn))
 
 
 def png(drawn: Figure, cropped: bool = False) -> bytes:

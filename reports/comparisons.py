@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from reports.statistics import SeedVariance, pooled_seed_variance
 from reports.study_data import StudyData
 from search_spaces.space import GRID
 from search_spaces.trial_config import epoch_text
@@ -77,6 +78,13 @@ def answers(study: StudyData, trials: Iterable[str], which: str = "best") -> np.
     found = [study.trials[name] for name in trials if name in study.trials]
     tested = [trial.correct(which).sort_index() for trial in found if trial.is_tested]
     return np.stack(tested) if tested else np.empty((0, 0), dtype=bool)
+
+
+def seed_variance(study: StudyData, models: Iterable[str], which: str = "best") -> SeedVariance:
+    """The variance of test accuracy over seeds, pooled over all cells of the models, each cell once."""
+    wanted, model = set(models), GRID.index("model")
+    cells = dict.fromkeys(trials for point, trials in study.points.items() if point[model] in wanted)
+    return pooled_seed_variance(answers(study, trials, which) for trials in cells)
 
 
 def diverged(study: StudyData, trials: Iterable[str]) -> int:

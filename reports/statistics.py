@@ -124,23 +124,24 @@ Difference = SeedsDifference | TrainingsDifference
 def difference(correct: np.ndarray, baseline: np.ndarray, pooled: SeedVariance) -> Difference:
     """Of two cells' answers, (seeds, examples) each; the numbers of seeds may differ.
 
-    ``pooled`` is the ``pooled_seed_variance`` of all cells that may lend theirs. Where it has no degree of
-    freedom either side must be one training, else neither: a cell with one seed could only borrow how far
-    it varies. Raises ValueError where that is not so, or where the answers are not paired.
+    One training a side, or several on both: one could only borrow how far it varies. ``pooled`` is the
+    ``pooled_seed_variance`` of all cells that may lend theirs. Raises ValueError where that is not so, or
+    where the answers are not paired.
     """
     if correct.dtype != bool or baseline.dtype != bool:
         raise ValueError("correctness must be bool: a missing prediction is neither right nor wrong")
     if correct.shape[1:] != baseline.shape[1:] or correct.ndim != 2 or not (correct.size and baseline.size):
         raise ValueError(f"shapes {correct.shape} and {baseline.shape} are not of the same examples")
     seeds = {len(correct), len(baseline)}
-    if pooled.freedom and min(seeds) > 1:
-        return _difference_over_seeds(correct, baseline, pooled)
-    if pooled.freedom or seeds != {1}:
+    if seeds == {1}:
+        gained, lost = int((correct & ~baseline).sum()), int((baseline & ~correct).sum())
+        return TrainingsDifference(gained, lost, correct.shape[1])
+    if min(seeds) < 2 or not pooled.freedom:
         raise ValueError(
             f"{sorted(seeds)} seeds, and {pooled.freedom} degrees of freedom of their variance"
         )
-    gained, lost = int((correct & ~baseline).sum()), int((baseline & ~correct).sum())
-    return TrainingsDifference(gained, lost, correct.shape[1])
+    scores = correct.mean(axis=0) - baseline.mean(axis=0)
+    return _over_seeds((correct, baseline), scores, (1.0, -1.0), pooled)
 
 
 def difference_over_seeds(
@@ -162,15 +163,27 @@ def welch_freedom(variances: Sequence[float], seeds: Sequence[int]) -> float:
 
 
 def wilson_interval(correct: float, examples: int) -> Interval:
-    """95 % interval of an accuracy (Wilson 1927).
+    """95 % interval of an accuracy, for new examples (Wilson 1927).
 
-    ``correct`` may be a mean over seeds: the interval is then of the test examples alone. Raises ValueError
-    where there is no example.
+    ``correct`` may be a mean over seeds: how far these vary is left out. Raises ValueError where there is
+    no example.
     """
     if not 0 <= correct <= examples or not examples:
         raise ValueError(f"{correct} correct of {examples} examples is no accuracy")
     low, high = proportion_confint(correct, examples, alpha=1 - LEVEL, method="wilson")
     return Interval(float(low), float(high))
+
+
+def accuracy_interval(answers: np.ndarray, pooled: SeedVariance) -> Interval:
+    """95 % interval of a cell's accuracy, from its answers: bool, (seeds, examples).
+
+    Of several trainings for new trainings on new examples, with the variance over seeds of all cells that
+    may lend theirs (``pooled_seed_variance``, with this cell); of one for new examples alone.
+    """
+    if len(answers) < 2:
+        return wilson_interval(int(answers.sum()), answers.size)
+    low, high = _over_seeds((answers,), answers.mean(axis=0), (1.0, 0.0), pooled).interval(1 - LEVEL)
+    return Interval(max(0.0, low), min(1.0, high))
 
 
 def score_interval(gained: int, lost: int, examples: int, alpha: float) -> Interval:
@@ -228,27 +241,26 @@ def pooled_seed_variance(cells: Iterable[np.ndarray]) -> SeedVariance:
     return SeedVariance(squares / freedom if freedom else math.nan, int(freedom))
 
 
-def _difference_over_seeds(
-    correct: np.ndarray, baseline: np.ndarray, pooled: SeedVariance
+def _over_seeds(
+    cells: Sequence[np.ndarray], scores: np.ndarray, extremes: Sequence[float], pooled: SeedVariance
 ) -> SeedsDifference:
-    """The variance of a difference has two parts.
+    """The mean of ``scores``, an accuracy or a difference of two, has a variance of two parts.
 
-    Of the seeds: the ``pooled`` variance, but never less than what the two cells show, so that one restless
-    cell is not hidden among calm ones. The more of it is the two cells' own, the nearer its degrees of
-    freedom come to those of the two alone (Welch 1947), since the others say less of them. Of the examples:
-    how the difference varies from example to example, less what the seeds explain already. These are the
-    components of a two-way layout of readers and cases (Obuchowski and Rockette 1995, Hillis 2007), and the
-    degrees of freedom of their sum are Satterthwaite's. Two examples are added, one won and one lost under
-    all seeds (Bonett and Price 2012), so that a few examples that disagree do not look like certainty.
+    Of the seeds: the ``pooled`` variance, but never less than what the one or two ``cells`` show, so that a
+    restless cell is not hidden among calm ones. The more of it is the cells' own, the nearer its degrees of
+    freedom come to those of these cells alone (Welch 1947), since the others say less of them. Of the
+    examples: how the score varies from example to example, less what the seeds explain already. These are
+    the components of a two-way layout of readers and cases (Obuchowski and Rockette 1995, Hillis 2007), and
+    the degrees of freedom of their sum are Satterthwaite's. Two examples are added, with the highest and
+    the lowest score (Bonett and Price 2012), so that a few examples do not look like certainty.
     """
-    seeds, examples = (len(correct), len(baseline)), correct.shape[1]
-    own = [_seed_variance(answers) / len(answers) for answers in (correct, baseline)]
-    lent = pooled.variance * (1 / seeds[0] + 1 / seeds[1])
+    seeds, examples = [len(answers) for answers in cells], len(scores)
+    own = [_seed_variance(answers) / len(answers) for answers in cells]
+    lent = pooled.variance * sum(1 / each for each in seeds)
     share = min(1.0, lent / sum(own))
     freedom = share * pooled.freedom + (1 - share) * welch_freedom(own, seeds)
-    scores = correct.mean(axis=0) - baseline.mean(axis=0)
-    explained = _residual_variance(correct) / seeds[0] + _residual_variance(baseline) / seeds[1]
-    varies = float(np.append(scores, [1.0, -1.0]).var(ddof=1))
+    explained = sum(_residual_variance(answers) / len(answers) for answers in cells)
+    varies = float(np.append(scores, extremes).var(ddof=1))
     of_examples = max(0.0, varies - explained) / examples
     return difference_over_seeds(float(scores.mean()), max(lent, sum(own)), of_examples, freedom, examples)
 

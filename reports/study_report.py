@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import searches
-from reports.charts import accuracy_pictures, answer_picture, curve_pictures, noise_pictures
+from reports.accuracy_pictures import accuracy_pictures, answer_picture
+from reports.charts import curve_pictures, noise_pictures
 from reports.content import (
     INSIDE,
     Gallery,

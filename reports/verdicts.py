@@ -13,7 +13,8 @@ A verdict is a row of a table, ``Family.verdicts``:
   Schuirmann 1987). ``diverged``: some training of either side has; the rest is then no fair sample, and
   nothing is tested. Else ``undecided``
 - ``seeds``, ``diverged`` of them, and the same of the baseline
-- ``accuracy``, ``baseline_accuracy``: fractions of 1, means over seeds, with Wilson intervals
+- ``accuracy``, ``baseline_accuracy``: fractions of 1, means over seeds, with 95 % intervals, over
+  seeds and examples as that of a difference; Wilson's with one seed
 - ``difference_points``: in hundredths of accuracy, positive where the value is better than the baseline,
   with its interval at the level 1 − ALPHA / comparisons: all intervals of a family hold at once. Ends
   named ``equivalence_points`` are those at 1 − 2·ALPHA / comparisons
@@ -33,15 +34,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.comparisons import Comparison, answers, diverged, epoch_comparisons, planned_comparisons
+from reports.comparisons import (
+    Comparison,
+    answers,
+    diverged,
+    epoch_comparisons,
+    planned_comparisons,
+    seed_variance,
+)
 from reports.prose import axis_words, counted
 from reports.statistics import (
     Interval,
     SeedVariance,
+    accuracy_interval,
     difference,
     holm,
-    pooled_seed_variance,
-    wilson_interval,
 )
 from reports.study_data import StudyData
 from search_spaces.space import AXES
@@ -156,26 +163,13 @@ def _judge(title: str, study: StudyData, comparisons: Sequence[Comparison], note
     shown = [each for each in sides if any(each.diverged) or each.can_be_judged]
     if incomplete := sum(each.missing > 0 for each in sides):
         notes = [f"Preliminary: {planned - incomplete} of {counted(planned, 'comparison')}.", *notes]
-    alpha, pools = ALPHA / max(1, planned), _seed_variances(shown)
-    found = [_row(each) | _numbers(each, pools[frozenset(each.models)], alpha) for each in shown]
+    alpha, pooled = ALPHA / max(1, planned), cache(partial(seed_variance, study))
+    found = [_row(each) | _numbers(each, pooled(frozenset(each.models)), alpha) for each in shown]
     verdicts = pd.DataFrame(found, columns=[*_COORDINATES, *_NUMBERS])
     verdicts = verdicts.astype(dict.fromkeys(_COUNTS, "Int64"))
     _decide(verdicts, planned, margin)
     counts = [len(trials) for each in comparisons for trials in (each.trials, each.baseline_trials)] or [1]
     return Family(title, verdicts, planned, margin, (min(counts), max(counts)), notes)
-
-
-def _seed_variances(sides: Iterable[_Sides]) -> dict[frozenset[str], SeedVariance]:
-    """The pooled variance of each model's cells, each cell once; of both models where two are compared."""
-    cells: dict[str, dict[tuple[str, ...], np.ndarray]] = {}
-    for each in sides:
-        both = ((each.comparison.trials, each.correct), (each.comparison.baseline_trials, each.baseline))
-        for (trials, found), model in zip(both, each.models, strict=True):
-            cells.setdefault(model, {})[trials] = found
-    return {
-        models: pooled_seed_variance(found for model in models for found in cells[model].values())
-        for models in {frozenset(each.models) for each in sides}
-    }
 
 
 def _row(sides: _Sides) -> dict[str, Any]:
@@ -204,8 +198,8 @@ def _numbers(sides: _Sides, pooled: SeedVariance, alpha: float) -> dict[str, Any
     examples, scores = correct.shape[1], correct.mean(axis=0) - baseline.mean(axis=0)
     return {
         "test_examples": examples,
-        **_accuracy("accuracy", correct),
-        **_accuracy("baseline_accuracy", baseline),
+        **_accuracy("accuracy", correct, pooled),
+        **_accuracy("baseline_accuracy", baseline, pooled),
         "difference_points": 100 * found.mean,
         **_ends("difference_points", found.interval(alpha), 100),
         **_ends("equivalence_points", alike, 100),
@@ -217,13 +211,12 @@ def _numbers(sides: _Sides, pooled: SeedVariance, alpha: float) -> dict[str, Any
     }
 
 
-def _accuracy(name: str, correct: np.ndarray) -> dict[str, float]:
+def _accuracy(name: str, correct: np.ndarray, pooled: SeedVariance) -> dict[str, float]:
     seeds, examples = correct.shape
-    right = correct.sum() / seeds
     deviation = float(correct.mean(axis=1).std(ddof=1)) if seeds > 1 else math.nan
     return {
-        name: right / examples,
-        **_ends(name, wilson_interval(right, examples)),
+        name: correct.sum() / seeds / examples,
+        **_ends(name, accuracy_interval(correct, pooled)),
         f"{name}_deviation": deviation,
     }
 

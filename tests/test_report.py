@@ -15,7 +15,8 @@ from PIL import Image
 import tune_main
 from benchmarks.null_studies import Truth, simulated_study
 from reports import write_report
-from reports.charts import accuracy_pictures, answer_picture, curve_pictures, noise_pictures
+from reports.accuracy_pictures import accuracy_pictures, answer_picture
+from reports.charts import curve_pictures, noise_pictures
 from reports.content import Gallery, Picture, Section, Table, csv_text
 from reports.sentences import headline
 from reports.study_data import Forecast, StudyData, read_study
@@ -283,6 +284,16 @@ def test_several_seeds_have_columns_an_interval_and_dots_and_one_seed_has_not(se
     pictures = list(accuracy_pictures(study))
     assert [picture.name for picture in pictures] == ["tiny_test_acc", "tiny_val_acc_at_best_epoch"]
     assert ("each seed a dot" in pictures[0].caption) == several
+    assert ("over seeds and test examples together" in pictures[0].caption) == several
+    assert ("val examples alone" in pictures[1].caption) == several
+
+
+def test_a_cell_with_a_training_that_diverged_has_no_bar():
+    truth = Truth(seeds=3, diverging={1024: 0.5})
+    found = accuracy_pictures(simulated_study(truth, np.random.default_rng(0)))
+    assert all("no bar where some training diverged" in picture.caption for picture in found)
+    tested, _ = accuracy_pictures(simulated_study(replace(truth, diverging={}), np.random.default_rng(0)))
+    assert "diverged" not in tested.caption
 
 
 def test_a_study_that_has_not_begun_has_tables_and_no_pictures(seeded):

@@ -11,6 +11,7 @@ from reports.statistics import (
     SeedsDifference,
     SeedVariance,
     TrainingsDifference,
+    accuracy_interval,
     difference,
     holm,
     pooled_seed_variance,
@@ -131,6 +132,24 @@ def test_the_error_of_a_difference_by_the_mean_squares_of_a_two_way_layout():
     margin = stats.t.ppf(0.975, found.freedom) * found.error
     assert (low, high) == pytest.approx((found.mean - margin, found.mean + margin))
     assert found.p == pytest.approx(2 * stats.t.sf(abs(found.mean) / found.error, found.freedom))
+
+
+def test_the_interval_of_an_accuracy_is_over_seeds_and_examples():
+    cell, other = answers_of(3, seed=5), answers_of(3, accuracy=0.7, seed=6)
+    low, high = accuracy_interval(cell, pooled_seed_variance([cell, other]))
+    own, lent = (each.mean(axis=1).var(ddof=1) for each in (cell, other))
+    pooled, freedom = (own + lent) / 2, 4
+    if own > pooled:  # then nearer to the cell's own two degrees of freedom
+        pooled, freedom = own, 4 * pooled / own + 2 * (1 - pooled / own)
+    rest = cell - cell.mean(axis=0) - cell.mean(axis=1, keepdims=True) + cell.mean()
+    of_answers = (rest**2).sum() / 2 / 599 / 3
+    examples = max(0, np.append(cell.mean(axis=0), [1, 0]).var(ddof=1) - of_answers)
+    error = math.sqrt(pooled / 3 + examples / 600)
+    freedom = error**4 / ((pooled / 3) ** 2 / freedom + (examples / 600) ** 2 / 600)
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, freedom, cell.mean(), error))
+    assert accuracy_interval(cell[:1], ALONE) == wilson_interval(int(cell[0].sum()), 600)
+    sure = np.ones((3, 50), dtype=bool)
+    assert accuracy_interval(sure, pooled_seed_variance([sure]))[1] == 1
 
 
 def test_a_restless_cell_is_not_hidden_among_calm_ones():
