@@ -87,6 +87,6 @@ def seed_variance(study: StudyData, models: Iterable[str], which: str = "best") 
     return pooled_seed_variance(answers(study, trials, which) for trials in cells)
 
 
-def diverged(study: StudyData, trials: Iterable[str]) -> int:
+def diverged_count(study: StudyData, trials: Iterable[str]) -> int:
     """How many of the trials diverged."""
     return sum(study.trials[name].is_diverged for name in trials if name in study.trials)

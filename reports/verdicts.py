@@ -37,7 +37,7 @@ import pandas as pd
 from reports.comparisons import (
     Comparison,
     answers,
-    diverged,
+    diverged_count,
     epoch_comparisons,
     planned_comparisons,
     seed_variance,
@@ -145,7 +145,7 @@ def _sides(study: StudyData, comparisons: Iterable[Comparison]) -> Iterator[_Sid
             each,
             answers_of(each.trials, each.epochs[0]),
             answers_of(each.baseline_trials, each.epochs[1]),
-            (diverged(study, each.trials), diverged(study, each.baseline_trials)),
+            (diverged_count(study, each.trials), diverged_count(study, each.baseline_trials)),
             each.models,
             _has_learned(study, (*each.trials, *each.baseline_trials)),
         )
