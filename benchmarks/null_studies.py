@@ -251,9 +251,9 @@ def covered(truth: Truth, draws: int, effect: float = 6.0) -> tuple[Count, Count
     for _ in range(draws):
         difficulty = generator.normal(0, truth.difficulty, truth.examples)
         correct, baseline = (_answers(each, difficulty, generator) for each in (better, truth))
-        pooled = pooled_seed_variance([correct, baseline])
-        low, high = accuracy_interval(baseline, pooled)
+        low, high = accuracy_interval(baseline)
         alone += 100 * low <= truth.accuracy <= 100 * high
+        pooled = pooled_seed_variance([correct, baseline])
         low, high = difference(correct, baseline, pooled).interval(ALPHA)
         paired += 100 * low <= effect <= 100 * high
     return Count(alone, draws), Count(paired, draws)

@@ -1,13 +1,12 @@
 """The pictures of a study's accuracies by target batch size, with their intervals."""
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, product
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from reports.canvas import (
@@ -26,9 +25,9 @@ from reports.canvas import (
     plain_axes,
     png,
 )
-from reports.comparisons import answers, seed_variance
+from reports.comparisons import answers
 from reports.content import Picture
-from reports.statistics import Interval, SeedVariance, accuracy_interval, wilson_interval
+from reports.statistics import Interval, accuracy_interval, wilson_interval
 from reports.study_data import StudyData
 
 _EPOCHS = {"test_acc": "best", "last_test_acc": "last"}  # metric -> whose predictions it comes from
@@ -37,7 +36,6 @@ _SAME_EXAMPLES = (
     "absent: the verdicts compare example by example."
 )
 _SELECTED = " The epoch was selected on this split: its val_acc is too high, and no interval is right."
-_NO_INTERVAL = Interval(math.nan, math.nan)
 _PANEL, _BESIDE_PANELS = 2.2, 1.1  # inches of height of the first picture: each panel, axis and legend
 
 
@@ -72,7 +70,7 @@ def answer_picture(study: StudyData) -> Picture | None:
     return Picture(
         name="test_accuracy",
         title="test accuracy by target batch size",
-        caption="The best epoch of each trial. " + _bars(study, "test_acc", "; points: means over seeds"),
+        caption="The best epoch of each trial. " + _bars(study, "test_acc", list(chain(*tested.values()))),
         alt=f"Test accuracy of {', '.join(tested)} by target batch size, a line per scaling rule, with "
         "95 % intervals; the numbers are in the tables.",
         png=png(drawn),
@@ -92,46 +90,44 @@ def accuracy_pictures(study: StudyData) -> Iterator[Picture]:
 
 
 def _accuracies(study: StudyData, model: str, metric: str) -> list[_Accuracy]:
-    """The cells of a model that have the metric, by target batch size."""
-    values = dict(zip(study.cells["trial_hash"], study.metric(metric), strict=True))
-    which, found = _EPOCHS.get(metric), []
-    pooled = seed_variance(study, [model], which or "best")
-    for (name, batch, rule), trials in study.points.items():
-        by_seed = [values[trial] for trial in trials if not math.isnan(values[trial])]
-        if name != model or not by_seed:
-            continue
-        if len(trials) > 1 and study.diverged.intersection(trials):
-            interval = _NO_INTERVAL  # the trainings that did not diverge are no fair sample
-        elif len(trials) > 1 and which:
-            interval = _over_seeds(answers(study, trials, which), pooled)
-        else:
-            interval = _of_examples(fmean(by_seed), study.plan.dataset.sizes["test" if which else "val"])
-        found.append(_Accuracy(batch, rule, by_seed, interval))
+    """The cells of a model that have the metric, by target batch size; tested trials alone for a test."""
+    found = []
+    for (name, batch, rule), names in study.points.items():
+        trials = [study.trials[each] for each in names if each in study.trials]
+        ended = [trial for trial in trials if metric not in _EPOCHS or trial.is_tested]
+        by_seed = [trial.metrics[metric] for trial in ended if metric in trial.metrics]
+        if name == model and by_seed:
+            found.append(_Accuracy(batch, rule, by_seed, _interval(study, metric, names, fmean(by_seed))))
     return sorted(found, key=lambda cell: cell.target_batch_size)
 
 
-def _over_seeds(found: np.ndarray, pooled: SeedVariance) -> Interval:
-    """None from one training of several that are planned: it says nothing of their setting."""
-    return accuracy_interval(found, pooled) if len(found) > 1 else _NO_INTERVAL
+def _interval(study: StudyData, metric: str, trials: Sequence[str], accuracy: float) -> Interval:
+    """With several seeds none from one training, nor from those left of a cell where some diverged."""
+    which = _EPOCHS.get(metric)
+    if which is None or not _has_seeds(study):
+        examples = study.plan.dataset.sizes["test" if which else "val"]
+        return wilson_interval(min(accuracy * examples, examples), examples)
+    tested = answers(study, trials, which)
+    if len(tested) < 2 or study.diverged.intersection(trials):
+        return Interval(math.nan, math.nan)
+    return accuracy_interval(tested)
 
 
-def _of_examples(accuracy: float, examples: int) -> Interval:
-    return wilson_interval(min(accuracy * examples, examples), examples)
+def _has_seeds(study: StudyData) -> bool:
+    return len(study.axis_values("seed")) > 1
 
 
-def _bars(study: StudyData, metric: str, points: str) -> str:
-    """What a caption says of the bars; ``points`` says what the points are with several seeds."""
-    if len(study.axis_values("seed")) < 2:
+def _bars(study: StudyData, metric: str, cells: Sequence[_Accuracy], dots: str = "") -> str:
+    """What a caption says of the bars, and of the points with several seeds."""
+    if not _has_seeds(study):
         return f"Bars: Wilson 95 % intervals.{_SAME_EXAMPLES}"
-    if metric not in _EPOCHS:
-        about = f"Wilson 95 % intervals, of the val examples alone, not of the seeds{points}"
+    if metric in _EPOCHS:
+        about = "95 % intervals over seeds and test examples together, from each cell's own trainings"
     else:
-        about = (
-            "95 % intervals over seeds and test examples together, with the variance over seeds pooled "
-            f"over the model's cells{points}"
-        )
-    diverged = "; no bar where some training diverged" if study.diverged else ""
-    return f"Bars: {about}{diverged}.{_SAME_EXAMPLES}"
+        about = "Wilson 95 % intervals, of the val examples alone, not of the seeds"
+    if any(math.isnan(cell.interval.low) for cell in cells):
+        about += "; none where some training diverged or only one has been tested"
+    return f"Bars: {about}; points: means over seeds{dots}.{_SAME_EXAMPLES}"
 
 
 def _draw_answer(axes: Axes, rules: Sequence[str], cells: Sequence[_Accuracy]) -> None:
@@ -155,7 +151,7 @@ def _accuracy_picture(
     (drawn, axes), first = model_figure(), next(iter(found))
     batches, rules = sorted(study.axis_values("target_batch_size")), study.axis_values("scaling_rule")
     markers = {rule: MARKERS[number % len(MARKERS)] for number, rule in enumerate(rules)}
-    slots = list(itertools.product(rules, found))
+    slots = list(product(rules, found))
     for place, (rule, metric) in enumerate(slots):
         for cell in found[metric]:
             if cell.scaling_rule != rule:
@@ -181,7 +177,7 @@ def _accuracy_picture(
         model,
         name,
         f"{what} by target batch size",
-        caption=_bars(study, first, "; points: means over seeds, each seed a dot")
+        caption=_bars(study, first, found[first], ", each seed a dot")
         + ("" if first in _EPOCHS else _SELECTED),
         alt=f"{what} of {model} by target batch size and scaling rule, with 95 % intervals; "
         "the numbers are in the tables.",

@@ -50,7 +50,7 @@ def draw_points(
 
 
 def beside(batch: int, place: int, places: int) -> float:
-    """Where at a batch size the marker stands that is the ``place``-th of so many there."""
+    """The x of marker number ``place``, from 0, of ``places`` side by side at a batch size."""
     return batch * 2 ** (_BESIDE * (place - (places - 1) / 2))
 
 

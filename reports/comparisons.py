@@ -80,11 +80,15 @@ def answers(study: StudyData, trials: Iterable[str], which: str = "best") -> np.
     return np.stack(tested) if tested else np.empty((0, 0), dtype=bool)
 
 
-def seed_variance(study: StudyData, models: Iterable[str], which: str = "best") -> SeedVariance:
-    """The variance of test accuracy over seeds, pooled over all cells of the models, each cell once."""
+def cells_of(study: StudyData, models: Iterable[str]) -> list[tuple[str, ...]]:
+    """The trials, one a seed, of each cell of the models; once where several cells share them."""
     wanted, model = set(models), GRID.index("model")
-    cells = dict.fromkeys(trials for point, trials in study.points.items() if point[model] in wanted)
-    return pooled_seed_variance(answers(study, trials, which) for trials in cells)
+    return list(dict.fromkeys(trials for point, trials in study.points.items() if point[model] in wanted))
+
+
+def seed_variance(study: StudyData, models: Iterable[str]) -> SeedVariance:
+    """The variance of test accuracy over seeds, pooled over all cells of the models."""
+    return pooled_seed_variance(answers(study, trials) for trials in cells_of(study, models))
 
 
 def diverged_count(study: StudyData, trials: Iterable[str]) -> int:

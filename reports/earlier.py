@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from errors import StoppedError, UserError
-from reports.comparisons import answers, planned_comparisons
+from reports.comparisons import answers, planned_comparisons, seed_variance
 from reports.forecast import Chance, Durations, Known
-from reports.statistics import pooled_seed_variance
 from reports.study_data import StoredPlan, StudyData, read_study
 from search_spaces import TrialConfig
 from search_spaces.trial_config import model_name
@@ -69,7 +68,7 @@ def observed_chance(study: StudyData) -> Chance:
         for each in planned_comparisons(study)
     ]
     shares = [_disagreement(*both) for both in sides if all(map(len, both))]
-    pooled = pooled_seed_variance(answers(study, trials) for trials in set(study.points.values()))
+    pooled = seed_variance(study, study.axis_values("model"))
     return Chance(
         Known(math.sqrt(pooled.variance), source) if pooled.freedom else None,
         Known(float(np.mean(shares)), source) if shares and any(shares) else None,

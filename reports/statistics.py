@@ -1,8 +1,9 @@
 """The statistics of the verdicts: pure functions on arrays. Accuracies are fractions of 1.
 
 Two things vary: the test examples (a test split is a sample of reviews) and the seeds (a training is a
-sample of trainings). ``difference`` reckons with both where some cell has several seeds; where none has, it
-speaks of the trainings at hand. Answers are bool, (seeds, examples): who was classified correctly.
+sample of trainings). ``difference`` reckons with both where the two cells have several seeds; where they
+have one, it speaks of the trainings at hand. Answers are bool, (seeds, examples): who was classified
+correctly.
 """
 
 import math
@@ -124,9 +125,9 @@ Difference = SeedsDifference | TrainingsDifference
 def difference(correct: np.ndarray, baseline: np.ndarray, pooled: SeedVariance) -> Difference:
     """Of two cells' answers, (seeds, examples) each; the numbers of seeds may differ.
 
-    One training a side, or several on both: one could only borrow how far it varies. ``pooled`` is the
-    ``pooled_seed_variance`` of all cells that may lend theirs. Raises ValueError where that is not so, or
-    where the answers are not paired.
+    One training on each side, or several on both: a single one against several could only borrow its
+    variance. ``pooled`` is the ``pooled_seed_variance`` of all cells that lend theirs, not used with one
+    training. Raises ValueError where that is not so, or where the answers are not paired.
     """
     if correct.dtype != bool or baseline.dtype != bool:
         raise ValueError("correctness must be bool: a missing prediction is neither right nor wrong")
@@ -140,8 +141,7 @@ def difference(correct: np.ndarray, baseline: np.ndarray, pooled: SeedVariance) 
         raise ValueError(
             f"{sorted(seeds)} seeds, and {pooled.freedom} degrees of freedom of their variance"
         )
-    scores = correct.mean(axis=0) - baseline.mean(axis=0)
-    return _over_seeds((correct, baseline), scores, (1.0, -1.0), pooled)
+    return _difference_over_seeds(correct, baseline, pooled)
 
 
 def difference_over_seeds(
@@ -174,16 +174,24 @@ def wilson_interval(correct: float, examples: int) -> Interval:
     return Interval(float(low), float(high))
 
 
-def accuracy_interval(answers: np.ndarray, pooled: SeedVariance) -> Interval:
-    """95 % interval of a cell's accuracy, from its answers: bool, (seeds, examples).
+def accuracy_interval(answers: np.ndarray) -> Interval:
+    """95 % interval of a cell's accuracy, from its answers: bool, (seeds, examples), one seed or more.
 
-    Of several trainings for new trainings on new examples, with the variance over seeds of all cells that
-    may lend theirs (``pooled_seed_variance``, with this cell); of one for new examples alone.
+    Of one training it is Wilson's, for new examples. Of several it is for new trainings on new examples,
+    with the two parts of a difference's variance, the seeds' from this cell alone. The margins of the parts
+    are added in squares (Howe 1974, J Am Stat Assoc 69): with three seeds Satterthwaite's degrees of
+    freedom cover too little. Four examples are added, two right and two wrong (Agresti and Coull 1998).
     """
-    if len(answers) < 2:
-        return wilson_interval(int(answers.sum()), answers.size)
-    low, high = _over_seeds((answers,), answers.mean(axis=0), (1.0, 0.0), pooled).interval(1 - LEVEL)
-    return Interval(max(0.0, low), min(1.0, high))
+    seeds, examples = answers.shape
+    if seeds < 2:
+        return wilson_interval(int(answers.sum()), examples)
+    scores = np.append(answers.mean(axis=0), [1.0, 1.0, 0.0, 0.0])
+    of_examples = max(0.0, float(scores.var(ddof=1)) - _residual_variance(answers) / seeds) / len(scores)
+    of_seeds = _seed_variance(answers) / seeds
+    quantiles = special.stdtrit([seeds - 1, examples], (1 + LEVEL) / 2)
+    margin = math.hypot(quantiles[0] * math.sqrt(of_seeds), quantiles[1] * math.sqrt(of_examples))
+    middle = float(scores.mean())
+    return Interval(max(0.0, middle - margin), min(1.0, middle + margin))
 
 
 def score_interval(gained: int, lost: int, examples: int, alpha: float) -> Interval:
@@ -241,26 +249,27 @@ def pooled_seed_variance(cells: Iterable[np.ndarray]) -> SeedVariance:
     return SeedVariance(squares / freedom if freedom else math.nan, int(freedom))
 
 
-def _over_seeds(
-    cells: Sequence[np.ndarray], scores: np.ndarray, extremes: Sequence[float], pooled: SeedVariance
+def _difference_over_seeds(
+    correct: np.ndarray, baseline: np.ndarray, pooled: SeedVariance
 ) -> SeedsDifference:
-    """The mean of ``scores``, an accuracy or a difference of two, has a variance of two parts.
+    """The variance of a difference has two parts.
 
-    Of the seeds: the ``pooled`` variance, but never less than what the one or two ``cells`` show, so that a
-    restless cell is not hidden among calm ones. The more of it is the cells' own, the nearer its degrees of
-    freedom come to those of these cells alone (Welch 1947), since the others say less of them. Of the
-    examples: how the score varies from example to example, less what the seeds explain already. These are
-    the components of a two-way layout of readers and cases (Obuchowski and Rockette 1995, Hillis 2007), and
-    the degrees of freedom of their sum are Satterthwaite's. Two examples are added, with the highest and
-    the lowest score (Bonett and Price 2012), so that a few examples do not look like certainty.
+    Of the seeds: the ``pooled`` variance, but never less than what the two cells show, so that one restless
+    cell is not hidden among calm ones. The more of it is the two cells' own, the nearer its degrees of
+    freedom come to those of the two alone (Welch 1947), since the others say less of them. Of the examples:
+    how the difference varies from example to example, less what the seeds explain already. These are the
+    components of a two-way layout of readers and cases (Obuchowski and Rockette 1995, Hillis 2007), and the
+    degrees of freedom of their sum are Satterthwaite's. Two examples are added, one won and one lost under
+    all seeds (Bonett and Price 2012), so that a few examples that disagree do not look like certainty.
     """
-    seeds, examples = [len(answers) for answers in cells], len(scores)
-    own = [_seed_variance(answers) / len(answers) for answers in cells]
-    lent = pooled.variance * sum(1 / each for each in seeds)
+    seeds, examples = (len(correct), len(baseline)), correct.shape[1]
+    own = [_seed_variance(answers) / len(answers) for answers in (correct, baseline)]
+    lent = pooled.variance * (1 / seeds[0] + 1 / seeds[1])
     share = min(1.0, lent / sum(own))
     freedom = share * pooled.freedom + (1 - share) * welch_freedom(own, seeds)
-    explained = sum(_residual_variance(answers) / len(answers) for answers in cells)
-    varies = float(np.append(scores, extremes).var(ddof=1))
+    scores = correct.mean(axis=0) - baseline.mean(axis=0)
+    explained = _residual_variance(correct) / seeds[0] + _residual_variance(baseline) / seeds[1]
+    varies = float(np.append(scores, [1.0, -1.0]).var(ddof=1))
     of_examples = max(0.0, varies - explained) / examples
     return difference_over_seeds(float(scores.mean()), max(lent, sum(own)), of_examples, freedom, examples)
 

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.canvas import COLOURS, batch_axis, figure, legend_below, plain, plain_axes, png
+from reports.canvas import COLOURS, MARKERS, batch_axis, figure, legend_below, plain, plain_axes, png
 from reports.content import Picture, Table
 from reports.prose import accuracy_text, counted
 from reports.study_data import StudyData, TrialData
 
-_MARKERS = "os^DvP"
 _PANEL = 4.6  # inches, a model's width; the height is a fifth less
 _NOTE = (
     "The first evaluation whose val_acc is {goal}, interpolated between it and the one before; the median "
@@ -178,7 +177,7 @@ def _draw(axes: Axes, study: StudyData, found: Mapping[tuple[Any, ...], Point], 
         own = sorted((batch, point) for (_, batch, kind), point in found.items() if kind == rule)
         look: dict[str, Any] = {
             "color": COLOURS[place % len(COLOURS)],
-            "marker": _MARKERS[place % len(_MARKERS)],
+            "marker": MARKERS[place % len(MARKERS)],
         }
         reached = [(batch, getattr(p.median, what)) for batch, p in own if p.median != NEVER]
         missed = [(batch, getattr(p.budget, what)) for batch, p in own if p.median == NEVER]

@@ -13,8 +13,8 @@ A verdict is a row of a table, ``Family.verdicts``:
   Schuirmann 1987). ``diverged``: some training of either side has; the rest is then no fair sample, and
   nothing is tested. Else ``undecided``
 - ``seeds``, ``diverged`` of them, and the same of the baseline
-- ``accuracy``, ``baseline_accuracy``: fractions of 1, means over seeds, with 95 % intervals, over
-  seeds and examples as that of a difference; Wilson's with one seed
+- ``accuracy``, ``baseline_accuracy``: fractions of 1, means over seeds, with 95 % intervals:
+  Wilson's with one seed, else over seeds and test examples together
 - ``difference_points``: in hundredths of accuracy, positive where the value is better than the baseline,
   with its interval at the level 1 − ALPHA / comparisons: all intervals of a family hold at once. Ends
   named ``equivalence_points`` are those at 1 − 2·ALPHA / comparisons
@@ -198,8 +198,8 @@ def _numbers(sides: _Sides, pooled: SeedVariance, alpha: float) -> dict[str, Any
     examples, scores = correct.shape[1], correct.mean(axis=0) - baseline.mean(axis=0)
     return {
         "test_examples": examples,
-        **_accuracy("accuracy", correct, pooled),
-        **_accuracy("baseline_accuracy", baseline, pooled),
+        **_accuracy("accuracy", correct),
+        **_accuracy("baseline_accuracy", baseline),
         "difference_points": 100 * found.mean,
         **_ends("difference_points", found.interval(alpha), 100),
         **_ends("equivalence_points", alike, 100),
@@ -211,12 +211,12 @@ def _numbers(sides: _Sides, pooled: SeedVariance, alpha: float) -> dict[str, Any
     }
 
 
-def _accuracy(name: str, correct: np.ndarray, pooled: SeedVariance) -> dict[str, float]:
+def _accuracy(name: str, correct: np.ndarray) -> dict[str, float]:
     seeds, examples = correct.shape
     deviation = float(correct.mean(axis=1).std(ddof=1)) if seeds > 1 else math.nan
     return {
         name: correct.sum() / seeds / examples,
-        **_ends(name, accuracy_interval(correct, pooled)),
+        **_ends(name, accuracy_interval(correct)),
         f"{name}_deviation": deviation,
     }
 

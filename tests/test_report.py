@@ -288,12 +288,17 @@ def test_several_seeds_have_columns_an_interval_and_dots_and_one_seed_has_not(se
     assert ("val examples alone" in pictures[1].caption) == several
 
 
-def test_a_cell_with_a_training_that_diverged_has_no_bar():
+def test_a_caption_says_where_a_cell_has_no_bar(seeded):
+    (cell, *_) = seeded.points.values()
+    one_left = {name: trial for name, trial in seeded.trials.items() if name not in cell[1:]}
+    missing = "none where some training diverged or only one has been tested"
+    for study, said in ((seeded, False), (replace(seeded, trials=one_left), True)):
+        assert (missing in answer_picture(study).caption) == said
+        tested, selected = accuracy_pictures(study)
+        assert (missing in tested.caption) == said
+        assert missing not in selected.caption
     truth = Truth(seeds=3, diverging={1024: 0.5})
-    found = accuracy_pictures(simulated_study(truth, np.random.default_rng(0)))
-    assert all("no bar where some training diverged" in picture.caption for picture in found)
-    tested, _ = accuracy_pictures(simulated_study(replace(truth, diverging={}), np.random.default_rng(0)))
-    assert "diverged" not in tested.caption
+    assert missing in answer_picture(simulated_study(truth, np.random.default_rng(0))).caption
 
 
 def test_a_study_that_has_not_begun_has_tables_and_no_pictures(seeded):

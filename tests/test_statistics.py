@@ -135,21 +135,22 @@ def test_the_error_of_a_difference_by_the_mean_squares_of_a_two_way_layout():
 
 
 def test_the_interval_of_an_accuracy_is_over_seeds_and_examples():
-    cell, other = answers_of(3, seed=5), answers_of(3, accuracy=0.7, seed=6)
-    low, high = accuracy_interval(cell, pooled_seed_variance([cell, other]))
-    own, lent = (each.mean(axis=1).var(ddof=1) for each in (cell, other))
-    pooled, freedom = (own + lent) / 2, 4
-    if own > pooled:  # then nearer to the cell's own two degrees of freedom
-        pooled, freedom = own, 4 * pooled / own + 2 * (1 - pooled / own)
+    easy = np.arange(600) < 400  # half of what the cell knows is luck
+    cell = easy | answers_of(3, accuracy=0.4, seed=5)
     rest = cell - cell.mean(axis=0) - cell.mean(axis=1, keepdims=True) + cell.mean()
-    of_answers = (rest**2).sum() / 2 / 599 / 3
-    examples = max(0, np.append(cell.mean(axis=0), [1, 0]).var(ddof=1) - of_answers)
-    error = math.sqrt(pooled / 3 + examples / 600)
-    freedom = error**4 / ((pooled / 3) ** 2 / freedom + (examples / 600) ** 2 / 600)
-    assert (low, high) == pytest.approx(stats.t.interval(0.95, freedom, cell.mean(), error))
-    assert accuracy_interval(cell[:1], ALONE) == wilson_interval(int(cell[0].sum()), 600)
-    sure = np.ones((3, 50), dtype=bool)
-    assert accuracy_interval(sure, pooled_seed_variance([sure]))[1] == 1
+    scores = np.append(cell.mean(axis=0), [1, 1, 0, 0])
+    of_examples = (scores.var(ddof=1) - (rest**2).sum() / 2 / 599 / 3) / 604
+    of_seeds = cell.mean(axis=1).var(ddof=1) / 3
+    assert of_examples > 0
+    margin = math.sqrt(4.302653**2 * of_seeds + stats.t.ppf(0.975, 600) ** 2 * of_examples)
+    assert accuracy_interval(cell) == pytest.approx([scores.mean() - margin, scores.mean() + margin])
+    assert accuracy_interval(cell[:1]) == wilson_interval(int(cell[0].sum()), 600)
+
+
+def test_trainings_that_are_always_right_are_not_certain():
+    low, high = accuracy_interval(np.ones((3, 50), dtype=bool))
+    assert high == 1
+    assert low < wilson_interval(50, 50).low
 
 
 def test_a_restless_cell_is_not_hidden_among_calm_ones():
