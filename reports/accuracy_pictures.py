@@ -10,7 +10,6 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from reports.canvas import (
-    COLOURS,
     MARKERS,
     SIZE,
     batch_axis,
@@ -19,6 +18,7 @@ from reports.canvas import (
     draw_points,
     figure,
     legend_below,
+    line_look,
     model_figure,
     model_picture,
     plain,
@@ -104,7 +104,7 @@ def _accuracies(study: StudyData, model: str, metric: str) -> list[_Accuracy]:
 def _interval(study: StudyData, metric: str, trials: Sequence[str], accuracy: float) -> Interval:
     """With several seeds none from one training, nor from those left of a cell where some diverged."""
     which = _EPOCHS.get(metric)
-    if which is None or not _has_seeds(study):
+    if which is None or not study.has_several_seeds:
         examples = study.plan.dataset.sizes["test" if which else "val"]
         return wilson_interval(min(accuracy * examples, examples), examples)
     tested = answers(study, trials, which)
@@ -113,13 +113,9 @@ def _interval(study: StudyData, metric: str, trials: Sequence[str], accuracy: fl
     return accuracy_interval(tested)
 
 
-def _has_seeds(study: StudyData) -> bool:
-    return len(study.axis_values("seed")) > 1
-
-
 def _bars(study: StudyData, metric: str, cells: Sequence[_Accuracy], dots: str = "") -> str:
     """What a caption says of the bars, and of the points with several seeds."""
-    if not _has_seeds(study):
+    if not study.has_several_seeds:
         return f"Bars: Wilson 95 % intervals.{_SAME_EXAMPLES}"
     if metric in _EPOCHS:
         about = "95 % intervals over seeds and test examples together, from each cell's own trainings"
@@ -134,8 +130,7 @@ def _draw_answer(axes: Axes, rules: Sequence[str], cells: Sequence[_Accuracy]) -
     for place, rule in enumerate(rules):
         own = [cell for cell in cells if cell.scaling_rule == rule]
         x = [beside(cell.target_batch_size, place, len(rules)) for cell in own]
-        look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
-        _draw(axes, x, own, label=rule, capsize=3, linewidth=1.5, **look)
+        _draw(axes, x, own, label=rule, capsize=3, linewidth=1.5, **line_look(place))
     plain_axes(axes)
 
 

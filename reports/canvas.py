@@ -36,6 +36,11 @@ def batch_colour(target_batch_size: int, batches: Sequence[int]) -> Any:
     return colormaps["viridis"](step * sorted(batches).index(target_batch_size))
 
 
+def line_look(place: int) -> dict[str, Any]:
+    """Colour and marker of line number ``place``, from 0."""
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+
+
 def plain(text: str) -> str:
     """The text as it is: matplotlib would typeset what stands between two dollar signs."""
     return text.replace("$", r"\$")

@@ -63,7 +63,7 @@ def epoch_comparisons(study: StudyData) -> list[Comparison]:
             "target_batch_size": config.target_batch_size,
             "scaling_rule": trial.rules,
         }
-        if len(study.axis_values("seed")) > 1:
+        if study.has_several_seeds:
             fixed["seed"] = config.seed
         names, trials = (f"{epoch_text(last)} (last)", f"{epoch_text(best)} (best)"), (trial_hash,)
         found.append(Comparison("epoch", *names, fixed, trials, trials, epochs=("last", "best")))

@@ -48,7 +48,7 @@ def learning_flags(study: StudyData) -> list[str]:
 
 
 def _labels(trials: Sequence[TrialData], study: StudyData) -> str:
-    several = len(study.axis_values("seed")) > 1
+    several = study.has_several_seeds
     names = [each.label + (f" · seed {each.config.seed}" if several else "") for each in trials]
     if len(names) > _NAMED:
         names = [*names[:_NAMED], f"{len(names) - _NAMED} more"]

@@ -1,7 +1,7 @@
 """What a study will be able to tell, said before anything is trained. Accuracies are fractions of 1."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ def forecast(plan: StoredPlan, chance: Chance, durations: Durations) -> Forecast
         return Forecast()
     found = Forecast()
     comparisons = _comparisons(plan)
-    if comparisons and not _missing(chance, any(_freedoms(plan).values())):
+    if comparisons and not _missing(chance, any(_freedoms(plan, comparisons).values())):
         low, high = smallest_differences(plan, chance)
         if not math.isnan(high):
             found.smallest_points = (100 * low, 100 * high)
@@ -92,7 +92,7 @@ def power_lines(plan: StoredPlan, chance: Chance) -> list[str]:
     lines = [f"{extent}, {counted(len(comparisons), 'planned comparison')}"]
     if not comparisons:
         return lines
-    several = any(_freedoms(plan).values())
+    several = any(_freedoms(plan, comparisons).values())
     return [*lines, _smallest_line(plan, chance, several), _seeds_line(plan, chance)]
 
 
@@ -167,7 +167,7 @@ def smallest_differences(plan: StoredPlan, chance: Chance) -> tuple[float, float
     At the level of Holm's first step. ``chance`` must say what the plan's seeds need.
     """
     comparisons, examples = _comparisons(plan), plan.dataset.sizes["test"]
-    freedoms, alpha = _freedoms(plan), ALPHA / len(comparisons)
+    freedoms, alpha = _freedoms(plan, comparisons), ALPHA / len(comparisons)
     found = [
         _planned(each, freedoms[frozenset(each.models)], examples, chance).detectable(alpha)
         for each in comparisons
@@ -182,7 +182,7 @@ def seeds_needed(plan: StoredPlan, chance: Chance) -> Seeds:
     """
     comparisons, examples, margin = _comparisons(plan), plan.dataset.sizes["test"], plan.margin / 100
     alpha, counts = ALPHA / len(comparisons), (*range(2, MOST_SEEDS + 1), MANY)
-    cells = min(map(len, _cells(plan).values()))  # the fewest that lend their variance
+    cells = min(map(len, _cells(plan, comparisons).values()))  # the fewest that lend their variance
 
     def planned(seeds: int) -> SeedsDifference:
         return _over_seeds((seeds, seeds), cells * (seeds - 1), examples, chance)
@@ -217,15 +217,18 @@ def _comparisons(plan: StoredPlan) -> list[Comparison]:
     return planned_comparisons(StudyData(plan, {}))
 
 
-def _freedoms(plan: StoredPlan) -> Mapping[frozenset[str], int]:
+def _freedoms(plan: StoredPlan, comparisons: Iterable[Comparison]) -> Mapping[frozenset[str], int]:
     """Models that are compared -> the degrees of freedom of their cells' pooled variance over seeds."""
-    return {models: sum(len(trials) - 1 for trials in cells) for models, cells in _cells(plan).items()}
+    found = _cells(plan, comparisons)
+    return {models: sum(len(trials) - 1 for trials in cells) for models, cells in found.items()}
 
 
-def _cells(plan: StoredPlan) -> Mapping[frozenset[str], Sequence[tuple[str, ...]]]:
+def _cells(
+    plan: StoredPlan, comparisons: Iterable[Comparison]
+) -> Mapping[frozenset[str], Sequence[tuple[str, ...]]]:
     """Models that are compared -> the trials, one a seed, of each of their cells."""
     study = StudyData(plan, {})
-    return {models: cells_of(study, models) for models in {frozenset(e.models) for e in _comparisons(plan)}}
+    return {models: cells_of(study, models) for models in {frozenset(each.models) for each in comparisons}}
 
 
 def stored_plan(plan: Mapping[str, Any]) -> StoredPlan:

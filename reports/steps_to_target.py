@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.canvas import COLOURS, MARKERS, batch_axis, figure, legend_below, plain, plain_axes, png
+from reports.canvas import batch_axis, figure, legend_below, line_look, plain, plain_axes, png
 from reports.content import Picture, Table
 from reports.prose import accuracy_text, counted
 from reports.study_data import StudyData, TrialData
@@ -175,10 +175,7 @@ def _draw(axes: Axes, study: StudyData, found: Mapping[tuple[Any, ...], Point], 
     model, batches = next(iter(found))[0], sorted({batch for _, batch, _ in found})  # all of one model
     for place, rule in enumerate(study.axis_values("scaling_rule")):
         own = sorted((batch, point) for (_, batch, kind), point in found.items() if kind == rule)
-        look: dict[str, Any] = {
-            "color": COLOURS[place % len(COLOURS)],
-            "marker": MARKERS[place % len(MARKERS)],
-        }
+        look = line_look(place)
         reached = [(batch, getattr(p.median, what)) for batch, p in own if p.median != NEVER]
         missed = [(batch, getattr(p.budget, what)) for batch, p in own if p.median == NEVER]
         early = [(batch, getattr(p.median, what)) for batch, p in own if p.median.steps <= p.first.steps]

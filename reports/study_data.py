@@ -175,6 +175,10 @@ class StudyData:
         ended = {name for name, trial in self.trials.items() if trial.is_diverged}
         return frozenset(name for names in self.points.values() if ended & set(names) for name in names)
 
+    @property
+    def has_several_seeds(self) -> bool:
+        return len(self.axis_values("seed")) > 1
+
     def axis_values(self, axis: str) -> list[Any]:
         return list(dict.fromkeys(self.cells[axis]))
 

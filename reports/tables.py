@@ -87,7 +87,7 @@ def result_tables(study: StudyData, compact: bool = False) -> list[Table]:
     for metric in further_metrics(study):
         shown[f"test_{metric}"] = frame[f"test_{metric}"].map(accuracy_text)
         shown[f"last-epoch test_{metric}"] = frame[f"last_test_{metric}"].map(accuracy_text)
-    if frame["seed"].nunique() < 2:
+    if not study.has_several_seeds:
         del shown["seed"]
     note = (
         "In brackets: Wilson 95 % intervals. val_acc has none: its highest value chose the epoch, and is "
