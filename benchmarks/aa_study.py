@@ -26,7 +26,7 @@ from trainables.assets import ModelAssets, prepare_assets
 from trainables.batches import TokenTensors
 from trainables.checkpoint import Checkpoint
 from trainables.evaluation import evaluate
-from trainables.reviews import load_splits
+from trainables.review_splits import load_splits
 from trainables.trial import Trial, best_evaluation
 
 CPU = torch.device("cpu")

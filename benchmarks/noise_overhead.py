@@ -19,7 +19,7 @@ from search_spaces import TrialConfig
 from trainables.assets import TrialAssets, prepare_assets
 from trainables.batches import epoch_windows
 from trainables.noise_scale import measured_windows
-from trainables.reviews import load_splits
+from trainables.review_splits import load_splits
 from trainables.trial import Trial
 
 TARGETS = (64, 256, 1024)

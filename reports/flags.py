@@ -22,6 +22,7 @@ _FEW_WINDOWS = 20  # among more a small one weighs little
 def flags(study: StudyData) -> list[str]:
     """Every flag of a study; one sentence speaks for all trials of the same kind and subject."""
     kinds = (
+        data_flags,
         learning_flags,
         report_flags,
         edge_flags,
@@ -31,6 +32,11 @@ def flags(study: StudyData) -> list[str]:
         rising_flags,
     )
     return [flag for kind in kinds for flag in kind(study)]
+
+
+def data_flags(study: StudyData) -> list[str]:
+    """What was found in the data set before it was trained on."""
+    return list(study.plan.dataset.warnings)
 
 
 def learning_flags(study: StudyData) -> list[str]:

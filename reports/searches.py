@@ -16,14 +16,13 @@ from reports.prose import accuracy_text, cell_text, counted, learning_rate_text,
 from reports.study_data import StudyData
 from search_spaces import TrialConfig
 from search_spaces.search_space import COMPLETE, DIVERGED, STOPPED, Choice, LogUniform, Outcome, SearchSpace
-from search_spaces.trial_config import epoch_text
+from search_spaces.trial_config import DATA, epoch_text
 from tracking.study_store import StudyRuns
 
 _SHOWN = 10  # of the best trials
 _EDGE = 0.02  # of a range: what lies nearer to its end is at the edge
 # of the command that trains the best again: options of their own, and what it says otherwise or not at all
-_DATA = "dataset text_column label_column max_length train_size eval_size".split()
-_OPTIONS = [*_DATA, "epochs", "evaluations", "base_lr", "engine"]
+_OPTIONS = DATA | {"max_length", "epochs", "evaluations", "base_lr", "engine"}
 _SAID = "model target_batch_size scaling_rule seed precision physical_batch_size dataset_digest".split()
 
 
@@ -141,9 +140,7 @@ def train_again(config: TrialConfig) -> str:
     for name, value in config.to_dict().items():
         if name in _SAID or value == TrialConfig.model_fields[name].default:
             continue
-        if name == "keep_duplicates":
-            parts.append("--keep-duplicates")
-        elif name in _OPTIONS:
+        if name in _OPTIONS:
             parts += ["--" + name.replace("_", "-"), shlex.quote(str(value))]
         else:
             parts += ["--set", shlex.quote(f"{name}={value}")]

@@ -25,8 +25,8 @@ from reports.statistics import Interval, wilson_interval
 from reports.study_data import StudyData
 from reports.verdicts import DIVERGED, Family
 from search_spaces.space import GRID
-from search_spaces.trial_config import epoch_text
-from tracking import InvocationRun, StudyStore
+from search_spaces.trial_config import OWN, epoch_text
+from tracking import DatasetFacts, InvocationRun, StudyStore
 
 _GAP_NOTES = {
     "train_eval_acc": (
@@ -244,9 +244,8 @@ def facts(study: StudyData, invocations: Iterable[InvocationRun], family: Family
     found = {
         "Data": f"{dataset.name} ({dataset.source}), digest {dataset.digest[:12]}",
         "Splits": f"{sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test; "
-        f"split seed {config.split_seed}, stratified by label",
-        "Exact duplicates dropped before the split": f"{dataset.duplicates_dropped:,}",
-        "Classes": ", ".join(dataset.label_names),
+        f"split seed {config.split_seed}{'' if config.splits == OWN else ', stratified by label'}",
+        **(dataset.facts or _earlier_facts(dataset)),
         "Training": ", ".join(f"{name} {getattr(config, name)}" for name in _SHARED_SETTINGS),
         "Budget": f"equal {study.plan.budget}; evaluations {config.evaluation_count}",
         "Seeds": _seeds(study),
@@ -261,6 +260,14 @@ def facts(study: StudyData, invocations: Iterable[InvocationRun], family: Family
         "GPU hours": f"{gpu_hours:.2f}" if gpu_hours else "none: trained on the CPU",
     }
     return {what: value for what, value in found.items() if value}
+
+
+def _earlier_facts(dataset: DatasetFacts) -> dict[str, str]:
+    """What an earlier version stored of the data."""
+    return {
+        "Exact duplicates dropped before the split": f"{dataset.duplicates_dropped:,}",
+        "Classes": ", ".join(dataset.label_names),
+    }
 
 
 def _seeds(study: StudyData) -> str:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationErro
 from pydantic.dataclasses import dataclass as validated
 
 from errors import UserError, unknown
-from search_spaces.trial_config import FIELDS, LEARN_NOTHING, TrialConfig, user_error
+from search_spaces.fields import user_error
+from search_spaces.trial_config import DATA, FIELDS, LEARN_NOTHING, TrialConfig
 
 SAMPLERS = ("tpe", "random", "qmc", "gp")
 STOPPING_RULES = ("none", "median")
@@ -18,10 +19,7 @@ COMPLETE, STOPPED, DIVERGED = "complete", "stopped", "diverged"
 DIGITS = 6  # significant: the hash, MLflow's text and the sampler's number are then one number
 
 # The splits and tokens are prepared once for a study, and the seed is what a confirmation varies.
-_SHARED = frozenset(
-    "dataset text_column label_column keep_duplicates max_length split_seed train_size eval_size "
-    "dataset_digest seed steps evaluations".split()
-)
+_SHARED = DATA | frozenset("max_length split_seed dataset_digest seed steps evaluations".split())
 _MOST_CORNERS = 4096
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -187,4 +185,4 @@ def _one_line(error: ValidationError) -> UserError:
     first = error.errors(include_url=False)[0]
     if first["loc"] and first["loc"][0] == "parameters" and len(first["loc"]) > 1:
         return UserError(f"{first['loc'][1]} has an impossible range: {first['msg']}")
-    return user_error(error, of=SearchSpace)
+    return user_error(error, SearchSpace)

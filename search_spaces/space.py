@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from errors import UserError, unknown
-from search_spaces.trial_config import Text, TrialConfig, one_of, user_error
+from search_spaces.fields import Text, one_of, user_error
+from search_spaces.trial_config import TrialConfig
 
 BUDGETS = ("examples", "steps")
 AXES = ("model", "target_batch_size", "scaling_rule", "seed")
@@ -47,7 +48,7 @@ class Space(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise user_error(error, of=type(self)) from None
+            raise user_error(error, type(self)) from None
 
     @model_validator(mode="after")
     def _check(self) -> "Space":

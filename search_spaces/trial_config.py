@@ -3,8 +3,7 @@
 import hashlib
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, NamedTuple
 
@@ -19,20 +18,25 @@ from pydantic import (
 )
 
 from errors import UserError, unknown
+from search_spaces.fields import LARGEST, Count, Encoding, Text, one_of, user_error, without_nul
 from search_spaces.lr_scaling import SCALING_RULES, scaled_learning_rate
 from search_spaces.optimization import OPTIMIZERS, SCHEDULERS
 
 ENGINES = ("torch", "accelerate")
 PRECISIONS = ("fp32", "bf16")
+EXACT, FOLDED, KEEP = DUPLICATES = ("exact", "folded", "keep")  # which texts count as one, if any
+POOLED, OWN = SPLITTINGS = (
+    "pooled",
+    "own",
+)  # cut anew from all labelled splits, or as the data set has them
 RENAMED = {"dropout": "head_dropout"}  # old key -> field
-_LARGEST = 2**63 - 1  # what PyTorch, Arrow and SQLite can count to
 
 # The hash identifies what is learned. These fields say how a trial is computed, or where its data lie,
 # for which the digest stands in.
-LEARN_NOTHING = frozenset(
-    "physical_batch_size noise_every dataset text_column label_column keep_duplicates train_size "
-    "eval_size".split()
+DATA = frozenset(
+    "dataset text_column label_column group_column encoding duplicates splits train_size eval_size".split()
 )
+LEARN_NOTHING = DATA | {"physical_batch_size", "noise_every"}
 # the learning rate stands in for the three that it derives from
 _NOT_IN_HASH = LEARN_NOTHING | {"scaling_rule", "base_lr", "reference_batch_size"}
 # A field added after these enters the hash only where it differs from its default, so that nobody's
@@ -43,27 +47,6 @@ _ALWAYS_IN_HASH = frozenset(
 )
 _NOISE_UNIT = 256  # examples
 _HASHED_AS = {field: key for key, field in RENAMED.items()}
-
-
-def _text(value: str) -> str:
-    if "\0" in value:  # no file can be called so, and no tracking store can keep it
-        raise UserError(f"{value!r} holds a character that is not text")
-    return value
-
-
-def one_of(kind: str, choices: Iterable[str]) -> AfterValidator:
-    """A field's check that its value is one of these; ``kind`` is what the message calls it."""
-
-    def check(value: str) -> str:
-        if value not in choices:
-            raise unknown(kind, value, choices)
-        return value
-
-    return AfterValidator(check)
-
-
-Text = Annotated[str, Field(min_length=1), AfterValidator(_text)]
-Count = Annotated[int, Field(gt=0, le=_LARGEST)]
 
 
 class Position(NamedTuple):
@@ -81,7 +64,9 @@ class TrialConfig(BaseModel):
     Raises UserError, one line, for anything that is not valid.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        title="configuration", frozen=True, strict=True, extra="forbid", allow_inf_nan=False
+    )
 
     model: Text
     target_batch_size: Count
@@ -102,18 +87,21 @@ class TrialConfig(BaseModel):
     engine: Annotated[str, one_of("engine", ENGINES)] = "torch"
     precision: Annotated[str, one_of("precision", PRECISIONS)] = "fp32"
     # measure the gradient noise once in every n × 256 training examples; 0: never
-    noise_every: Annotated[int, Field(ge=0, le=_LARGEST)] = 16
+    noise_every: Annotated[int, Field(ge=0, le=LARGEST)] = 16
 
     dataset: Text = "stanfordnlp/imdb"
     text_column: Text = "text"
     label_column: Text = "label"
+    group_column: Text | None = None  # of what no two splits share: a patient, a film
     # at least two special tokens and one of text
-    max_length: Annotated[int, Field(ge=3, le=_LARGEST)] = 128
+    max_length: Annotated[int, Field(ge=3, le=LARGEST)] = 128
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    keep_duplicates: bool = False
+    encoding: Encoding = "utf-8"  # of CSV and JSON files
+    duplicates: Annotated[str, one_of("way with duplicates", DUPLICATES)] = EXACT
+    splits: Annotated[str, one_of("kind of splits", SPLITTINGS)] = POOLED
     train_size: Count | None = None
     eval_size: Count | None = None
-    dataset_digest: Annotated[str, AfterValidator(_text)] = ""
+    dataset_digest: Annotated[str, AfterValidator(without_nul)] = ""
 
     def __init__(self, **values: Any) -> None:
         if values.get("evaluations") == values.get("epochs", type(self).model_fields["epochs"].default):
@@ -121,7 +109,7 @@ class TrialConfig(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise user_error(error) from None
+            raise user_error(error, type(self)) from None
 
     @model_validator(mode="after")
     def _check_together(self) -> "TrialConfig":
@@ -240,7 +228,10 @@ class TrialConfig(BaseModel):
     @classmethod
     def from_stored(cls, values: Mapping[str, Any]) -> "TrialConfig":
         """Build from what any version of this program stored: old keys are read, new ones may be absent."""
-        return cls(**{RENAMED.get(str(name), str(name)): value for name, value in values.items()})
+        found = {RENAMED.get(str(name), str(name)): value for name, value in values.items()}
+        if (kept := found.pop("keep_duplicates", None)) is not None:
+            found["duplicates"] = KEEP if kept else EXACT
+        return cls(**found)
 
 
 def epoch_text(epoch: float) -> str:
@@ -276,31 +267,4 @@ def parse_setting(text: str) -> tuple[str, Any]:
     try:
         return name, TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        raise user_error(error, lambda _: name) from None
-
-
-def user_error(
-    error: ValidationError, spelled: Callable[[str], str] = str, of: type[BaseModel] | None = None
-) -> UserError:
-    """The first of Pydantic's complaints as one line; all keys that are missing at once.
-
-    ``spelled`` gives a field's name as the user writes it. ``of`` has the fields, by default TrialConfig.
-    """
-    whole, kind, known = "configuration", "configuration key", FIELDS
-    if of:
-        whole, kind, known = of.__name__, f"field of {of.__name__}", tuple(of.model_fields)
-    complaints = error.errors(include_url=False)
-    # first a key that is not known: it may be the one that is missing, misspelled
-    first = min(complaints, key=lambda each: each["type"] != "extra_forbidden")
-    name = spelled(str(first["loc"][0]) if first["loc"] else "")
-    if first["type"] == "extra_forbidden":
-        return unknown(kind, name, known)
-    missing = [spelled(str(each["loc"][0])) for each in complaints if each["type"] == "missing"]
-    if missing:
-        return UserError(f"{whole} lacks {', '.join(missing)}")
-    if first["type"] == "value_error":
-        return UserError(str(first["ctx"]["error"]))
-    wanted = re.sub(r"^\w+ should ", "must ", first["msg"]).partition(", ")[0]
-    given = first["input"]
-    shown = repr(given) if isinstance(given, int | float | str | None) else type(given).__name__
-    return UserError(f"{name} {wanted}, not {shown}")
+        raise user_error(error, TrialConfig, lambda _: name) from None

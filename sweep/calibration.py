@@ -15,7 +15,8 @@ from sweep.terminal import console
 from trainables.assets import TrialAssets, prepare_assets
 from trainables.batches import windows_between
 from trainables.evaluation import evaluate
-from trainables.reviews import Reviews, ReviewSplits
+from trainables.review_splits import ReviewSplits
+from trainables.reviews import Reviews
 from trainables.trial import Trial
 
 SECONDS = 3.0  # of timed steps, for each model and size of window

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from errors import UserError
-from search_spaces.trial_config import user_error
+from search_spaces.fields import user_error
 
 USAGE_ERROR = 2  # exit code
 
@@ -47,7 +47,7 @@ class Options(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise user_error(error, lambda name: flag_of(type(self), name)) from None
+            raise user_error(error, type(self), lambda name: flag_of(type(self), name)) from None
         for name, value in self:
             if isinstance(value, str) and ("\0" in value or not value.isprintable()):
                 flag = flag_of(type(self), name)

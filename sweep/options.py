@@ -72,7 +72,14 @@ class SweepOptions(Options):
     dataset: str | None = option("a hub id, a folder, or a CSV, JSON or Parquet file", _DATA)
     text_column: str | None = option("default text", _DATA)
     label_column: str | None = option("default label", _DATA)
-    keep_duplicates: bool | None = option("do not drop exact duplicate texts", _DATA)
+    group_column: str | None = option("what no two splits may share, as a patient or a film", _DATA)
+    encoding: str | None = option("of CSV and JSON files (default utf-8)", _DATA)
+    duplicates: str | None = option(
+        "exact (default): drop equal texts; folded: blanks and case do not count; keep", _DATA, "KIND"
+    )
+    splits: str | None = option(
+        "pooled (default): cut anew, 8:1:1; own: as the data set has them", _DATA, "KIND"
+    )
     max_length: int | None = option("default 128", _DATA, "TOKENS")
     train_size: int | None = option("train on only N examples", _DATA, "N")
     eval_size: int | None = option("val and test on only N each", _DATA, "N")

@@ -17,7 +17,8 @@ from sweep.resolve import resolve_space
 from tracking import DatasetFacts, colour_tag
 from trainables.encoders import canonical_model, check_max_length, count_parameters
 from trainables.evaluation import METRICS
-from trainables.reviews import ReviewSplits, load_splits
+from trainables.review_facts import facts_of, warnings_of
+from trainables.review_splits import ReviewSplits, load_splits
 
 GPU_TOKENS_PER_PASS = 32_768  # more saturates nothing, and undoes the sorting by length
 _BESIDE_TENSORS = 1_000_000  # bytes of a checkpoint: histories, names of tensors
@@ -130,7 +131,9 @@ class Plan:
             digest=config.dataset_digest,
             sizes=self.splits.sizes(),
             label_names=self.splits.label_names,
-            duplicates_dropped=self.splits.duplicates_dropped,
+            duplicates_dropped=self.splits.facts.duplicates_dropped,
+            facts=facts_of(self.splits, config),
+            warnings=warnings_of(self.splits, config),
         )
 
     def spent(self, config: TrialConfig) -> dict[str, int | float]:

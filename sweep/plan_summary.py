@@ -36,9 +36,9 @@ def plan_summary(plan: Plan) -> str:
     checkpoints, models = plan.checkpoint_bytes(plan.in_training), plan.model_bytes(plan.kept)
     lines = [
         f"study {plan.study}: {plan.space.question}",
-        f"data {dataset.source}: {sizes['train']:,} train, {sizes['val']:,} val, "
-        f"{sizes['test']:,} test; {dataset.duplicates_dropped:,} exact duplicates dropped; "
-        f"classes {', '.join(dataset.label_names)}",
+        f"data {dataset.source}: {sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test",
+        *(f"  {heading.lower()}: {text}" for heading, text in dataset.facts.items()),
+        *(f"note: {warning}" for warning in dataset.warnings),
         *_budget(plan),
         f"{_extent(plan)}, {shared.engine} engine, {shared.precision}",
         f"disk: checkpoints {gigabytes(checkpoints)} at most, until their trial is "

@@ -16,7 +16,7 @@ from tests.browsing import CHROMIUM
 from tests.helpers import TINY_MODELS, tiny_config
 from tests.small_study import write_small_study
 from trainables.assets import prepare_assets
-from trainables.reviews import load_splits
+from trainables.review_splits import load_splits
 
 # the same examples every time, on any machine however busy; make test-all takes more of them
 for profile, examples in {"quick": 15, "full": 100}.items():

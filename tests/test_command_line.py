@@ -147,7 +147,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
     code, out, _ = run(["--space", "batch_lr_grid", "--demo", "--dry-run"], capsys)
     assert code == 0
     assert "18 cells, 14 unique trials" in out
-    assert "3,200 train, 400 val, 400 test; 0 exact duplicates dropped" in out
+    assert "3,200 train, 400 val, 400 test\n" in out
+    assert "  rows read: 4,000\n  left out: 0 exact duplicates\n  class shares: negative" in out
     assert "checkpoints" in out
     assert "fixed, sqrt, linear" in out
     # target 1024 at physical 64; linear: 16 times 5e-4; 5 epochs of 4 steps, the last one of 128 examples

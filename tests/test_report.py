@@ -133,7 +133,7 @@ def test_a_page_says_verdict_results_pictures_and_provenance_in_this_order(folde
         "192 train, 60 val, 60 test",
         "split seed 42",
         "precision fp32",
-        "Exact duplicates dropped before the split",
+        "0 exact duplicates",
         "serving 8 cells",
     )
     assert [fact for fact in facts if fact not in text] == []

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from tests.helpers import SHARED, make_config, needs_shared, refusal
-from trainables.reviews import SPLITS, load_reviews, load_splits
+from trainables.review_splits import load_splits
+from trainables.reviews import SPLITS, load_reviews
 
 TEXTS = [f"review number {i}" for i in range(40)]
 LABELS = [0, 1] * 20
@@ -31,7 +32,7 @@ def with_class_labels(labels=LABELS, names=("positive", "negative")):
 
 
 def load(path, **overrides):
-    return load_reviews(make_config(dataset=str(path), **overrides))
+    return load_reviews(make_config(dataset=str(path), **overrides)).reviews
 
 
 def split(path, **overrides):
@@ -88,10 +89,10 @@ REPEATED = pd.concat([FRAME[:3], FRAME, FRAME[-2:]], ignore_index=True)
 
 def test_duplicates_are_kept_or_dropped_and_counted_and_row_ids_are_positions_in_the_source(tmp_path):
     path = write(tmp_path / "reviews.csv", REPEATED)
-    kept = load(path, keep_duplicates=True)
-    assert (kept.texts, kept.duplicates_dropped) == (list(REPEATED["text"]), 0)
+    kept = load(path, duplicates="keep")
+    assert kept.texts == list(REPEATED["text"])
     splits = split(path)
-    assert splits.duplicates_dropped == 5
+    assert splits.facts.duplicates_dropped == 5
     assert sorted(np.concatenate(by_split(splits, "row_ids"))) == [0, 1, 2, *range(6, 43)]
     for part in (splits.train, splits.val, splits.test):
         assert part.texts == list(REPEATED["text"][part.row_ids])
@@ -187,7 +188,6 @@ def test_missing_file_or_folder_is_named_and_alternatives_to_the_hub_are_given()
     [
         ("parquet", b"PAR1 and then nothing of the kind"),
         ("csv", b'text,label\na,b\n"never closed,1\n'),
-        ("csv", b"text,label\n"),
         ("jsonl", b'{"text": "a fine film", "label"\n'),
     ],
 )
@@ -197,11 +197,18 @@ def test_unreadable_file_is_refused_by_name(tmp_path, suffix, content):
     assert f"'{path}' cannot be read" in refusal(split, path)
 
 
+def test_a_file_without_rows_is_refused(tmp_path):
+    for suffix, content in (("csv", "text,label\n"), ("json", "[]"), ("jsonl", "\n")):
+        path = tmp_path / f"reviews.{suffix}"
+        path.write_text(content)
+        assert f"'{path}' has no rows" in refusal(split, path)
+
+
 def test_a_folder_or_a_file_of_something_else_is_refused(tmp_path):
     assert f"'{tmp_path}' cannot be read" in refusal(split, tmp_path)
     (tmp_path / "reviews.txt").write_text("a fine film\n")
     assert ".csv, .json, .jsonl, .parquet" in refusal(split, tmp_path / "reviews.txt")
-    write(tmp_path / "set" / "data" / "unsupervised-00000-of-00001.parquet")
+    write(tmp_path / "set" / "data" / "unsupervised-00000-of-00001.parquet", FRAME.assign(label=-1))
     assert "no labelled split" in refusal(split, tmp_path / "set")
 
 
@@ -223,9 +230,9 @@ def test_a_column_or_a_size_that_there_is_not_is_refused_with_what_there_is(tmp_
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"label": [None, *LABELS[1:]]}, "1 rows have no label in column 'label' (the first is row 0)"),
-        ({"label": ["a", ""] * 20}, "20 rows have no label in column 'label' (the first is row 1)"),
-        ({"text": [*TEXTS[:-1], None]}, "1 rows have no text in column 'text' (the first is row 3"),
+        ({"label": [None, *LABELS[1:]]}, "1 row has no label in column 'label' (the first is record 1)"),
+        ({"label": ["a", ""] * 20}, "20 rows have no label in column 'label' (the first is record 2)"),
+        ({"text": [*TEXTS[:-1], None]}, "1 row has no text in column 'text' (the first is record 40)"),
         ({"text": [*TEXTS[:-2], " ", ""]}, "2 rows have no text"),
         ({"text": range(40)}, "40 rows have no text"),
         ({"label": [0.0, 1.0, 0.5, 1.0] * 10}, "fractions"),
@@ -233,7 +240,7 @@ def test_a_column_or_a_size_that_there_is_not_is_refused_with_what_there_is(tmp_
         ({"label": [[0], [1]] * 20}, "neither numbers nor names"),
         ({"label": [0] * 31 + [1] * 9}, "class '1' has 9 examples"),
         ({"label": ["bad"] * 3 + ["good"] * 37}, "class 'bad' has 3 examples"),
-        ({"text": TEXTS[:20] * 2, "label": [0] * 20 + [1] * 20}, "class '1' has 0 examples"),
+        ({"text": TEXTS[:20] * 2, "label": [0] * 20 + [1] * 20}, "class '0' has 0 examples"),
         ({"label": [1, "good"] * 20}, "mixes numbers and names"),
     ],
     ids="none empty-label no-text blank-text number fraction one list nine three double mix".split(),
@@ -246,7 +253,7 @@ def test_unusable_column_is_refused_with_its_reason(tmp_path, columns, words):
 def test_unlabelled_rows_of_a_class_label_are_missing(tmp_path, missing):
     path = tmp_path / "reviews.parquet"
     with_class_labels([0, 1, missing, 1] * 10).to_parquet(path)
-    assert "10 rows have no label in column 'label' (the first is row 2)" in refusal(split, path)
+    assert "10 rows have no label in column 'label' (the first is row 3)" in refusal(split, path)
 
 
 # -- real data -------------------------------------------------------------------------------------
@@ -264,8 +271,8 @@ def test_real_data_is_split_whole(name, rows):
     source = pd.concat(map(pd.read_parquet, files), ignore_index=True)
     splits = split(SHARED / name)
     assert len(source) == rows
-    assert splits.duplicates_dropped == source["text"].duplicated().sum()
-    kept = rows - splits.duplicates_dropped
+    assert splits.facts.duplicates_dropped == source["text"].duplicated().sum()
+    kept = rows - splits.facts.duplicates_dropped
     assert splits.sizes()["val"] == splits.sizes()["test"] == kept // 10
     share = np.concatenate(by_split(splits, "labels")).mean()
     for part in (splits.train, splits.val, splits.test):

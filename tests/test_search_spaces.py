@@ -245,7 +245,8 @@ BAD_VALUES = [
     *((name, -1) for name in ("weight_decay", "seed", "split_seed", "noise_every")),
     *((name, "") for name in ("model", "dataset", "text_column", "label_column")),
     *((name, "sgd") for name in ("engine", "precision", "optimizer", "scheduler", "scaling_rule")),
-    *(("keep_duplicates", value) for value in (1, "false")),
+    *((name, "sometimes") for name in ("duplicates", "splits", "encoding")),
+    ("encoding", "base64"),  # of Python's, and no encoding of text
     ("max_length", 2),
     ("seed", 2**63),
     ("split_seed", 2**32),
@@ -257,7 +258,14 @@ BAD_VALUES = [
 @pytest.mark.parametrize(("field", "value"), BAD_VALUES)
 def test_bad_value_is_refused_in_one_line_that_names_the_field(field, value):
     reason = refusal(make_config, **{field: value})
-    assert field in reason.replace("scaling rule", "scaling_rule")
+    spelled = {
+        "scaling rule": "scaling_rule",
+        "way with duplicates": "duplicates",
+        "kind of splits": "splits",
+    }
+    for words, name in spelled.items():
+        reason = reason.replace(words, name)
+    assert field in reason
 
 
 def test_whole_numbers_are_accepted_where_fractions_are_meant():
@@ -330,7 +338,7 @@ def test_a_field_added_later_enters_the_hash_only_where_it_differs_from_its_defa
         (True, {"scaling_rule": "linear", "base_lr": 2.5e-5, "reference_batch_size": 32}),
         (True, {"dataset": "/elsewhere/imdb"}),  # its digest counts
         (True, {"text_column": "review", "label_column": "sentiment"}),
-        (True, {"keep_duplicates": True}),
+        (True, {"duplicates": "keep", "splits": "own", "encoding": "cp1252", "group_column": "film"}),
         (True, {"train_size": 100, "eval_size": 10}),
         (False, {"model": "modernbert-tiny"}),
         (False, {"target_batch_size": 65}),
@@ -354,8 +362,7 @@ def test_trial_hash_changes_with_what_is_learned_and_with_nothing_else(is_same, 
         ("base_lr=1e-4", "base_lr", 1e-4),
         ("epochs=3", "epochs", 3),
         ("model=a=b", "model", "a=b"),
-        ("keep_duplicates=true", "keep_duplicates", True),
-        ("keep_duplicates=False", "keep_duplicates", False),
+        ("group_column=patient", "group_column", "patient"),
         ("train_size=all", "train_size", None),
         ("eval_size=none", "eval_size", None),
     ],
@@ -372,7 +379,7 @@ def test_setting_is_parsed_as_its_field_is_typed(text, name, expected):
         ("epochs=3.5", "epochs must be a valid integer, not '3.5'"),
         ("epochs=", "epochs must be a valid integer, not ''"),
         ("train_size=half", "train_size must be a valid integer, not 'half'"),
-        ("keep_duplicates=maybe", "keep_duplicates must be a valid boolean, not 'maybe'"),
+        ("duplicates=fold", "unknown way with duplicates 'fold': did you mean folded?"),
     ],
 )
 def test_setting_that_cannot_be_read_says_why(text, words):

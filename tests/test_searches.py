@@ -131,11 +131,11 @@ def test_a_search_in_which_every_trial_diverged_says_so():
 
 
 def test_the_command_quotes_what_a_shell_would_take_apart():
-    config = make_config(dataset="my films.csv", head_dropout=0.25, keep_duplicates=True)
+    config = make_config(dataset="my films.csv", head_dropout=0.25, duplicates="keep")
     line = train_again(config)
     assert "--dataset 'my films.csv'" in line
     assert "--set head_dropout=0.25" in line
-    assert "--keep-duplicates" in line
+    assert "--duplicates keep" in line
 
 
 def test_proposals_of_other_parameters_are_refused():

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -39,6 +39,9 @@ class DatasetFacts:
     sizes: dict[str, int]
     label_names: tuple[str, ...]
     duplicates_dropped: int
+    # what is said of it in the plan and in the report: heading -> text, and what a reader should know first
+    facts: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

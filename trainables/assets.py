@@ -13,7 +13,8 @@ from trainables.batches import TokenArrays, pad_token, tokenize
 from trainables.encoders import EncoderAssets, load_encoder
 
 if TYPE_CHECKING:  # workers read assets and need none of the libraries that read data sets
-    from trainables.reviews import Reviews, ReviewSplits
+    from trainables.review_splits import ReviewSplits
+    from trainables.reviews import Reviews
 
 _SAYS_NOTHING = {"transformers_version", "_name_or_path"}  # of a model, beside where it comes from
 

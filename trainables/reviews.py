@@ -1,29 +1,25 @@
-"""Data sets -> checked, deduplicated reviews -> seeded, stratified 8:1:1 splits."""
+"""Data sets -> checked, deduplicated reviews, with the facts of what was found and what was left out."""
 
-import contextlib
-import hashlib
-import json
 import math
-import os
-import tempfile
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
-from errors import UserError, first_line, unknown
+from errors import UserError
 from search_spaces import TrialConfig
+from search_spaces.trial_config import FOLDED, KEEP, OWN
 from trainables import demo_reviews
+from trainables.review_files import SourcePart, read_parts
 
 SPLITS = ("train", "val", "test")
-MIN_PER_CLASS = 20  # so that each of the 8:1:1 splits gets every class
-_FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+SPLIT_OF = dict.fromkeys(("valid", "validation", "dev"), "val") | {name: name for name in SPLITS}
+_SECRET = -1  # the label that a split has where its labels are not given away
+_UNSUPERVISED = "unsupervised"  # what the hub's IMDB calls such a split
+_BOOLEANS = {"true", "True", "TRUE", "false", "False", "FALSE"}  # as pandas reads them
+_LARGEST_EXACT = 2**53  # beyond it a float is not the whole number that a file says
 
 
 @dataclass(frozen=True)
@@ -34,173 +30,239 @@ class Reviews:
     labels: np.ndarray  # (n,) int64, indices into label_names
     row_ids: np.ndarray  # (n,) int64
     label_names: tuple[str, ...]
-    duplicates_dropped: int
 
     def select(self, indices: np.ndarray) -> "Reviews":
         texts = [self.texts[i] for i in indices]
-        return Reviews(texts, self.labels[indices], self.row_ids[indices], self.label_names, 0)
+        return Reviews(texts, self.labels[indices], self.row_ids[indices], self.label_names)
 
 
 @dataclass(frozen=True)
-class ReviewSplits:
-    """The three splits of one data set, and the digest that identifies them."""
+class SourceFacts:
+    """What a data set holds, and what of it was left out."""
 
-    train: Reviews
-    val: Reviews
-    test: Reviews
-    label_names: tuple[str, ...]
+    rows: int
+    empty_rows: int  # with neither a text nor a label
+    contradictory_texts: int  # with more than one label
+    contradictory_rows: int
     duplicates_dropped: int
-
-    def sizes(self) -> dict[str, int]:
-        return {name: len(getattr(self, name).texts) for name in SPLITS}
-
-    def digest(self) -> str:
-        """16 hex digits that change with any text, label or split membership."""
-        digest = hashlib.sha256("\0".join(self.label_names).encode())
-        for name in SPLITS:
-            split: Reviews = getattr(self, name)
-            digest.update(f"\0{name}\0".encode())
-            digest.update(split.row_ids.tobytes() + split.labels.tobytes())
-            digest.update("\0".join(split.texts).encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()[:16]
+    own_splits: Mapping[str, int]  # those with labels -> rows
+    unlabelled_splits: Sequence[str]
 
 
-def load_splits(config: TrialConfig) -> ReviewSplits:
-    """Load, check, deduplicate and split the data set that ``config`` names.
+@dataclass(frozen=True)
+class LoadedReviews:
+    """A whole data set. ``splits``: which split of the source each review is in, (n,) str."""
+
+    reviews: Reviews
+    splits: np.ndarray
+    groups: np.ndarray | None  # (n,) str, blanks and case folded; None without a group column
+    facts: SourceFacts
+
+
+def load_reviews(config: TrialConfig) -> LoadedReviews:
+    """Load and check a data set: a hub id, a local folder, or one CSV, JSON or Parquet file.
 
     Raises UserError for anything that is wrong with the data.
     """
-    reviews = load_reviews(config)
-    counts = np.bincount(reviews.labels, minlength=len(reviews.label_names))
-    if counts.min() < MIN_PER_CLASS:
+    parts = _parts(config)
+    frame = _frame(parts, config)
+    if frame.empty:
+        raise UserError(f"data set '{config.dataset}' has no rows: give one with texts and labels")
+    rows, unlabelled = len(frame), _unlabelled_splits(frame)
+    frame = frame[~frame["split"].isin(unlabelled)]
+    if frame.empty:
+        raise UserError(f"data set '{config.dataset}' has no labelled split: give one with labels")
+    is_empty = frame["text"].isna() & frame["label"].isna()
+    frame = frame[~is_empty]
+    source = _Source(parts, frame)
+    _check_texts(source, config.text_column)
+    labels, label_names = _checked_labels(source, config.label_column)
+    if config.group_column:
+        _refuse_missing(source, "group", config.group_column)
+    own_splits = {str(name): len(own) for name, own in frame.groupby("split", sort=False)}
+    frame = frame.assign(label=labels.astype(np.int64), key=_keys(frame["text"], config.duplicates))
+    kept, contradictory = _without_repetition(frame, config)
+    facts = SourceFacts(
+        rows=rows,
+        empty_rows=int(is_empty.sum()),
+        contradictory_texts=frame["key"][contradictory].nunique(),
+        contradictory_rows=int(contradictory.sum()),
+        duplicates_dropped=0 if config.duplicates == KEEP else int((~kept & ~contradictory).sum()),
+        own_splits=own_splits,
+        unlabelled_splits=unlabelled,
+    )
+    frame = frame[kept]
+    reviews = Reviews(
+        frame["text"].tolist(), frame["label"].to_numpy(), frame.index.to_numpy(), label_names
+    )
+    groups = np.array([folded(str(group)) for group in frame["group"]]) if config.group_column else None
+    return LoadedReviews(reviews, frame["split"].to_numpy(dtype=str), groups, facts)
+
+
+def folded(text: str) -> str:
+    """The text with its blanks and line ends made one blank each, and without its case."""
+    return " ".join(text.casefold().split())
+
+
+def _parts(config: TrialConfig) -> list[SourcePart]:
+    text, label, group = config.text_column, config.label_column, config.group_column
+    if config.dataset != demo_reviews.NAME:
+        return read_parts(config.dataset, [text, label, *([group] if group else [])], config.encoding)
+    if group:
+        raise UserError(f"{demo_reviews.NAME} have no groups: leave --group-column out")
+    texts, classes = demo_reviews.generate()
+    return [SourcePart("train", {text: texts, label: classes}, demo_reviews.LABEL_NAMES)]
+
+
+def _frame(parts: Sequence[SourcePart], config: TrialConfig) -> pd.DataFrame:
+    """A row per row of the source, by position; what is missing is None, ``part`` and ``row`` say where."""
+    columns = {"text": config.text_column, "label": config.label_column, "group": config.group_column}
+    frames = []
+    for number, part in enumerate(parts):
+        secret = _SECRET if part.class_names else None
+        found: dict[str, Any] = {
+            name: _objects(
+                None if _is_missing(value) or (name == "label" and value == secret) else value
+                for value in part.columns.get(column or "", [None] * part.size)
+            )
+            for name, column in columns.items()
+        }
+        frames.append(pd.DataFrame(found | {"split": part.split, "part": number, "row": range(part.size)}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _objects(values: Iterable[Any]) -> pd.Series:
+    """The values as they are: pandas would make floats of whole numbers beside a missing one."""
+    return pd.Series(list(values), dtype=object)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell is empty; None, NA and null are words."""
+    return value is None or (isinstance(value, float) and math.isnan(value)) or value == ""
+
+
+def _unlabelled_splits(frame: pd.DataFrame) -> list[str]:
+    """The splits that have no label at all, beside others that have some."""
+    secret = frame["label"].map(lambda label: type(label) is int and label == _SECRET)
+    is_without = (frame["label"].isna() | secret).groupby(frame["split"], sort=False).all()
+    without = [str(split) for split in is_without.index[is_without]]
+    if len(without) < len(is_without):
+        return without
+    return [split for split in without if split == _UNSUPERVISED]
+
+
+# -- checks ----------------------------------------------------------------------------------------
+
+
+class _Source(NamedTuple):
+    """The rows that are read, and the parts that they come from."""
+
+    parts: Sequence[SourcePart]
+    frame: pd.DataFrame
+
+    def place(self, position: Any) -> str:
+        """Where a row lies in its file, by its position in the source: ``row 27``."""
+        at = self.frame.loc[position]
+        return self.parts[at["part"]].place(at["row"])
+
+
+def _refuse_missing(source: _Source, what: str, column: str) -> None:
+    """Raise UserError where rows have no ``text``, ``label`` or ``group``."""
+    _refuse(source, source.frame[what].isna(), what, column)
+
+
+def _refuse(source: _Source, is_missing: pd.Series, what: str, column: str) -> None:
+    if is_missing.any():
+        count = int(is_missing.sum())
         raise UserError(
-            f"class '{reviews.label_names[counts.argmin()]}' has {counts.min()} examples; "
-            f"an 8:1:1 split needs at least {MIN_PER_CLASS} of each class"
+            f"{count:,} {'rows have' if count > 1 else 'row has'} no {what} in column '{column}' "
+            f"(the first is {source.place(is_missing.idxmax())}): "
+            f"remove them or name another column with --{what}-column"
         )
-    held_out = len(reviews.texts) // 10
-    train, rest = _divided(reviews, np.arange(len(reviews.texts)), 2 * held_out, config.split_seed)
-    val, test = _divided(reviews, rest, held_out, config.split_seed)
-    sizes = {"--train-size": (config.train_size, len(train)), "--eval-size": (config.eval_size, held_out)}
-    for flag, (wanted, available) in sizes.items():
-        if wanted is not None and not len(counts) <= wanted <= available:
-            limits = f"the {len(counts)} classes and the {available} examples of that split"
-            raise UserError(f"{flag} {wanted} is not between {limits}")
-    return ReviewSplits(
-        train=_subset(reviews, train, config.train_size, config.split_seed),
-        val=_subset(reviews, val, config.eval_size, config.split_seed),
-        test=_subset(reviews, test, config.eval_size, config.split_seed),
-        label_names=reviews.label_names,
-        duplicates_dropped=reviews.duplicates_dropped,
+
+
+def _check_texts(source: _Source, column: str) -> None:
+    texts = source.frame["text"]
+    _refuse(source, texts.map(lambda text: not isinstance(text, str) or not text.strip()), "text", column)
+    for position, text in texts.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"the text in {source.place(position)} holds half of a character, which no file can keep: "
+                "write it anew"
+            ) from None
+
+
+def _checked_labels(source: _Source, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels as indices into the sorted classes, (n,) int64, and the names of the classes."""
+    _refuse_missing(source, "label", column)
+    part, values = source.parts[0], source.frame["label"]
+    if any(not isinstance(value, str | int | float) for value in values):
+        raise UserError(f"column '{column}' holds neither numbers nor names: name another one")
+    if not part.is_typed:
+        values = _objects(_typed(values)).set_axis(values.index)
+    _refuse_mixture(source, values, column)
+    fractions = values.map(lambda value: isinstance(value, float) and not value.is_integer())
+    if fractions.any():
+        first: Any = fractions.idxmax()
+        example = f"{values[first]} in {source.place(first)}"
+        raise UserError(
+            f"column '{column}' holds fractions ({example}), not classes: name another --label-column"
+        )
+    exact = [value if isinstance(value, str) else int(value) for value in values]
+    labels, classes = pd.factorize(np.array(exact, dtype=object), sort=True)
+    if len(classes) < 2:
+        raise UserError(f"all labels in column '{column}' are {list(classes)}: two classes are needed")
+    names = part.class_names
+    return labels, tuple(names[label] if names else str(label) for label in classes)
+
+
+def _typed(cells: pd.Series) -> Iterable[Any]:
+    """What the cells of a text file say: numbers and booleans where they are some, else words."""
+    if set(cells) <= _BOOLEANS:
+        return (cell.lower() == "true" for cell in cells)
+    numbers = pd.to_numeric(cells, errors="coerce")
+    if (numbers.abs() >= _LARGEST_EXACT).any():  # a name that consists of digits
+        return cells
+    is_number = np.isfinite(numbers)
+    found = zip(numbers.tolist(), is_number, cells, strict=True)
+    return (number if is_one else cell for number, is_one, cell in found)
+
+
+def _refuse_mixture(source: _Source, values: pd.Series, column: str) -> None:
+    """Raise UserError where some labels are numbers and others are names."""
+    is_name = values.map(lambda value: isinstance(value, str))
+    if is_name.nunique() < 2:
+        return
+    positions: tuple[Any, ...] = values.index[0], is_name.ne(is_name.iloc[0]).idxmax()
+    kinds = [f"{source.frame['label'].loc[at]!r} in {source.place(at)}" for at in positions]
+    raise UserError(
+        f"column '{column}' mixes numbers and names, {' and '.join(kinds)}: give every class a name"
     )
 
 
-def _divided(reviews: Reviews, indices: np.ndarray, second: int, seed: int) -> list[np.ndarray]:
-    """``indices`` in two parts of the same share of every class; ``second`` of them in the second."""
-    labels = reviews.labels[indices]
-    return train_test_split(indices, test_size=second, stratify=labels, random_state=seed)
+# -- repeated texts --------------------------------------------------------------------------------
 
 
-def _subset(reviews: Reviews, indices: np.ndarray, size: int | None, seed: int) -> Reviews:
-    if size is None:
-        return reviews.select(indices)
-    try:
-        return reviews.select(_divided(reviews, indices, size, seed)[1])
-    except ValueError:  # a class is too rare, or too little is left out, to choose by class
-        return reviews.select(indices[:size])
+def _keys(texts: pd.Series, duplicates: str) -> list[str]:
+    """What is the same in texts that count as one."""
+    return [folded(text) for text in texts] if duplicates == FOLDED else texts.tolist()
 
 
-def load_reviews(config: TrialConfig) -> Reviews:
-    """Load and check a data set: a hub id, a local folder, or one CSV, JSON or Parquet file."""
-    if config.dataset == demo_reviews.NAME:
-        texts, classes = demo_reviews.generate()
-        labels, label_names = np.array(classes), demo_reviews.LABEL_NAMES
-    else:
-        table = _load_table(config.dataset)
-        for column in (config.text_column, config.label_column):
-            if column not in table.column_names:
-                raise unknown(f"column of {config.dataset}", column, table.column_names)
-        texts = list(table[config.text_column])
-        missing = [not isinstance(text, str) or not text.strip() for text in texts]
-        _refuse_rows(missing, config.text_column, "text")
-        labels, label_names = _checked_labels(table, config.label_column)
-    row_ids = np.arange(len(texts))
-    if not config.keep_duplicates:
-        row_ids = np.flatnonzero(~pd.Series(texts, dtype=object).duplicated())
-    kept = [texts[i] for i in row_ids]
-    return Reviews(kept, labels[row_ids].astype(np.int64), row_ids, label_names, len(texts) - len(kept))
+def _without_repetition(frame: pd.DataFrame, config: TrialConfig) -> tuple[pd.Series, pd.Series]:
+    """Which rows are kept, and which have a text that has another label elsewhere: bool, by position.
 
-
-def _load_table(dataset: str) -> datasets.Dataset:
-    path = Path(os.path.expanduser(dataset))  # noqa: PTH111 - Path.expanduser raises for ~stranger
-    exists = os.path.exists(path)  # noqa: PTH110 - Path.exists raises for long names
-    looks_local = dataset.startswith((".", "/", "~")) or path.suffix in _FILE_FORMATS
-    if looks_local and not exists:
-        raise UserError(f"no such data set file or folder: {dataset}")
-    if exists and path.is_file() and path.suffix not in _FILE_FORMATS:
-        formats = ", ".join(_FILE_FORMATS)
-        raise UserError(f"{dataset} is not one of the file formats that are read: {formats}")
-    try:
-        loaded = _load_local(path) if exists else datasets.load_dataset(dataset)
-    except Exception as error:  # the library raises a different type for every kind of bad input
-        reason = first_line(error.__cause__ or error)
-        raise UserError(
-            f"data set '{dataset}' cannot be read ({reason}): give a hub id while the hub is in "
-            "reach, a folder, or a CSV, JSON or Parquet file"
-        ) from error
-    # the hub's IMDB carries a third split without labels
-    labelled = [loaded[name] for name in loaded if name != "unsupervised"]
-    if not labelled:
-        raise UserError(f"data set '{dataset}' has no labelled split")
-    return datasets.concatenate_datasets(labelled)
-
-
-def _load_local(path: Path) -> datasets.DatasetDict:
-    """Read a file or a folder into memory: no copy of somebody's reviews stays in the user's cache."""
-    with tempfile.TemporaryDirectory() as cache, warnings.catch_warnings():
-        # rows longer than the header: pandas would move the columns, or leave the rest out
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        options: dict[str, Any] = {"cache_dir": cache, "keep_in_memory": True}
-        if (path / "state.json").exists():  # written by Dataset.save_to_disk
-            return datasets.DatasetDict(train=datasets.load_from_disk(str(path), keep_in_memory=True))
-        if path.is_dir():
-            return datasets.load_dataset(str(path), **options)
-        if path.suffix == ".json":
-            _check_characters(path)
-        if path.suffix == ".csv":
-            options["index_col"] = False
-        return datasets.load_dataset(_FILE_FORMATS[path.suffix], data_files=str(path), **options)
-
-
-def _check_characters(path: Path) -> None:
-    """Raise ValueError where JSON spells half of a character, as in "\\ud83d", which would be left out."""
-    with contextlib.suppress(json.JSONDecodeError):  # a file of lines; the library checks those itself
-        json.dumps(json.loads(path.read_bytes()), ensure_ascii=False).encode()
-
-
-def _checked_labels(table: datasets.Dataset, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels as indices into the sorted classes, (n,) int64, and the names of the classes."""
-    values, feature = list(table[name]), table.features[name]
-    has_names = isinstance(feature, datasets.ClassLabel)
-    unlabelled = -1 if has_names else ""
-    missing = [v is None or v == unlabelled or (isinstance(v, float) and math.isnan(v)) for v in values]
-    _refuse_rows(missing, name, "label")
-    if any(isinstance(v, float) and not v.is_integer() for v in values):
-        raise UserError(f"column '{name}' holds fractions, not classes: name another --label-column")
-    if any(not isinstance(v, (str, int, float)) for v in values):
-        raise UserError(f"column '{name}' holds neither numbers nor names: name another one")
-    if len({isinstance(v, str) for v in values}) > 1:
-        raise UserError(f"column '{name}' mixes numbers and names: give every class a name")
-    values = [v if isinstance(v, str) else int(v) for v in values]
-    labels, classes = pd.factorize(np.array(values, dtype=object), sort=True)
-    if len(classes) < 2:
-        raise UserError(f"all labels in column '{name}' are {list(classes)}: two classes are needed")
-    return labels, tuple(feature.int2str(c) if has_names else str(c) for c in classes)
-
-
-def _refuse_rows(missing: Sequence[bool], column: str, what: str) -> None:
-    if any(missing):
-        raise UserError(
-            f"{sum(missing)} rows have no {what} in column '{column}' "
-            f"(the first is row {missing.index(True)}): "
-            f"remove them or name another column with --{what}-column"
-        )
+    Of a repeated text the first is kept; if the splits of the source are kept, that of test before that
+    of val and train, so that the test split loses the least.
+    """
+    contradictory = frame.groupby("key")["label"].transform("nunique") > 1
+    if config.duplicates == KEEP:
+        return pd.Series(True, index=frame.index), contradictory
+    order = frame["key"]
+    if config.splits == OWN:
+        rank = {
+            name: -SPLITS.index(SPLIT_OF.get(name.lower(), "train")) for name in frame["split"].unique()
+        }
+        order = order[frame["split"].map(rank).argsort(kind="stable").to_numpy()]
+    return ~order.duplicated().reindex(frame.index) & ~contradictory, contradictory

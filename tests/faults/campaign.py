@@ -31,7 +31,7 @@ from tests.faults.scripted import SCRIPTS
 from tests.faults.study import Command, facts
 from tests.helpers import tiny_config
 from trainables.assets import prepare_assets
-from trainables.reviews import load_splits
+from trainables.review_splits import load_splits
 
 _FAULTS_PER_ROUND = 5
 _IDLE_ROUNDS = 5  # in which no fault found anything to do; then those that are left never will

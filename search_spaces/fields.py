@@ -1,0 +1,70 @@
+"""Kinds of fields and what they refuse: everything wrong with plain data is one line for its user."""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+
+from errors import UserError, unknown
+
+LARGEST = 2**63 - 1  # what PyTorch, Arrow and SQLite can count to
+
+
+def without_nul(value: str) -> str:
+    """The text; UserError where it holds what no file name and no tracking store can keep."""
+    if "\0" in value:
+        raise UserError(f"{value!r} holds a character that is not text")
+    return value
+
+
+def _encoding(name: str) -> str:
+    try:
+        "".encode(name)
+    except (LookupError, ValueError):
+        raise UserError(
+            f"encoding {name!r} is none: give utf-8, cp1252, utf-16 or another of Python's"
+        ) from None
+    return name
+
+
+def one_of(kind: str, choices: Iterable[str]) -> AfterValidator:
+    """A field's check that its value is one of these; ``kind`` is what the message calls it."""
+
+    def check(value: str) -> str:
+        if value not in choices:
+            raise unknown(kind, value, choices)
+        return value
+
+    return AfterValidator(check)
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(without_nul)]
+Encoding = Annotated[str, AfterValidator(_encoding)]
+Count = Annotated[int, Field(gt=0, le=LARGEST)]
+
+
+def user_error(
+    error: ValidationError, of: type[BaseModel], spelled: Callable[[str], str] = str
+) -> UserError:
+    """The first of Pydantic's complaints about ``of`` as one line; all keys that are missing at once.
+
+    ``spelled`` gives a field's name as the user writes it.
+    """
+    title = of.model_config.get("title")
+    whole, kind = (title, f"{title} key") if title else (of.__name__, f"field of {of.__name__}")
+    complaints = error.errors(include_url=False)
+    # first a key that is not known: it may be the one that is missing, misspelled
+    first = min(complaints, key=lambda each: each["type"] != "extra_forbidden")
+    name = spelled(str(first["loc"][0]) if first["loc"] else "")
+    if first["type"] == "extra_forbidden":
+        return unknown(kind, name, of.model_fields)
+    missing = [spelled(str(each["loc"][0])) for each in complaints if each["type"] == "missing"]
+    if missing:
+        return UserError(f"{whole} lacks {', '.join(missing)}")
+    if first["type"] == "value_error":
+        return UserError(str(first["ctx"]["error"]))
+    wanted = re.sub(r"^\w+ should ", "must ", first["msg"]).partition(", ")[0]
+    given = first["input"]
+    shown = repr(given) if isinstance(given, int | float | str | None) else type(given).__name__
+    return UserError(f"{name} {wanted}, not {shown}")

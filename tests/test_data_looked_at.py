@@ -1,0 +1,366 @@
+"""Files and data sets that are easily misread: read as what they are, or refused in one line that helps."""
+
+import json
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.helpers import make_config, refusal
+from trainables.review_facts import facts_of, warnings_of
+from trainables.review_splits import load_splits
+from trainables.reviews import SPLITS, folded, load_reviews
+
+MANY = 25_000  # rows: libraries guess the types of columns from the first 10,000
+
+
+def config_of(path, **overrides):
+    return make_config(dataset=str(path), **overrides)
+
+
+def load(path, **overrides):
+    return load_reviews(config_of(path, **overrides))
+
+
+def split(path, **overrides):
+    return load_splits(config_of(path, **overrides))
+
+
+def facts(path, **overrides):
+    config = config_of(path, **overrides)
+    return facts_of(load_splits(config), config)
+
+
+def warnings(path, **overrides):
+    config = config_of(path, **overrides)
+    return warnings_of(load_splits(config), config)
+
+
+def numbered(labels, **columns):
+    return pd.DataFrame({"text": [f"text {i}" for i in range(len(labels))], "label": labels} | columns)
+
+
+def csv(path, frame, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(path, index=False, **options)
+    return path
+
+
+# -- words, numbers and empty cells ------------------------------------------------------------------
+
+
+def test_words_that_libraries_take_for_missing_are_classes_and_texts(tmp_path):
+    labels = ["Favor", "Against", "None", "NA", "null", "n/a", "nan", "NaN", "inf"] * 20
+    reviews = load(csv(tmp_path / "stance.csv", numbered(labels))).reviews
+    assert reviews.label_names == tuple(sorted(set(labels)))
+    assert [reviews.label_names[label] for label in reviews.labels] == labels
+    texts = ["None", "NA", "null", "n/a", "nan", "007", "1e5", "True"]
+    frame = pd.DataFrame({"text": texts, "label": [0, 1] * 4})
+    assert load(csv(tmp_path / "texts.csv", frame)).reviews.texts == texts
+
+
+def test_a_cell_without_anything_in_it_is_missing_and_its_row_is_named_as_a_spreadsheet_counts(tmp_path):
+    path = tmp_path / "reviews.csv"
+    path.write_text('text,label\n"two\nlines",0\n\na fine film,1\n   \ndull,\nlong,\n')
+    reason = refusal(load, path)
+    assert "2 rows have no label in column 'label' (the first is row 6)" in reason  # blank lines count
+    assert "remove them or name another column with --label-column" in reason
+
+
+def test_empty_rows_at_the_end_of_a_spreadsheet_are_left_out_and_counted(tmp_path):
+    path = csv(tmp_path / "reviews.csv", numbered([0, 1] * 40, note="x"))
+    path.write_text(path.read_text() + ",,\n,,note\n")
+    assert split(path).digest() == split(csv(tmp_path / "whole.csv", numbered([0, 1] * 40))).digest()
+    said = facts(path)
+    assert said["Rows read"] == "82"
+    assert "2 empty rows" in said["Left out"]
+
+
+def test_a_column_that_nobody_asked_for_may_hold_anything(tmp_path):
+    notes = [""] * MANY + ["a note"]
+    path = csv(tmp_path / "noted.csv", numbered([i % 2 for i in range(MANY + 1)], note=notes))
+    reviews = load(path).reviews
+    assert (len(reviews.texts), reviews.label_names) == (MANY + 1, ("0", "1"))
+    lines = [{"text": f"text {i}", "label": i % 2, "note": None} for i in range(MANY)]
+    lines.append({"text": "the last", "label": 1, "note": "a note"})
+    path = tmp_path / "noted.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert load(path).reviews.texts[-1] == "the last"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_numbers_and_then_names_are_refused_with_the_first_row_of_each(tmp_path, suffix):
+    frame = numbered([i % 2 for i in range(MANY)] + ["positive", "negative"])
+    path = tmp_path / f"reviews{suffix}"
+    if suffix == ".csv":
+        csv(path, frame)
+        first, other = "'0' in row 2", "'positive' in row 25002"
+    else:
+        frame.to_json(path, orient="records", lines=True)
+        first, other = "0 in line 1", "'positive' in line 25001"
+    assert (
+        refusal(load, path)
+        == f"column 'label' mixes numbers and names, {first} and {other}: give every class a name"
+    )
+
+
+def test_fractions_are_refused_with_an_example(tmp_path):
+    path = csv(tmp_path / "stars.csv", numbered(["4", "3", "4.5"]))
+    assert "holds fractions (4.5 in row 4)" in refusal(load, path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["4", "2", "2.0", "+4"], ("2", "4")),
+        (["10", "9", "-1", "9"], ("-1", "9", "10")),
+        (["True", "False", "true", "FALSE"], ("0", "1")),
+        (
+            ["12345678901234567890", "12345678901234567891"],
+            ("12345678901234567890", "12345678901234567891"),
+        ),
+    ],
+    ids=["floats", "order of numbers", "booleans", "names of digits"],
+)
+def test_numbers_in_a_csv_file_are_numbers(tmp_path, labels, names):
+    assert load(csv(tmp_path / "reviews.csv", numbered(labels))).reviews.label_names == names
+
+
+def test_json_numbers_texts_and_truth_keep_their_types(tmp_path):
+    for labels, names in (([1, 10, 9], ("1", "9", "10")), (["1", "10", "9"], ("1", "10", "9"))):
+        path = tmp_path / "reviews.jsonl"
+        numbered(labels).to_json(path, orient="records", lines=True)
+        assert load(path).reviews.label_names == names
+    path.write_text('{"text": ["a", "b"], "label": [true, false]}')
+    assert load(path).reviews.labels.tolist() == [1, 0]
+
+
+# -- encodings ---------------------------------------------------------------------------------------
+
+CAFE = numbered(["bon", "mauvais"] * 40).assign(text=[f"le café numéro {i}" for i in range(80)])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_another_encoding_is_named_and_can_be_given(tmp_path, suffix, encoding):
+    path = tmp_path / f"cafe{suffix}"
+    if suffix == ".csv":
+        csv(path, CAFE, encoding=encoding)
+    else:
+        path.write_bytes(CAFE.to_json(orient="records", lines=True, force_ascii=False).encode(encoding))
+    reason = refusal(load, path)
+    assert reason == f"{path} is not in utf-8: give the encoding that it has, such as --encoding {encoding}"
+    assert load(path, encoding=encoding).reviews.texts == list(CAFE["text"])
+    plain = csv(tmp_path / "plain.csv", CAFE)
+    assert split(path, encoding=encoding).digest() == split(plain).digest()
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_name(tmp_path):
+    path = csv(tmp_path / "windows.csv", CAFE, encoding="utf-8-sig")
+    assert load(path).reviews.texts == list(CAFE["text"])
+    path = tmp_path / "windows.json"
+    path.write_bytes(CAFE.to_json(orient="records").encode("utf-8-sig"))
+    assert load(path).reviews.texts == list(CAFE["text"])
+
+
+def test_an_encoding_is_refused_where_it_cannot_be_meant(tmp_path):
+    path = tmp_path / "cafe.parquet"
+    CAFE.to_parquet(path)
+    assert "--encoding is for CSV and JSON files" in refusal(load, path, encoding="cp1252")
+    assert "such as --encoding cp1252" in refusal(load, csv(tmp_path / "x.csv", CAFE), encoding="utf-16")
+
+
+# -- repeated texts ----------------------------------------------------------------------------------
+
+
+def test_texts_with_two_labels_are_left_out_and_said(tmp_path):
+    frame = pd.concat(
+        [numbered([0, 1] * 40), *[pd.DataFrame({"text": ["so so"], "label": [i % 2]}) for i in range(60)]]
+    )
+    path = csv(tmp_path / "reviews.csv", frame)
+    assert "so so" not in load(path).reviews.texts
+    assert split(path).digest() == split(csv(tmp_path / "without.csv", frame[:80])).digest()
+    said = facts(path)
+    assert said["Left out"] == "0 exact duplicates, 60 rows of texts with several labels"
+    assert said["Texts with several labels"] == "1, left out"
+    assert warnings(path) == ["1 text has more than one label in the data set."]
+    kept = load(path, duplicates="keep")
+    assert kept.reviews.texts.count("so so") == 60
+    assert facts(path, duplicates="keep")["Texts with several labels"] == "1, kept"
+
+
+ALMOST = [f"A Fine film, number {i}" for i in range(200)] + [
+    f"a fine\r\n  film, number {i} " for i in range(200)
+]
+
+
+def test_texts_that_differ_by_blanks_and_case_are_counted_across_splits_and_can_be_dropped(tmp_path):
+    path = csv(tmp_path / "almost.csv", pd.DataFrame({"text": ALMOST, "label": [0, 1] * 200}))
+    splits = split(path)
+    assert splits.facts.duplicates_dropped == 0
+    owners = {}
+    for name in SPLITS:
+        for text in getattr(splits, name).texts:
+            owners.setdefault(" ".join(text.lower().split()), []).append(name)
+    expected = sum(len(set(o)) > 1 for o in owners.values() for name in o if name != "train")
+    assert 0 < expected == splits.near_duplicates
+    said = f"{expected} of the 80 texts of the val and test splits are in another split too"
+    assert warnings(path)[0].startswith(f"{said}, but for blanks, line ends and case")
+    assert facts(path)["Near duplicates"].startswith(f"{expected} texts of val and test")
+    apart = split(path, duplicates="folded")
+    assert (apart.facts.duplicates_dropped, apart.near_duplicates) == (200, 0)
+    assert sorted(np.concatenate([getattr(apart, name).row_ids for name in SPLITS])) == list(range(200))
+    assert warnings(path, duplicates="folded") == []
+
+
+def test_folding_contradicts_where_exact_texts_do_not(tmp_path):
+    frame = pd.concat([numbered([0, 1] * 40), pd.DataFrame({"text": ["Dull.", "dull. "], "label": [0, 1]})])
+    path = csv(tmp_path / "reviews.csv", frame)
+    assert load(path).facts.contradictory_texts == 0
+    assert load(path, duplicates="folded").facts.contradictory_texts == 1
+    assert folded("  Straße\r\n\tX ") == folded("STRASSE x")
+
+
+# -- splits of its own, and groups -------------------------------------------------------------------
+
+
+def folder_of(folder, **parts):
+    for name, frame in parts.items():
+        csv(folder / f"{name}.csv", frame)
+    return folder
+
+
+def part(name, labels):
+    return numbered(labels).assign(text=[f"{name} {i}" for i in range(len(labels))])
+
+
+def test_own_splits_are_pooled_and_said_or_kept(tmp_path):
+    folder = folder_of(tmp_path, train=part("train", [0, 1] * 100), test=part("test", [0, 1] * 30))
+    assert facts(folder)["Splits of the data set"] == (
+        "train (200 rows), test (60 rows): pooled and cut anew; --splits own keeps them"
+    )
+    assert split(folder).sizes() == {"train": 208, "val": 26, "test": 26}
+    own = split(folder, splits="own")
+    assert own.test.texts == [f"test {i}" for i in range(60)]
+    assert own.sizes() == {"train": 180, "val": 20, "test": 60}
+    assert np.bincount(own.val.labels).tolist() == [10, 10]
+    assert sorted(own.train.texts + own.val.texts) == sorted(f"train {i}" for i in range(200))
+    assert own.val.texts == split(folder, splits="own").val.texts
+    assert own.val.texts != split(folder, splits="own", split_seed=7).val.texts
+    assert facts(folder, splits="own")["Splits of the data set"] == (
+        "train (200 rows), test (60 rows): used as they are; val is a seeded tenth of its train split"
+    )
+
+
+def test_a_val_split_of_its_own_is_used_and_an_unlabelled_one_is_named_and_left_out(tmp_path):
+    parts = {
+        name: datasets.Dataset.from_dict({"text": [f"{name} {i}" for i in range(40)], "label": [0, 1] * 20})
+        for name in ("train", "validation", "test")
+    }
+    parts["unsupervised"] = datasets.Dataset.from_dict({"text": ["nobody", "judged"], "label": [-1, -1]})
+    for name, rows in parts.items():
+        (tmp_path / "data").mkdir(exist_ok=True)
+        rows.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+    own = split(tmp_path, splits="own")
+    assert own.val.texts == [f"validation {i}" for i in range(40)]
+    assert own.sizes() == {"train": 40, "val": 40, "test": 40}
+    for splits in ("own", "pooled"):
+        assert "split unsupervised, which has no labels" in facts(tmp_path, splits=splits)["Left out"]
+
+
+def test_a_test_split_without_a_label_column_is_unlabelled(tmp_path):
+    folder = folder_of(tmp_path, train=part("train", [0, 1] * 40), test=part("test", [0, 1] * 40)[["text"]])
+    assert split(folder).facts.unlabelled_splits == ["test"]
+    reason = refusal(split, folder, splits="own")
+    assert "needs a train and a test split with labels" in reason
+    assert "has no test but train" in reason
+
+
+def test_a_text_of_two_own_splits_stays_in_the_test_split(tmp_path):
+    train = part("train", [0, 1] * 100)
+    train.loc[3, "text"] = "test 1"
+    folder = folder_of(tmp_path, train=train, test=part("test", [0, 1] * 30))
+    own = split(folder, splits="own")
+    assert own.facts.duplicates_dropped == 1
+    assert own.test.texts == [f"test {i}" for i in range(60)]
+    assert "test 1" not in own.train.texts + own.val.texts
+
+
+def test_classes_that_an_own_split_lacks_are_named(tmp_path):
+    folder = folder_of(tmp_path, train=part("train", ["a", "b"] * 40), test=part("test", ["a"] * 20))
+    assert "the test split has no example of class 'b'" in refusal(split, folder, splits="own")
+
+
+def patients(count, rows):
+    """Reviews of patients whose names are spelled in two ways; each has mostly one class."""
+    frame = numbered([int(p < count // 2) for p in range(count) for _ in range(rows)])
+    names = [f"Patient {p}" if i % 2 else f" patient  {p}" for p in range(count) for i in range(rows)]
+    return frame.assign(patient=names)
+
+
+def test_no_group_is_in_two_splits(tmp_path):
+    frame = pd.concat(
+        [patients(50, 6), numbered([0, 1] * 30).assign(patient="Huge", text=[f"h {i}" for i in range(60)])]
+    )
+    path = csv(tmp_path / "notes.csv", frame)
+    splits = split(path, group_column="patient")
+    groups = {text: folded(name) for text, name in zip(frame["text"], frame["patient"], strict=True)}
+    own = [{groups[text] for text in getattr(splits, name).texts} for name in SPLITS]
+    assert [len(a & b) for a, b in ((own[0], own[1]), (own[0], own[2]), (own[1], own[2]))] == [0, 0, 0]
+    assert len(set().union(*own)) == 51
+    assert "huge" in own[0]  # the largest group would make the test split a quarter too large
+    for name in ("val", "test"):
+        assert 27 <= len(getattr(splits, name).texts) <= 45
+        assert 0.3 <= getattr(splits, name).labels.mean() <= 0.7
+    assert sum(splits.sizes().values()) == 360
+    assert facts(path, group_column="patient")["Groups"] == (
+        "51 in column patient, none in two splits; the largest, huge, has 60 rows"
+    )
+    rows = split(path)
+    assert len({groups[t] for t in rows.train.texts} & {groups[t] for t in rows.test.texts}) > 10
+
+
+def test_groups_that_cannot_be_kept_apart_are_refused(tmp_path):
+    few = csv(tmp_path / "few.csv", patients(6, 10))
+    assert "has 6 groups, and splits that keep groups whole need 10" in refusal(
+        split, few, group_column="patient"
+    )
+    without = patients(30, 4)
+    without.loc[5, "patient"] = ""
+    reason = refusal(split, csv(tmp_path / "gap.csv", without), group_column="patient")
+    assert "1 row has no group in column 'patient' (the first is row 7)" in reason
+    assert "--group-column" in reason
+    assert "unknown column" in refusal(split, few, group_column="doctor")
+
+
+def test_own_splits_keep_groups_apart_or_say_that_they_do_not(tmp_path):
+    train, test = patients(40, 6), patients(40, 2).assign(text=[f"test {i}" for i in range(80)])
+    reason = refusal(
+        split, folder_of(tmp_path / "a", train=train, test=test), splits="own", group_column="patient"
+    )
+    assert "40 groups, 'patient 0' among them, are in the train and in the test split" in reason
+    test["patient"] = "other " + test["patient"]
+    own = split(folder_of(tmp_path / "b", train=train, test=test), splits="own", group_column="patient")
+    names = {text: folded(name) for text, name in zip(train["text"], train["patient"], strict=True)}
+    assert not {names[t] for t in own.train.texts} & {names[t] for t in own.val.texts}
+
+
+def test_imdb_pooled_says_that_its_halves_shared_no_film(tmp_path):
+    halves = {"train": part("train", [0, 1] * 40), "test": part("test", [0, 1] * 40)}
+    folder = folder_of(tmp_path / "imdb", **halves)
+    (warning,) = warnings(folder)
+    assert "halves share no film (Maas et al. 2011)" in warning
+    assert "--splits own" in warning
+    assert warnings(folder, splits="own") == []
+    assert warnings(folder_of(tmp_path / "others", **halves)) == []
+
+
+def test_class_shares_are_said_for_each_split(tmp_path):
+    path = csv(tmp_path / "reviews.csv", numbered(["good"] * 150 + ["bad"] * 50))
+    assert (
+        facts(path)["Class shares"]
+        == "bad 25.0 / 25.0 / 25.0 %, good 75.0 / 75.0 / 75.0 % (train, val, test)"
+    )
+    many = csv(tmp_path / "many.csv", numbered([f"c{i % 9}" for i in range(900)]))
+    assert facts(many)["Class shares"].endswith("and 3 rarer classes (train, val, test)")

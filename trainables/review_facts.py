@@ -1,0 +1,127 @@
+"""What plan and report say of a data set: what was read, what was left out, and how it was cut."""
+
+from collections.abc import Iterable
+
+from search_spaces import TrialConfig
+from search_spaces.trial_config import KEEP, OWN
+from trainables.review_splits import ReviewSplits, own_names
+from trainables.reviews import SPLITS
+
+_SHOWN_CLASSES = 6  # more are counted
+_IMDB = "imdb"
+
+
+def facts_of(splits: ReviewSplits, config: TrialConfig) -> dict[str, str]:
+    """Heading -> what is said under it, in the order in which it is told."""
+    found = {
+        "Rows read": f"{splits.facts.rows:,}",
+        "Left out": _left_out(splits, config),
+        "Texts with several labels": _contradictory(splits, config),
+        "Near duplicates": _near_duplicates(splits),
+        "Class shares": _class_shares(splits),
+        "Splits of the data set": _own_splits(splits, config),
+        "Groups": _groups(splits, config),
+    }
+    return {heading: text for heading, text in found.items() if text}
+
+
+def warnings_of(splits: ReviewSplits, config: TrialConfig) -> list[str]:
+    """What a reader should know before believing a study of this data."""
+    found = []
+    if near := splits.near_duplicates:
+        same = "" if config.duplicates == KEEP else ", but for blanks, line ends and case"
+        sizes = splits.sizes()
+        found.append(
+            f"{near:,} of the {sizes['val'] + sizes['test']:,} texts of the val and test splits are in "
+            f"another split too{same}: --duplicates folded leaves them out."
+        )
+    if contradictory := splits.facts.contradictory_texts:
+        kept = " They are trained and tested on." if config.duplicates == KEEP else ""
+        found.append(f"{_texts(contradictory)} more than one label in the data set.{kept}")
+    if _is_pooled_imdb(splits, config):
+        found.append(
+            "IMDB's own halves share no film (Maas et al. 2011), and the splits cut here do: a model may "
+            "know a film of the test split from training. --splits own keeps the halves."
+        )
+    return found
+
+
+def _left_out(splits: ReviewSplits, config: TrialConfig) -> str:
+    facts = splits.facts
+    parts = (
+        [f"{facts.duplicates_dropped:,} {config.duplicates} duplicates"]
+        if config.duplicates != KEEP
+        else []
+    )
+    if facts.empty_rows:
+        parts.append(f"{facts.empty_rows:,} empty rows")
+    if facts.contradictory_rows and config.duplicates != KEEP:
+        parts.append(f"{facts.contradictory_rows:,} rows of texts with several labels")
+    parts += [f"split {name}, which has no labels" for name in facts.unlabelled_splits]
+    if config.splits == OWN:
+        used = own_names(facts.own_splits).values()
+        parts += [
+            f"split {name} ({rows:,} rows)" for name, rows in facts.own_splits.items() if name not in used
+        ]
+    return ", ".join(parts) or "nothing"
+
+
+def _contradictory(splits: ReviewSplits, config: TrialConfig) -> str:
+    count = splits.facts.contradictory_texts
+    return f"{count:,}, {'kept' if config.duplicates == KEEP else 'left out'}" if count else ""
+
+
+def _near_duplicates(splits: ReviewSplits) -> str:
+    near = splits.near_duplicates
+    return (
+        f"{near:,} texts of val and test are in another split too, but for blanks, line ends and case"
+        if near
+        else ""
+    )
+
+
+def _class_shares(splits: ReviewSplits) -> str:
+    """``negative 50.0 / 50.0 / 49.9 %`` of train, val and test, the commonest classes first."""
+    counts = splits.class_counts()
+    shares = {split: 100 * own / own.sum() for split, own in counts.items()}
+    common = sorted(range(len(splits.label_names)), key=lambda c: -int(counts["train"][c]))
+    shown = [
+        f"{splits.label_names[c]} {' / '.join(f'{shares[split][c]:.1f}' for split in SPLITS)} %"
+        for c in (sorted(common[:_SHOWN_CLASSES]))
+    ]
+    rest = len(common) - len(shown)
+    return f"{', '.join(shown)}{f' and {rest} rarer classes' if rest else ''} ({', '.join(SPLITS)})"
+
+
+def _own_splits(splits: ReviewSplits, config: TrialConfig) -> str:
+    own = splits.facts.own_splits
+    names = own_names(own)
+    if config.splits == OWN:
+        val = "" if "val" in names else "; val is a seeded tenth of its train split"
+        return f"{_listed(own.items())}: used as they are{val}"
+    if not {"train", "test"} <= names.keys():
+        return ""
+    return f"{_listed(own.items())}: pooled and cut anew; --splits own keeps them"
+
+
+def _groups(splits: ReviewSplits, config: TrialConfig) -> str:
+    groups = splits.groups
+    if groups is None:
+        return ""
+    return (
+        f"{groups.count:,} in column {config.group_column}, none in two splits; the largest, "
+        f"{groups.largest}, has {groups.largest_rows:,} rows"
+    )
+
+
+def _is_pooled_imdb(splits: ReviewSplits, config: TrialConfig) -> bool:
+    name = config.dataset.rstrip("/").rpartition("/")[2].lower()
+    return name == _IMDB and config.splits != OWN and len(splits.facts.own_splits) > 1
+
+
+def _listed(counts: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{name} ({rows:,} rows)" for name, rows in counts)
+
+
+def _texts(count: int) -> str:
+    return f"{count:,} texts have" if count > 1 else "1 text has"
