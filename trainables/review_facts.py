@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from search_spaces import TrialConfig
-from search_spaces.trial_config import KEEP, OWN
+from search_spaces.trial_config import EXACT, KEEP, OWN
 from trainables.review_splits import ReviewSplits, own_names
-from trainables.reviews import SPLITS
+from trainables.reviews import SPLITS, SourceFacts
 
 _SHOWN_CLASSES = 6  # more are counted
 _IMDB = "imdb"
@@ -16,8 +16,6 @@ def facts_of(splits: ReviewSplits, config: TrialConfig) -> dict[str, str]:
     found = {
         "Rows read": f"{splits.facts.rows:,}",
         "Left out": _left_out(splits, config),
-        "Texts with several labels": _contradictory(splits, config),
-        "Near duplicates": _near_duplicates(splits),
         "Class shares": _class_shares(splits),
         "Splits of the data set": _own_splits(splits, config),
         "Groups": _groups(splits, config),
@@ -35,9 +33,10 @@ def warnings_of(splits: ReviewSplits, config: TrialConfig) -> list[str]:
             f"{near:,} of the {sizes['val'] + sizes['test']:,} texts of the val and test splits are in "
             f"another split too{same}: --duplicates folded leaves them out."
         )
-    if contradictory := splits.facts.contradictory_texts:
-        kept = " They are trained and tested on." if config.duplicates == KEEP else ""
-        found.append(f"{_texts(contradictory)} more than one label in the data set.{kept}")
+    if splits.facts.contradictory_texts and config.duplicates == KEEP:
+        found.append(
+            f"The data set has {_several_labels(splits.facts)}: no model can be right on all of them."
+        )
     if _is_pooled_imdb(splits, config):
         found.append(
             "IMDB's own halves share no film (Maas et al. 2011), and the splits cut here do: a model may "
@@ -47,37 +46,24 @@ def warnings_of(splits: ReviewSplits, config: TrialConfig) -> list[str]:
 
 
 def _left_out(splits: ReviewSplits, config: TrialConfig) -> str:
-    facts = splits.facts
-    parts = (
-        [f"{facts.duplicates_dropped:,} {config.duplicates} duplicates"]
-        if config.duplicates != KEEP
-        else []
-    )
+    facts, parts = splits.facts, []
+    if config.duplicates != KEEP:
+        kind = "exact duplicates" if config.duplicates == EXACT else "duplicates, blanks and case folded"
+        parts.append(f"{facts.duplicates_dropped:,} {kind}")
     if facts.empty_rows:
         parts.append(f"{facts.empty_rows:,} empty rows")
     if facts.contradictory_rows and config.duplicates != KEEP:
-        parts.append(f"{facts.contradictory_rows:,} rows of texts with several labels")
+        parts.append(f"{facts.contradictory_rows:,} rows of {_several_labels(facts)}")
     parts += [f"split {name}, which has no labels" for name in facts.unlabelled_splits]
     if config.splits == OWN:
-        used = own_names(facts.own_splits).values()
-        parts += [
-            f"split {name} ({rows:,} rows)" for name, rows in facts.own_splits.items() if name not in used
-        ]
-    return ", ".join(parts) or "nothing"
+        own, used = facts.own_splits, own_names(facts.own_splits).values()
+        parts += [f"split {name} ({rows:,} rows)" for name, rows in own.items() if name not in used]
+    return "; ".join(parts) or "nothing"
 
 
-def _contradictory(splits: ReviewSplits, config: TrialConfig) -> str:
-    count = splits.facts.contradictory_texts
-    return f"{count:,}, {'kept' if config.duplicates == KEEP else 'left out'}" if count else ""
-
-
-def _near_duplicates(splits: ReviewSplits) -> str:
-    near = splits.near_duplicates
-    return (
-        f"{near:,} texts of val and test are in another split too, but for blanks, line ends and case"
-        if near
-        else ""
-    )
+def _several_labels(facts: SourceFacts) -> str:
+    count = facts.contradictory_texts
+    return f"{count:,} texts with several labels" if count > 1 else "1 text with several labels"
 
 
 def _class_shares(splits: ReviewSplits) -> str:
@@ -121,7 +107,3 @@ def _is_pooled_imdb(splits: ReviewSplits, config: TrialConfig) -> bool:
 
 def _listed(counts: Iterable[tuple[str, int]]) -> str:
     return ", ".join(f"{name} ({rows:,} rows)" for name, rows in counts)
-
-
-def _texts(count: int) -> str:
-    return f"{count:,} texts have" if count > 1 else "1 text has"
