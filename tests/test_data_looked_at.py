@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from reports import write_report
 from tests.helpers import make_config, refusal
+from tests.small_study import STUDY, write_small_study
 from trainables.review_facts import facts_of, warnings_of
 from trainables.review_splits import load_splits
 from trainables.reviews import SPLITS, folded, load_reviews
@@ -363,3 +365,19 @@ def test_class_shares_are_said_for_each_split(tmp_path):
     )
     many = csv(tmp_path / "many.csv", numbered([f"c{i % 9}" for i in range(900)]))
     assert facts(many)["Class shares"].endswith("and 3 rarer classes (train, val, test)")
+
+
+def test_plan_and_report_say_what_was_found(tmp_path):
+    frame = pd.DataFrame({"text": ALMOST, "label": [0, 1] * 200}).replace({ALMOST[0]: ALMOST[1]})
+    path = csv(tmp_path / "almost.csv", frame)
+    options = {"dataset": str(path), "models": ["bert-tiny"], "target_batch_sizes": [32], "epochs": 1}
+    uri = write_small_study(tmp_path, **options | {"train_size": 200, "eval_size": 30})
+    report = write_report(uri, STUDY, str(tmp_path / "results"))
+    config = config_of(path, train_size=200, eval_size=30)
+    splits = load_splits(config)
+    expected = [*warnings_of(splits, config), facts_of(splits, config)["Left out"]]
+    assert len(expected) == 2
+    assert "2 rows of 1 text with several labels" in expected[1]
+    for page in ("report.html", "report.md"):
+        text = (report.page.parent / page).read_text()
+        assert [each for each in expected if each not in text] == []

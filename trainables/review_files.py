@@ -89,7 +89,9 @@ def _read_local(path: Path, columns: Sequence[str], dataset: str, encoding: str)
             files = {"path": str(path)}
             builder = datasets.load_dataset_builder(str(path), cache_dir=cache)
             found = {split: list(map(Path, names)) for split, names in builder.config.data_files.items()}
-            is_text = all(file.suffix in _TEXT_FORMATS for names in found.values() for file in names)
+            is_text = found and all(
+                file.suffix in _TEXT_FORMATS for names in found.values() for file in names
+            )
             if is_text and not builder.info.features:
                 return _of_text_files(found, columns, dataset, encoding)
         loaded = datasets.load_dataset(**files, cache_dir=cache, keep_in_memory=True)

@@ -197,7 +197,7 @@ def _check_texts(source: _Source, column: str) -> None:
 def _checked_labels(source: _Source, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels as indices into the sorted classes, (n,) int64, and the names of the classes."""
     _refuse_missing(source, "label", column)
-    part, values = source.parts[0], source.frame["label"]
+    part, values = source.parts[source.frame["part"].iloc[0]], source.frame["label"]
     if any(not isinstance(value, str | int | float) for value in values):
         raise UserError(f"column '{column}' holds neither numbers nor names: name another one")
     if not part.is_typed:
