@@ -370,8 +370,10 @@ def test_class_shares_are_said_for_each_split(tmp_path):
 def test_plan_and_report_say_what_was_found(tmp_path):
     frame = pd.DataFrame({"text": ALMOST, "label": [0, 1] * 200}).replace({ALMOST[0]: ALMOST[1]})
     path = csv(tmp_path / "almost.csv", frame)
-    options = {"dataset": str(path), "models": ["bert-tiny"], "target_batch_sizes": [32], "epochs": 2}
-    uri = write_small_study(tmp_path, **options | {"train_size": 200, "eval_size": 30})
+    options = {"dataset": str(path), "models": ["bert-tiny"], "target_batch_sizes": [32]}
+    uri = write_small_study(
+        tmp_path, **options | {"train_size": 200, "eval_size": 30, "assignments": ["noise_every=0"]}
+    )
     report = write_report(uri, STUDY, str(tmp_path / "results"))
     config = config_of(path, train_size=200, eval_size=30)
     splits = load_splits(config)
