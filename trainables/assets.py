@@ -4,13 +4,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from search_spaces import TrialConfig
 from trainables.batches import TokenArrays, pad_token, tokenize
-from trainables.encoders import EncoderAssets, load_encoder
+from trainables.encoder_checks import check_reading
+from trainables.encoders import EncoderAssets, first_states, load_pretrained, pack
 
 if TYPE_CHECKING:  # workers read assets and need none of the libraries that read data sets
     from trainables.review_splits import ReviewSplits
@@ -43,9 +45,15 @@ class ModelAssets:
 
 
 def prepare_assets(config: TrialConfig, splits: "ReviewSplits") -> ModelAssets:
-    """Load the weights of ``config.model`` and tokenise the splits with its tokenizer."""
-    encoder = load_encoder(config.model, splits.train.texts)
+    """Load the weights of ``config.model``, look at them, and tokenise the splits with its tokenizer.
+
+    Raises UserError where a study of the model would fail or mean nothing.
+    """
+    pretrained, tokenizer = load_pretrained(config.model, splits.train.texts)
+    encoder = pack(pretrained, tokenizer)
     tokenizer = encoder.tokenizer()
+    features = partial(first_states, pretrained)
+    check_reading(config.model, pretrained, features, tokenizer, config.max_length)
 
     def tokens(split: "Reviews") -> TokenArrays:
         return tokenize(split.texts, split.labels, split.row_ids, tokenizer, config.max_length)

@@ -2,10 +2,11 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,10 +20,15 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from errors import UserError, first_line
 from trainables import tiny_encoders as tiny
 from trainables.batches import derive_seed, generator
+from trainables.encoder_checks import check_weights
+
+if TYPE_CHECKING:  # it brings accelerate, which a served model does without
+    from transformers import PreTrainedModel
 
 HEAD_INIT_STD = 0.02  # BERT's initializer_range
 
@@ -32,9 +38,7 @@ class EncoderForClassification(nn.Module):
 
     def __init__(self, config: PreTrainedConfig, classes: int, dropout: float, seed: int) -> None:
         super().__init__()
-        self.encoder = AutoModel.from_config(config, trust_remote_code=False)
-        if getattr(self.encoder, "pooler", None) is not None:
-            self.encoder.pooler = None  # not used here, so it must not be trained, saved or counted
+        self.encoder = _without_pooler(AutoModel.from_config(config, trust_remote_code=False))
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(config.hidden_size, classes)
         nn.init.normal_(self.classifier.weight, std=HEAD_INIT_STD, generator=generator(seed, "head"))
@@ -42,8 +46,7 @@ class EncoderForClassification(nn.Module):
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The classifier's inputs, (batch, hidden), from token ids and mask, (batch, length)."""
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return states[:, 0]
+        return first_states(self.encoder, input_ids, attention_mask)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits, (batch, classes), from token ids and attention mask, both (batch, length).
@@ -54,6 +57,18 @@ class EncoderForClassification(nn.Module):
         features = self.features(input_ids, attention_mask)
         with torch.autocast(features.device.type, enabled=False):
             return self.classifier(self.dropout(features.to(self.classifier.weight.dtype)))
+
+
+def _without_pooler(encoder: "PreTrainedModel") -> "PreTrainedModel":
+    """It is not used here, so it must not be trained, saved or counted; some encoders call it anyway."""
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = nn.Identity()
+    return encoder
+
+
+def first_states(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The hidden state of each text's first token, (batch, hidden), from ids and mask, (batch, length)."""
+    return encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
 
 
 @dataclass(frozen=True)
@@ -133,10 +148,18 @@ def load_architecture(model: str) -> PreTrainedConfig:
 
 
 def load_encoder(model: str, training_texts: Iterable[str]) -> EncoderAssets:
-    """Fetch the pretrained weights and tokenizer once, or make those of a tiny encoder.
+    """Fetch the pretrained weights and tokenizer once, or make those of a tiny encoder."""
+    return pack(*load_pretrained(model, training_texts))
+
+
+def load_pretrained(
+    model: str, training_texts: Iterable[str]
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The encoder with its pretrained weights, in fp32 on the CPU, and its tokenizer.
 
     ``training_texts`` are read only by tiny encoders, to train their tokenizer. Their initial weights
-    are a function of the model's name, as if they had been downloaded.
+    are a function of the model's name, as if they had been downloaded. Raises UserError where the folder
+    lacks a part, or its parts do not belong together.
     """
     spec = ENCODERS.get(model)
     if spec and spec.train_tokenizer:
@@ -145,14 +168,41 @@ def load_encoder(model: str, training_texts: Iterable[str]) -> EncoderAssets:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(0, "pretrained", model))
             encoder = AutoModel.from_config(config, trust_remote_code=False)
-    else:
-        tokenizer = _from_hub(model, AutoTokenizer.from_pretrained)
-        encoder = _from_hub(model, AutoModel.from_pretrained, dtype=torch.float32)
-    weights = {k: v.numpy() for k, v in encoder.state_dict().items() if "pooler." not in k}
+        return _without_pooler(encoder), tokenizer
+    tokenizer = _from_hub(model, AutoTokenizer.from_pretrained)
+    with (
+        _without_reports(),
+        torch.random.fork_rng(devices=[]),
+    ):  # a pooler that is lacking is drawn, and dropped
+        encoder, loading = _from_hub(
+            model,
+            AutoModel.from_pretrained,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they come with the rest of what loading found
+        )
+    check_weights(model, encoder, loading)
+    return _without_pooler(encoder), tokenizer
+
+
+def pack(encoder: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase) -> EncoderAssets:
+    """An encoder and its tokenizer, as trials get them; the arrays share the encoder's memory."""
+    weights = {k: v.numpy() for k, v in encoder.state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     return EncoderAssets(encoder.config.to_dict(), weights, files)
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Transformers prints a table of what loading found, which ``check_weights`` reads."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _from_hub(model: str, load: Callable[..., Any], **kwargs: Any) -> Any:
@@ -169,15 +219,27 @@ def _from_hub(model: str, load: Callable[..., Any], **kwargs: Any) -> Any:
 
 
 def check_max_length(model: str, max_length: int) -> None:
-    """Raise UserError where the encoder has no positions for that many tokens."""
+    """Raise UserError where, by its config, the encoder has no positions for that many tokens."""
     config = load_config(model)
+    encoder = outline(model, config)
     limit = getattr(config, "max_position_embeddings", None) or max_length
     if not isinstance(limit, int):
         raise UserError(f"model '{model}' has no number of positions but {limit!r} in its config.json")
-    if config.model_type in {"roberta", "xlm-roberta", "camembert"}:
-        limit -= config.pad_token_id + 1  # their first positions are taken by padding
-    if max_length > limit:
-        raise UserError(f"--max-length {max_length} is more than the {limit} positions of {model}")
+    limit -= _positions_of_padding(encoder, limit)
+    if 0 < limit < max_length:  # below are models without a limit
+        raise UserError(
+            f"--max-length {max_length} is more than the {limit} positions of {model}: {limit} works"
+        )
+
+
+def _positions_of_padding(encoder: "PreTrainedModel", positions: int) -> int:
+    """How many of the positions are no token's: those up to the padding's, where there is one."""
+    words = encoder.get_input_embeddings()
+    tables = [m for m in encoder.modules() if isinstance(m, nn.Embedding) and m is not words]
+    taken = [
+        m.padding_idx + 1 for m in tables if m.padding_idx is not None and m.num_embeddings == positions
+    ]
+    return max(taken, default=0)
 
 
 def count_parameters(model: str) -> int:
@@ -186,13 +248,31 @@ def count_parameters(model: str) -> int:
     return sum(p.numel() for name, p in named if not name.startswith("pooler."))
 
 
-def outline(model: str, config: PreTrainedConfig) -> nn.Module:
+def outline(model: str, config: PreTrainedConfig) -> "PreTrainedModel":
     """The encoder of a config without memory for its weights; a UserError where it is no text encoder."""
+    if getattr(config, "is_decoder", False):
+        raise UserError(
+            f"model '{model}' is a decoder (\"is_decoder\": true in its config.json): the state of its "
+            "first token, which the head gets, knows nothing of the tokens after it: give an encoder, such "
+            "as bert-base, or write false there if it was trained as one"
+        )
     try:
         with torch.device("meta"):
             encoder = AutoModel.from_config(config, trust_remote_code=False)
-        if not isinstance(encoder.get_input_embeddings(), nn.Embedding) or config.is_encoder_decoder:
-            raise ValueError(f"a {config.model_type} does not encode text alone")
+        _check_reads_text(encoder, config)
         return encoder
     except Exception as error:  # a different type for every kind of impossible config
         raise UserError(f"model '{model}' is no text encoder: {first_line(error)}") from error
+
+
+def _check_reads_text(encoder: "PreTrainedModel", config: PreTrainedConfig) -> None:
+    try:
+        words = encoder.get_input_embeddings()
+    except NotImplementedError:
+        words = None
+    if not isinstance(words, nn.Embedding):
+        raise ValueError(f"a {config.model_type} has no embedding of a vocabulary")
+    if config.is_encoder_decoder:
+        raise ValueError(f"a {config.model_type} has a decoder as well")
+    if not isinstance(getattr(config, "hidden_size", None), int):
+        raise ValueError(f"a {config.model_type} has no hidden_size: it is more than one encoder")

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from trainables.accumulation import ENGINES, Engine
 from trainables.batches import Batch, TokenArrays, TokenTensors, derive_seed
+from trainables.encoder_checks import check_first_state
 from trainables.encoders import EncoderForClassification
 
 TOLERANCE = 1e-10
@@ -58,12 +59,18 @@ def check_model(config: PreTrainedConfig, engine: str, device: torch.device = _C
 def compare_gradients(
     config: PreTrainedConfig, build: EngineFactory, device: torch.device = _CPU
 ) -> list[GradientError]:
-    """Run a full window and then a short tail through the engine, at several physical batch sizes."""
+    """Run a full window and then a short tail through the engine, at several physical batch sizes.
+
+    Raises UserError for a decoder, whose gradients would say nothing about encoders.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(0, "verify"))
         model = EncoderForClassification(config, classes=2, dropout=0.0, seed=0)
     model.to(device, torch.float64).eval()
     data = _random_texts(config.vocab_size, device)
+    name = config.name_or_path or config.model_type
+    with torch.no_grad():
+        check_first_state(name, model.features, [5, 6, 7], [5, 6, 5], device)
     windows = {
         f"full, {FULL_WINDOW} examples": torch.arange(FULL_WINDOW),
         f"short tail, {SHORT_TAIL} examples": torch.arange(SHORT_TAIL),
