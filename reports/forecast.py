@@ -169,7 +169,7 @@ def time_line(plan: StoredPlan, durations: Durations) -> str:
     if all(each.seconds for each in expected.values()):
         total = _minutes([sum(sum(each.seconds.values()) for each in expected.values())])
     estimated = [f"{name} at {each.estimated}" for name, each in expected.items() if each.estimated]
-    basis = "; ".join([durations.source, *(f"estimated: {each}" for each in estimated)])
+    basis = durations.source + (f"; estimated: {', '.join(estimated)}" if estimated else "")
     return f"minutes a trial: {', '.join(parts)}; all, one after the other: {total} ({basis})"
 
 

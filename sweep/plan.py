@@ -13,7 +13,7 @@ from search_spaces.space import AXES
 from search_spaces.trial_config import model_name
 from sweep.hardware import gpu_expected
 from sweep.options import SweepOptions
-from sweep.resolve import resolve_space
+from sweep.resolve import resolve_space, sizes_passes
 from tracking import DatasetFacts, colour_tag
 from trainables.encoders import canonical_model, check_max_length, count_parameters
 from trainables.evaluation import METRICS
@@ -215,7 +215,7 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
         cells = [_at_equal_steps(cell, train) for cell in cells]
     for cell in cells:
         cell.check_evaluations(train)
-    sized_for_gpu = options.physical_batch_size == "auto" and gpu_expected(options)
+    sized_for_gpu = sizes_passes(options) and gpu_expected(options)
     if sized_for_gpu:
         cells = [_sized_for_gpu(cell) for cell in cells]
     return Plan(options.study, space, cells, splits, parameters, shared, options.notes, sized_for_gpu)

@@ -219,7 +219,7 @@ def test_whatever_trials_are_known_the_rest_is_estimated_from_them_and_the_line_
                 found = set(own) & set(known)
                 lacking = [str(plan.trials[h].target_batch_size) for h in own if h not in known]
                 is_estimated = bool(found and lacking)
-                assert (f"estimated: {name} at {listed(lacking)} by " in line) == is_estimated
+                assert bool(re.search(rf"[:,] {name} at {listed(lacking)} by ", line)) == is_estimated
                 ends = [f"{of(true[h] for h in own) / 60:,.1f}" for of in (min, max)]
                 if not found:
                     assert minutes_of(line)[name] == ("unknown", "unknown")
