@@ -10,7 +10,7 @@ from errors import UserError
 from search_spaces import SearchSpace, Space, TrialConfig, trial_name, unique_trials
 from search_spaces.search_space import Choice
 from search_spaces.space import AXES
-from search_spaces.trial_config import model_name
+from search_spaces.trial_config import FIELDS, LEARN_NOTHING, model_name
 from sweep.hardware import gpu_expected
 from sweep.options import SweepOptions
 from sweep.resolve import resolve_space, sizes_passes
@@ -97,6 +97,19 @@ class Plan:
     def tags(self, trial_hash: str) -> dict[str, str]:
         """What MLflow shows of a trial's role."""
         return {"role": "confirm"} if isinstance(self.space, SearchSpace) else {}
+
+    def has_splits_of(self, params: Mapping[str, str]) -> bool:
+        """Whether a trial with these parameters, as MLflow keeps them, read the same splits."""
+        return params.get("dataset_digest") == self.shared.dataset_digest
+
+    def apart(self, params: Mapping[str, str]) -> str:
+        """``epochs 5, base_lr 0.001``: the settings in which such a trial differs from all of the plan."""
+        settings = {
+            name: str(getattr(self.shared, name)) for name in FIELDS if name not in {*AXES, *LEARN_NOTHING}
+        }
+        return ", ".join(
+            f"{name} {params[name]}" for name, own in settings.items() if params.get(name, own) != own
+        )
 
     def colour_tag(self, config: TrialConfig) -> dict[str, str]:
         """The colour of a trial in MLflow's pictures: by model and rule, darker the smaller the batch."""
