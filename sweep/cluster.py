@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +17,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import grpc
 import psutil
 import ray
 from ray._private import ray_constants
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.services import canonicalize_bootstrap_address
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from errors import StoppedError, UserError, first_line, last_line
@@ -26,6 +31,8 @@ from sweep.hardware import cpu_model
 from sweep.options import SweepOptions
 from sweep.terminal import say
 
+_ANSWERS_WITHIN = 5.0  # seconds, to take a connection, and to speak as Ray does
+_CLIENT = "ray://"
 _TINY = 1e-9  # 1.0 // 0.1 is 9
 _TOKEN = Path.home() / ".ray" / "auth_token"
 PROJECT = Path(__file__).resolve().parent.parent
@@ -100,9 +107,38 @@ def _job_brings_the_project() -> bool:
     return "working_dir" in (job.get("runtime_env") or {})
 
 
+def _check_answers(address: str) -> None:
+    """Raise OSError where nothing answers at a cluster's address, or something that is no Ray.
+
+    Ray itself would try for minutes, and say so in lines of its own.
+    """
+    is_client = address.startswith(_CLIENT)  # Ray's own proxy, for drivers outside of the cluster
+    place = address.removeprefix(_CLIENT) if is_client else canonicalize_bootstrap_address(address) or ""
+    host, _, port = place.rpartition(":")
+    if not port.isdecimal():
+        return  # an address of another form, which Ray reads
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_WITHIN).close()
+    with contextlib.closing(init_grpc_channel(place)) as channel:
+        try:
+            if is_client:
+                grpc.channel_ready_future(channel).result(timeout=_ANSWERS_WITHIN)
+            else:
+                asked = gcs_service_pb2.GetClusterIdRequest()  # type: ignore[attr-defined]
+                ask = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).GetClusterId
+                ask(asked, timeout=_ANSWERS_WITHIN, wait_for_ready=True)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise ConnectionError(f"its token is not the one in RAY_AUTH_TOKEN or {_TOKEN}") from None
+            raise ConnectionError("what listens there is no Ray") from None
+        except grpc.FutureTimeoutError:
+            raise ConnectionError("what listens there is no Ray") from None
+
+
 def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
     before = set(psutil.Process().children(recursive=True))
     try:
+        if address:
+            _check_answers(address)
         return ray.init(**arguments)
     except BaseException as error:
         _end_children(before)  # Ray gives up without taking its own processes along
