@@ -33,8 +33,8 @@ LEARN_NOTHING = frozenset(
     "physical_batch_size noise_every dataset text_column label_column keep_duplicates train_size "
     "eval_size".split()
 )
-# the learning rate stands in for the three that it derives from
-_NOT_IN_HASH = LEARN_NOTHING | {"scaling_rule", "base_lr", "reference_batch_size"}
+# the learning rate stands in for the three that it derives from, the digest of a folder for the model
+_NOT_IN_HASH = LEARN_NOTHING | {"scaling_rule", "base_lr", "reference_batch_size", "model_digest"}
 # A field added after these enters the hash only where it differs from its default, so that nobody's
 # finished study is trained again; a renamed field is hashed under its old key.
 _ALWAYS_IN_HASH = frozenset(
@@ -114,6 +114,8 @@ class TrialConfig(BaseModel):
     train_size: Count | None = None
     eval_size: Count | None = None
     dataset_digest: Annotated[str, AfterValidator(_text)] = ""
+    # of a model in a local folder, which may be moved: the plan sets it
+    model_digest: Annotated[str, AfterValidator(_text)] = ""
 
     def __init__(self, **values: Any) -> None:
         if values.get("evaluations") == values.get("epochs", type(self).model_fields["epochs"].default):
@@ -219,6 +221,8 @@ class TrialConfig(BaseModel):
             and (name in _ALWAYS_IN_HASH or value != type(self).model_fields[name].default)
         }
         facts["learning_rate"] = self.learning_rate
+        if self.model_digest:
+            facts["model"] = f"sha256:{self.model_digest}"
         text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

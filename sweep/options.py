@@ -258,6 +258,7 @@ def _assigned(assignments: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {key}=… is not possible: use {flags[key]}")
         if key == "steps":
             raise UserError("--set steps=… is not possible: use --budget steps with --epochs")
-        if key == "dataset_digest":
-            raise UserError("--set dataset_digest=… is not possible: it is computed from the data")
+        if key in {"dataset_digest", "model_digest"}:
+            what = "data" if key == "dataset_digest" else "model"
+            raise UserError(f"--set {key}=… is not possible: it is computed from the {what}")
     return values

@@ -15,7 +15,7 @@ from sweep.hardware import gpu_expected
 from sweep.options import SweepOptions
 from sweep.resolve import resolve_space, sizes_passes
 from tracking import DatasetFacts, colour_tag
-from trainables.encoders import canonical_model, check_max_length, count_parameters
+from trainables.encoders import canonical_model, check_max_length, count_parameters, model_digest
 from trainables.evaluation import METRICS
 from trainables.reviews import ReviewSplits, load_splits
 
@@ -105,7 +105,9 @@ class Plan:
     def apart(self, params: Mapping[str, str]) -> str:
         """``epochs 5, base_lr 0.001``: the settings in which such a trial differs from all of the plan."""
         settings = {
-            name: str(getattr(self.shared, name)) for name in FIELDS if name not in {*AXES, *LEARN_NOTHING}
+            name: str(getattr(self.shared, name))
+            for name in FIELDS
+            if name not in {*AXES, *LEARN_NOTHING, "model_digest"}
         }
         return ", ".join(
             f"{name} {params[name]}" for name, own in settings.items() if params.get(name, own) != own
@@ -224,7 +226,11 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
         space = space.replace(settings={**space.settings, "dataset_digest": digest})
         for corner in space.corners():
             corner.check_evaluations(train)
-    elif space.budget == "steps":
+    digests = {model: model_digest(model) for model in space.models}
+    _check_digests(digests)
+    # the proposals of a search are made of models by their names
+    cells = [cell.replace(model_digest=digests[cell.model]) for cell in cells]
+    if isinstance(space, Space) and space.budget == "steps":
         cells = [_at_equal_steps(cell, train) for cell in cells]
     for cell in cells:
         cell.check_evaluations(train)
@@ -259,6 +265,14 @@ def _sized_for_gpu(cell: TrialConfig) -> TrialConfig:
     """A pass of so many tokens; the trial halves it where memory runs out."""
     fitting = max(1, GPU_TOKENS_PER_PASS // cell.max_length)
     return cell.replace(physical_batch_size=min(cell.target_batch_size, fitting))
+
+
+def _check_digests(digests: Mapping[str, str]) -> None:
+    """Two folders with the same in them would be one trial."""
+    by_digest: dict[str, str] = {}
+    for model, digest in digests.items():
+        if digest and (other := by_digest.setdefault(digest, model)) != model:
+            raise UserError(f"models '{other}' and '{model}' are the same, file by file: name one of them")
 
 
 def _check_model_names(models: Iterable[str]) -> None:
