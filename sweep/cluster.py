@@ -57,6 +57,8 @@ class Resources:
 @contextmanager
 def ray_session(address: str | None, dashboard_host: str) -> Iterator[str]:
     """Start Ray here, or join the cluster at ``address``; yields the dashboard's address."""
+    if address:
+        check_cluster(address)
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         arguments["address"] = address
@@ -107,6 +109,19 @@ def _job_brings_the_project() -> bool:
     return "working_dir" in (job.get("runtime_env") or {})
 
 
+def check_cluster(address: str) -> None:
+    """Raise UserError where no Ray answers at a cluster's address, before anything is prepared for it."""
+    try:
+        _check_answers(address)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str | None, error: BaseException) -> UserError:
+    where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+    return UserError(f"{where} cannot be reached ({first_line(error)}): check --ray-address")
+
+
 def _check_answers(address: str) -> None:
     """Raise OSError where nothing answers at a cluster's address, or something that is no Ray.
 
@@ -137,8 +152,6 @@ def _check_answers(address: str) -> None:
 def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
     before = set(psutil.Process().children(recursive=True))
     try:
-        if address:
-            _check_answers(address)
         return ray.init(**arguments)
     except BaseException as error:
         _end_children(before)  # Ray gives up without taking its own processes along
@@ -146,8 +159,7 @@ def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
             raise KeyboardInterrupt from error
         if not isinstance(error, OSError | ValueError | RuntimeError | ray.exceptions.RayError):
             raise
-        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-        raise UserError(f"{where} cannot be reached ({first_line(error)}): check --ray-address") from error
+        raise _unreachable(address, error) from error
 
 
 def _end_children(before: set[psutil.Process]) -> None:

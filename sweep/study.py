@@ -11,6 +11,7 @@ from search_spaces import SearchSpace, TrialConfig
 from sweep.cluster import (
     Resources,
     announce,
+    check_cluster,
     check_shared,
     environment_tags,
     ray_session,
@@ -205,6 +206,8 @@ class Sweep:
     def _prepare(self, configs: Iterable[TrialConfig]) -> None:
         """Load and tokenise what these trials read, each model once."""
         first = {config.model: config for config in configs if config.model not in self.assets}
+        if first and self.options.ray_address:
+            check_cluster(self.options.ray_address)  # else its absence would show after minutes of work
         with console.status("tokenising and loading weights"):
             self.assets |= {
                 model: prepare_assets(first[model], self.plan.splits) for model in sorted(first)
