@@ -165,7 +165,8 @@ def _print_report(
     report = write_report(tracking_uri, study, results_path, target_val_acc)
     for table in report.results:
         console.print(terminal_table(table))
-    for line in (*report.headline, f"report         {report.page}"):
+    outside = [f"outside plan   {report.outside}"] if report.outside else []
+    for line in (*report.headline, *outside, f"report         {report.page}"):
         say(line)
     for name, address in report.pages.items():
         say(f"{name:<14} {address}")

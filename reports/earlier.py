@@ -8,7 +8,7 @@ import numpy as np
 
 from errors import StoppedError, UserError
 from reports.comparisons import answers, planned_comparisons, seed_variance
-from reports.forecast import Chance, Durations, Known
+from reports.forecast import Chance, Durations, Known, trials_by_model
 from reports.study_data import StoredPlan, StudyData, read_study
 from search_spaces import TrialConfig
 from search_spaces.trial_config import model_name
@@ -38,17 +38,18 @@ class Earlier:
     def durations(self, plan: StoredPlan, ran_as_here: Callable[[Mapping[str, str]], bool]) -> Durations:
         """By the seconds an example of the newest study that trained a model, on hardware as it is here.
 
-        Those of the same target batch size, or of the next smaller one that it has.
+        Those of the same target batch size, or of the next smaller one that it has; a trial with a smaller
+        one than all of them is left to the forecast, which estimates it.
         ``ran_as_here`` says so of the tags of a trial.
         """
         alike = [each for each in self.trials if ran_as_here(each.run.tags)]
         seconds: dict[str, float] = {}
         studies: dict[str, None] = {}
-        for configs in _by_model(plan).values():
+        for configs in trials_by_model(plan).values():
             same = [each for each in alike if _is_as_fast(each, next(iter(configs.values())))]
             rates = _rates([each for each in same if each.study == same[0].study])
             for trial_hash, config in configs.items():
-                # a smaller batch takes longer an example, by how much nobody knows
+                # a smaller batch takes longer an example, by how much the rates do not say
                 if measured := [batch for batch in rates if batch <= config.target_batch_size]:
                     end = config.position(config.evaluation_count, plan.dataset.sizes["train"])
                     seconds[trial_hash] = rates[max(measured)] * end.examples
@@ -79,14 +80,6 @@ def _disagreement(correct: np.ndarray, baseline: np.ndarray) -> float:
     """The mean over all pairs of trainings, of answers (seeds, examples) each."""
     right, other = correct.mean(axis=0), baseline.mean(axis=0)
     return float((right * (1 - other) + other * (1 - right)).mean())
-
-
-def _by_model(plan: StoredPlan) -> dict[str, dict[str, TrialConfig]]:
-    """Model -> its trials' hashes and configurations."""
-    models: dict[str, dict[str, TrialConfig]] = {}
-    for trial_hash, config in plan.trials.items():
-        models.setdefault(config.model_name, {})[trial_hash] = config
-    return models
 
 
 def _is_as_fast(trial: EarlierTrial, config: TrialConfig) -> bool:

@@ -1,9 +1,12 @@
 """What a study will be able to tell, said before anything is trained. Accuracies are fractions of 1."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import optimize
 
 from reports.comparisons import Comparison, cells_of, planned_comparisons
 from reports.prose import counted, listed, span
@@ -15,6 +18,7 @@ from reports.statistics import (
 )
 from reports.study_data import Forecast, StoredPlan, StudyData
 from reports.verdicts import ALPHA
+from search_spaces import TrialConfig
 from search_spaces.space import MOST_SEEDS
 
 MANY = 10**6  # seeds: more than anybody trains
@@ -51,6 +55,13 @@ class Durations:
     source: str
 
 
+class Expected(NamedTuple):
+    """What is expected of a model's trials, none of them where nothing is known of any."""
+
+    seconds: Mapping[str, float]  # trial hash -> training and validation
+    estimated: str = ""  # which of them are estimated, and by what
+
+
 class Seeds(NamedTuple):
     """The seeds of every cell that a margin takes, or MANY; None: no number is enough."""
 
@@ -76,8 +87,9 @@ def forecast(plan: StoredPlan, chance: Chance, durations: Durations) -> Forecast
         low, high = smallest_differences(plan, chance)
         if not math.isnan(high):
             found.smallest_points = (100 * low, 100 * high)
-    if plan.trials.keys() <= durations.seconds.keys():
-        found.minutes = sum(durations.seconds[trial_hash] for trial_hash in plan.trials) / 60
+    by_model = expected_durations(plan, durations).values()
+    if all(each.seconds for each in by_model):
+        found.minutes = sum(sum(each.seconds.values()) for each in by_model) / 60
     return found
 
 
@@ -143,20 +155,62 @@ def time_line(plan: StoredPlan, durations: Durations) -> str:
     """How long each model's trials take, and all together."""
     if plan.search:
         return "minutes: unknown: a search proposes its trials as it goes"
-    models: dict[str, list[float | None]] = {}
-    for trial_hash, config in plan.trials.items():
-        models.setdefault(config.model_name, []).append(durations.seconds.get(trial_hash))
-    known = {name: [each for each in found if each is not None] for name, found in models.items()}
-    if not any(known.values()):
-        return "minutes: unknown: no earlier trial of these models on this hardware; give --calibrate"
-    parts = [f"{name} {_minutes(known[name]) if known[name] else 'unknown'}" for name in models]
+    expected = expected_durations(plan, durations)
+    if not any(each.seconds for each in expected.values()):
+        return (
+            "minutes: unknown: no earlier trial of these models on this hardware with as small a batch; "
+            "give --calibrate"
+        )
+    parts = [
+        f"{name} {_minutes(each.seconds.values()) if each.seconds else 'unknown'}"
+        for name, each in expected.items()
+    ]
     total = "unknown"
-    if all(known.values()):
-        total = _minutes([sum(durations.seconds[trial_hash] for trial_hash in plan.trials)])
-    return f"minutes a trial: {', '.join(parts)}; all, one after the other: {total} ({durations.source})"
+    if all(each.seconds for each in expected.values()):
+        total = _minutes([sum(sum(each.seconds.values()) for each in expected.values())])
+    estimated = [f"{name} at {each.estimated}" for name, each in expected.items() if each.estimated]
+    basis = durations.source + (f"; estimated: {', '.join(estimated)}" if estimated else "")
+    return f"minutes a trial: {', '.join(parts)}; all, one after the other: {total} ({basis})"
 
 
-def _minutes(seconds: Sequence[float]) -> str:
+def expected_durations(plan: StoredPlan, durations: Durations) -> dict[str, Expected]:
+    """Model -> its trials: what is known as it is, the rest estimated from what is known of the model."""
+    known, train = durations.seconds, plan.dataset.sizes["train"]
+    return {name: _expected(configs, known, train) for name, configs in trials_by_model(plan).items()}
+
+
+def trials_by_model(plan: StoredPlan) -> dict[str, dict[str, TrialConfig]]:
+    """Model -> its trials' hashes and configurations."""
+    models: dict[str, dict[str, TrialConfig]] = {}
+    for trial_hash, config in plan.trials.items():
+        models.setdefault(config.model_name, {})[trial_hash] = config
+    return models
+
+
+def _expected(configs: Mapping[str, TrialConfig], known: Mapping[str, float], train: int) -> Expected:
+    """Of the trials of one model. A trial takes so long an example, and so long an optimizer step.
+
+    How long each, the known trials say together, neither less than nothing (least squares). Where all of
+    them take as many steps for their examples it cannot be told apart: then all of it is the examples'.
+    """
+    measured = [h for h in configs if h in known]
+    if len(measured) in {0, len(configs)}:
+        return Expected({h: known[h] for h in measured})
+    ends = {h: config.position(config.evaluation_count, train) for h, config in configs.items()}
+    costs = {h: np.array([end.examples, end.step], dtype=float) for h, end in ends.items()}
+    table = np.array([costs[h] for h in measured])
+    by_steps = np.linalg.matrix_rank(table / table.max(axis=0)) > 1
+    if not by_steps:
+        table = table[:, :1]
+    rates, _ = optimize.nnls(table, np.array([known[h] for h in measured]))
+    missing = [h for h in configs if h not in known]
+    guessed = {h: float(costs[h][: len(rates)] @ rates) for h in missing}
+    batches = listed([str(b) for b in sorted({configs[h].target_batch_size for h in missing})])
+    basis = "examples and steps" if by_steps else "examples alone (a smaller batch takes longer)"
+    return Expected({h: known[h] for h in measured} | guessed, f"{batches} by {basis}")
+
+
+def _minutes(seconds: Collection[float]) -> str:
     ends = [f"{value / 60:,.1f}" for value in (min(seconds), max(seconds))]
     return " to ".join(dict.fromkeys(ends))
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
@@ -143,6 +143,16 @@ class TrialData:
         return pd.Series(is_correct, index=frame["row_id"])
 
 
+class Outside(NamedTuple):
+    """The finished trials of a study that its newest plan leaves out."""
+
+    trials: int = 0
+    reports: Sequence[str] = ()  # the parent runs that keep a report of any, the newest first
+
+
+_NONE_OUTSIDE = Outside()
+
+
 @dataclass(frozen=True)
 class StudyData:
     """A study: its plan, and what its trials have come to."""
@@ -152,6 +162,7 @@ class StudyData:
     reported: Mapping[Point, frozenset[int]] = field(
         default_factory=dict
     )  # cells of earlier reports -> seeds
+    outside: Outside = _NONE_OUTSIDE
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -221,12 +232,20 @@ def read_study(runs: StudyRuns) -> StudyData:
         if trial_hash in runs.trials
     }
     _check_results(trials.values(), len(plan.dataset.label_names))
-    return StudyData(plan, trials, _reported(runs))
+    reports = {run.run_id: _read_plan(run.plan()) for run in runs.invocations[1:] if run.was_reported}
+    reported = seeds_by_point(cell for earlier in reports.values() for cell in earlier.cells)
+    return StudyData(plan, trials, reported, _outside(plan, runs, reports))
 
 
-def _reported(runs: StudyRuns) -> dict[Point, frozenset[int]]:
-    plans = [_read_plan(earlier.plan()) for earlier in runs.invocations[1:] if earlier.was_reported]
-    return seeds_by_point(cell for plan in plans for cell in plan.cells)
+def _outside(plan: StoredPlan, runs: StudyRuns, reports: Mapping[str, StoredPlan]) -> Outside:
+    """``reports``: the parent runs that keep a report, the newest first -> their plans."""
+    left = {h for h, run in runs.trials.items() if run.is_tested} - plan.trials.keys()
+    count, keepers = len(left), []
+    for run_id, earlier in reports.items():
+        if left & earlier.trials.keys():
+            keepers.append(run_id)
+            left -= earlier.trials.keys()
+    return Outside(count, keepers)
 
 
 def seeds_by_point(cells: Iterable[StoredCell]) -> dict[Point, frozenset[int]]:

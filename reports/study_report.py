@@ -31,7 +31,15 @@ from reports.searches import read_search
 from reports.sentences import headline, scope, sentences
 from reports.steps_to_target import steps_picture, steps_table
 from reports.study_data import StudyData, read_study
-from reports.tables import facts, finding_tables, result_tables, results_frame, runs_table
+from reports.tables import (
+    REPORT_TAB,
+    facts,
+    finding_tables,
+    outside_line,
+    result_tables,
+    results_frame,
+    runs_table,
+)
 from reports.verdicts import Family, compare_cells, compare_epochs
 from tracking import InvocationRun, StudyStore, check_store_exists
 from tracking.study_store import StudyRuns
@@ -46,6 +54,7 @@ class Report:
 
     headline: Sequence[str]  # paragraphs
     results: Sequence[Table]
+    outside: str  # a line about finished trials that the plan leaves out; empty where there are none
     page: Path
     pages: Mapping[str, str]  # of MLflow: what to start or open, and the addresses of its views
 
@@ -79,6 +88,7 @@ def write_report(
     store = StudyStore(tracking_uri, study)
     runs, pages = store.read_runs(), store.pages()
     newest, data = runs.invocations[0], read_study(runs)
+    outside = outside_line(data, store)
     families = {"comparisons": compare_cells(data), "last_against_best_epoch": compare_epochs(data)}
     found = _findings(data, families, runs, target_val_acc)
     inside = _inside(runs.invocations)
@@ -93,10 +103,11 @@ def write_report(
         "answer": found.answer,
         "galleries": [gallery for gallery in found.galleries if gallery.pictures or gallery.folded],
         "inside": inside,
-        "facts": facts(data, runs.invocations, families["comparisons"]),
+        "facts": facts(data, runs.invocations, families["comparisons"])
+        | ({"Outside this plan": outside} if outside else {}),
         "runs": runs_table(data, store),
         "mlflow": pages,
-        "logged_at": store.run_url(newest.run_id, "/artifacts/report.html"),
+        "logged_at": store.run_url(newest.run_id, REPORT_TAB),
     }
     folder = Path(results_path) / study
     make_folder(folder / _PICTURES)
@@ -115,7 +126,7 @@ def write_report(
     newest.describe(render("description.md.jinja", page))
     shown = [found.tables[name] for name in ("steps_to_target",) if name in found.tables]
     results = [*result_tables(data, compact=True), *shown]
-    return Report(found.headline, results, folder / "report.html", pages)
+    return Report(found.headline, results, outside, folder / "report.html", pages)
 
 
 @dataclass

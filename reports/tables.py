@@ -39,6 +39,7 @@ _GAP_NOTES = {
         "is smaller than that of the epoch's final weights."
     ),
 }
+REPORT_TAB = "/artifacts/report.html"  # of a parent run's page in MLflow
 _SHARED_SETTINGS = "optimizer scheduler epochs head_dropout max_length precision engine".split()
 
 
@@ -228,6 +229,16 @@ def runs_table(study: StudyData, store: StudyStore) -> Table:
     }
     note = "" if store.tracking_uri.startswith("http") else "The links work while `mlflow ui` runs."
     return Table("Runs", pd.DataFrame(shown), note)
+
+
+def outside_line(study: StudyData, store: StudyStore) -> str:
+    """How many finished trials of the study its newest plan leaves out, and where their report is."""
+    count, reports = study.outside
+    if not count:
+        return ""
+    addresses = [store.run_url(run_id, REPORT_TAB) for run_id in reports]
+    where = f"their report: {', '.join(addresses)}" if addresses else "no report of them was written"
+    return f"{counted(count, 'finished trial')} of this study; {where}"
 
 
 def facts(study: StudyData, invocations: Iterable[InvocationRun], family: Family) -> dict[str, str]:

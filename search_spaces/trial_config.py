@@ -37,8 +37,8 @@ DATA = frozenset(
     "dataset text_column label_column group_column encoding duplicates splits train_size eval_size".split()
 )
 LEARN_NOTHING = DATA | {"physical_batch_size", "noise_every"}
-# the learning rate stands in for the three that it derives from
-_NOT_IN_HASH = LEARN_NOTHING | {"scaling_rule", "base_lr", "reference_batch_size"}
+# the learning rate stands in for the three that it derives from, the digest of a folder for the model
+_NOT_IN_HASH = LEARN_NOTHING | {"scaling_rule", "base_lr", "reference_batch_size", "model_digest"}
 # A field added after these enters the hash only where it differs from its default, so that nobody's
 # finished study is trained again; a renamed field is hashed under its old key.
 _ALWAYS_IN_HASH = frozenset(
@@ -102,6 +102,8 @@ class TrialConfig(BaseModel):
     train_size: Count | None = None
     eval_size: Count | None = None
     dataset_digest: Annotated[str, AfterValidator(without_nul)] = ""
+    # of a model in a local folder, which may be moved: the plan sets it
+    model_digest: Annotated[str, AfterValidator(without_nul)] = ""
 
     def __init__(self, **values: Any) -> None:
         if values.get("evaluations") == values.get("epochs", type(self).model_fields["epochs"].default):
@@ -207,6 +209,8 @@ class TrialConfig(BaseModel):
             and (name in _ALWAYS_IN_HASH or value != type(self).model_fields[name].default)
         }
         facts["learning_rate"] = self.learning_rate
+        if self.model_digest:
+            facts["model"] = f"sha256:{self.model_digest}"
         text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +17,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import grpc
 import psutil
 import ray
 from ray._private import ray_constants
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.services import canonicalize_bootstrap_address
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from errors import StoppedError, UserError, first_line, last_line
@@ -26,6 +31,8 @@ from sweep.hardware import cpu_model
 from sweep.options import SweepOptions
 from sweep.terminal import say
 
+_ANSWERS_WITHIN = 5.0  # seconds, to take a connection, and to speak as Ray does
+_CLIENT = "ray://"
 _TINY = 1e-9  # 1.0 // 0.1 is 9
 _TOKEN = Path.home() / ".ray" / "auth_token"
 PROJECT = Path(__file__).resolve().parent.parent
@@ -50,6 +57,8 @@ class Resources:
 @contextmanager
 def ray_session(address: str | None, dashboard_host: str) -> Iterator[str]:
     """Start Ray here, or join the cluster at ``address``; yields the dashboard's address."""
+    if address:
+        check_cluster(address)
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         arguments["address"] = address
@@ -100,6 +109,46 @@ def _job_brings_the_project() -> bool:
     return "working_dir" in (job.get("runtime_env") or {})
 
 
+def check_cluster(address: str) -> None:
+    """Raise UserError where no Ray answers at a cluster's address, before anything is prepared for it."""
+    try:
+        _check_answers(address)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str | None, error: BaseException) -> UserError:
+    where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+    return UserError(f"{where} cannot be reached ({first_line(error)}): check --ray-address")
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError where nothing answers at a cluster's address, or something that is no Ray.
+
+    Ray itself would try for minutes, and say so in lines of its own.
+    """
+    is_client = address.startswith(_CLIENT)  # Ray's own proxy, for drivers outside of the cluster
+    place = address.removeprefix(_CLIENT) if is_client else canonicalize_bootstrap_address(address) or ""
+    host, _, port = place.rpartition(":")
+    if not port.isdecimal():
+        return  # an address of another form, which Ray reads
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_WITHIN).close()
+    with contextlib.closing(init_grpc_channel(place)) as channel:
+        try:
+            if is_client:
+                grpc.channel_ready_future(channel).result(timeout=_ANSWERS_WITHIN)
+            else:
+                asked = gcs_service_pb2.GetClusterIdRequest()  # type: ignore[attr-defined]
+                ask = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).GetClusterId
+                ask(asked, timeout=_ANSWERS_WITHIN, wait_for_ready=True)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise ConnectionError(f"its token is not the one in RAY_AUTH_TOKEN or {_TOKEN}") from None
+            raise ConnectionError("what listens there is no Ray") from None
+        except grpc.FutureTimeoutError:
+            raise ConnectionError("what listens there is no Ray") from None
+
+
 def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
     before = set(psutil.Process().children(recursive=True))
     try:
@@ -110,8 +159,7 @@ def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
             raise KeyboardInterrupt from error
         if not isinstance(error, OSError | ValueError | RuntimeError | ray.exceptions.RayError):
             raise
-        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-        raise UserError(f"{where} cannot be reached ({first_line(error)}): check --ray-address") from error
+        raise _unreachable(address, error) from error
 
 
 def _end_children(before: set[psutil.Process]) -> None:

@@ -46,7 +46,10 @@ class SweepOptions(Options):
         "with --dry-run: time a few steps of each model on this machine", default=False
     )
     fresh: bool = option("train everything anew, also what an earlier run has finished", default=False)
-    demo: bool = option("defaults for a laptop: generated reviews, tiny encoders, fp32", default=False)
+    demo: bool = option(
+        "generated reviews, tiny encoders, fp32, where neither a flag nor your own file says otherwise",
+        default=False,
+    )
 
     models: Sequence[str] | None = option("short names, hub ids or folders", _CELLS, "MODEL")
     target_batch_sizes: Sequence[int] | None = option("examples per optimizer step", _CELLS, "N")
@@ -262,6 +265,7 @@ def _assigned(assignments: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {key}=… is not possible: use {flags[key]}")
         if key == "steps":
             raise UserError("--set steps=… is not possible: use --budget steps with --epochs")
-        if key == "dataset_digest":
-            raise UserError("--set dataset_digest=… is not possible: it is computed from the data")
+        if key in {"dataset_digest", "model_digest"}:
+            what = "data" if key == "dataset_digest" else "model"
+            raise UserError(f"--set {key}=… is not possible: it is computed from the {what}")
     return values

@@ -10,12 +10,12 @@ from errors import UserError
 from search_spaces import SearchSpace, Space, TrialConfig, trial_name, unique_trials
 from search_spaces.search_space import Choice
 from search_spaces.space import AXES
-from search_spaces.trial_config import model_name
+from search_spaces.trial_config import FIELDS, LEARN_NOTHING, model_name
 from sweep.hardware import gpu_expected
 from sweep.options import SweepOptions
-from sweep.resolve import resolve_space
+from sweep.resolve import resolve_space, sizes_passes
 from tracking import DatasetFacts, colour_tag
-from trainables.encoders import canonical_model, check_max_length, count_parameters
+from trainables.encoders import canonical_model, check_max_length, count_parameters, model_digest
 from trainables.evaluation import METRICS
 from trainables.review_facts import facts_of, warnings_of
 from trainables.review_splits import ReviewSplits, load_splits
@@ -98,6 +98,21 @@ class Plan:
     def tags(self, trial_hash: str) -> dict[str, str]:
         """What MLflow shows of a trial's role."""
         return {"role": "confirm"} if isinstance(self.space, SearchSpace) else {}
+
+    def has_splits_of(self, params: Mapping[str, str]) -> bool:
+        """Whether a trial with these parameters, as MLflow keeps them, read the same splits."""
+        return params.get("dataset_digest") == self.shared.dataset_digest
+
+    def apart(self, params: Mapping[str, str]) -> str:
+        """``epochs 5, base_lr 0.001``: the settings in which such a trial differs from all of the plan."""
+        settings = {
+            name: str(getattr(self.shared, name))
+            for name in FIELDS
+            if name not in {*AXES, *LEARN_NOTHING, "model_digest"}
+        }
+        return ", ".join(
+            f"{name} {params[name]}" for name, own in settings.items() if params.get(name, own) != own
+        )
 
     def colour_tag(self, config: TrialConfig) -> dict[str, str]:
         """The colour of a trial in MLflow's pictures: by model and rule, darker the smaller the batch."""
@@ -214,11 +229,15 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
         space = space.replace(settings={**space.settings, "dataset_digest": digest})
         for corner in space.corners():
             corner.check_evaluations(train)
-    elif space.budget == "steps":
+    digests = {model: model_digest(model) for model in space.models}
+    _check_digests(digests)
+    # the proposals of a search are made of models by their names
+    cells = [cell.replace(model_digest=digests[cell.model]) for cell in cells]
+    if isinstance(space, Space) and space.budget == "steps":
         cells = [_at_equal_steps(cell, train) for cell in cells]
     for cell in cells:
         cell.check_evaluations(train)
-    sized_for_gpu = options.physical_batch_size == "auto" and gpu_expected(options)
+    sized_for_gpu = sizes_passes(options) and gpu_expected(options)
     if sized_for_gpu:
         cells = [_sized_for_gpu(cell) for cell in cells]
     return Plan(options.study, space, cells, splits, parameters, shared, options.notes, sized_for_gpu)
@@ -249,6 +268,14 @@ def _sized_for_gpu(cell: TrialConfig) -> TrialConfig:
     """A pass of so many tokens; the trial halves it where memory runs out."""
     fitting = max(1, GPU_TOKENS_PER_PASS // cell.max_length)
     return cell.replace(physical_batch_size=min(cell.target_batch_size, fitting))
+
+
+def _check_digests(digests: Mapping[str, str]) -> None:
+    """Two folders with the same in them would be one trial."""
+    by_digest: dict[str, str] = {}
+    for model, digest in digests.items():
+        if digest and (other := by_digest.setdefault(digest, model)) != model:
+            raise UserError(f"models '{other}' and '{model}' are the same, file by file: name one of them")
 
 
 def _check_model_names(models: Iterable[str]) -> None:

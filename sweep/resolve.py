@@ -1,49 +1,63 @@
 """The space that a study answers: the question's own, with the options applied."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from search_spaces import SearchSpace, Space
-from search_spaces.search_space import Choice, LogUniform, Parameter
+from search_spaces import SPACES, SearchSpace, Space
+from search_spaces.search_space import Choice, LogUniform, Uniform
 from search_spaces.space import AXES
 from sweep.command_line import flag_of
 from sweep.options import SweepOptions
 from trainables import demo_reviews
 
 CPU_PHYSICAL_BATCH_SIZE = 64  # on a CPU it makes no difference
+_RANGES = (Choice, Uniform, LogUniform)
 _SEARCH_OPTIONS = ("trials", "sampler", "stopping", "generation_size", "confirm_seeds")
 _DEMO_MODELS = ("bert-tiny", "modernbert-tiny")
 _DEMO_BASE_LR = 5e-4
 _DEMO_BASE_LRS = LogUniform(1e-4, 1e-2)
+# fp32, so that its tables are the same everywhere
+_DEMO_SETTINGS: dict[str, Any] = {"dataset": demo_reviews.NAME, "precision": "fp32"}
+
+
+def first_said(
+    *,
+    flag: Mapping[str, Any],
+    own: Mapping[str, Any],
+    demo: Mapping[str, Any],
+    default: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Each name with the value of the first that says it: a flag, one's own file, ``--demo``, a default.
+
+    What a space says that comes with the program is a default.
+    """
+    return {**default, **demo, **own, **flag}
 
 
 def resolve_space(options: SweepOptions, bf16_available: bool) -> Space | SearchSpace:
-    """The space with the flags applied: explicit flags beat ``--demo``, which beats the space.
+    """The space with the flags and ``--demo`` applied, as ``first_said`` ranks them.
 
     Cheap: a misspelled flag value is found before PyTorch, Ray and MLflow have been imported.
     Raises UserError for names that do not exist and for ``--set`` on what has a flag of its own.
     """
     space = options.chosen_space
-    settings = dict(space.settings)
-    if options.demo:
-        settings |= {"dataset": demo_reviews.NAME, "base_lr": _DEMO_BASE_LR}
-    settings |= options.settings
-    settings["physical_batch_size"] = _physical_batch_size(options.physical_batch_size)
-    settings["precision"] = _precision(options, bf16_available)
     if isinstance(space, SearchSpace):
         if options.budget == "steps":
             raise UserError("--budget steps is for a grid: a search compares trials at equal examples")
         check_copy(options)
-        return _narrowed(space, options, settings)
+        return _narrowed(space, options, bf16_available)
     for name in _SEARCH_OPTIONS:
         if getattr(options, name) is not None:
             raise UserError(f"{flag_of(SweepOptions, name)} is for a search, and {space.name} is a grid")
-    axes = {f"{axis}s": space.axis_values(axis) for axis in AXES}
-    if options.demo:
-        axes["models"] = _DEMO_MODELS
-    axes |= {name: tuple(given) for name in axes if (given := getattr(options, name))}
+    says = {f"{axis}s": space.axis_values(axis) for axis in AXES}
+    listed = {name: tuple(given) for name in says if (given := getattr(options, name))}
+    axes = _ranked(options, listed, says, {"models": _DEMO_MODELS})
+    demo = _DEMO_SETTINGS | {"base_lr": _DEMO_BASE_LR}
+    said = _ranked(options, _flags(options), space.settings, demo)
+    settings = said | _computed(said, options, bf16_available)
     baselines = {
         axis: baseline if baseline in axes[f"{axis}s"] else axes[f"{axis}s"][0]
         for axis, baseline in space.baselines.items()
@@ -58,14 +72,27 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space | Search
     )
 
 
-def _narrowed(space: SearchSpace, options: SweepOptions, settings: dict[str, Any]) -> SearchSpace:
-    """The search with the flags applied: a list narrows a parameter, a single value fixes it."""
-    parameters = dict(space.parameters)
-    if options.demo:
-        demo: dict[str, Parameter] = {"model": Choice(_DEMO_MODELS), "base_lr": _DEMO_BASE_LRS}
-        parameters |= {name: value for name, value in demo.items() if name in parameters}
-        if "model" in settings:
-            settings["model"] = _DEMO_MODELS[0]
+def sizes_passes(options: SweepOptions) -> bool:
+    """Whether nobody says how many examples a pass takes, so that the plan may."""
+    said_by_space = options.chosen_space.settings
+    return options.physical_batch_size == "auto" and "physical_batch_size" not in said_by_space
+
+
+def _ranked(
+    options: SweepOptions, flag: Mapping[str, Any], space_says: Mapping[str, Any], demo: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Whoever says it first; the space speaks for its author, who may be the person at the keyboard."""
+    is_own = options.chosen_space.name not in SPACES
+    return first_said(
+        flag=flag,
+        own=space_says if is_own else {},
+        demo=demo if options.demo else {},
+        default={} if is_own else space_says,
+    )
+
+
+def _narrowed(space: SearchSpace, options: SweepOptions, bf16_available: bool) -> SearchSpace:
+    """The search likewise: a list narrows a parameter, a single value fixes it."""
     if options.seeds and len(options.seeds) > 1:
         raise UserError(
             "a search takes one --seed: --confirm-seeds says how often its best is trained again"
@@ -73,13 +100,20 @@ def _narrowed(space: SearchSpace, options: SweepOptions, settings: dict[str, Any
     if options.control_seeds:
         raise UserError(f"--control-seeds is for a grid, and {space.name} is a search")
     listed = {axis: getattr(options, f"{axis}s") for axis in AXES if axis != "seed"}
-    parameters |= {axis: Choice(tuple(values)) for axis, values in listed.items() if values}
-    parameters = {name: value for name, value in parameters.items() if name not in options.settings}
+    choices = {axis: Choice(tuple(values)) for axis, values in listed.items() if values}
+    is_searched = space.parameters.keys()
+    demo = _DEMO_SETTINGS | {
+        "model": Choice(_DEMO_MODELS) if "model" in is_searched else _DEMO_MODELS[0],
+        "base_lr": _DEMO_BASE_LRS if "base_lr" in is_searched else _DEMO_BASE_LR,
+    }
+    said = _ranked(options, _flags(options) | choices, {**space.parameters, **space.settings}, demo)
+    parameters = {name: value for name, value in said.items() if isinstance(value, _RANGES)}
+    settings = {name: value for name, value in said.items() if name not in parameters}
+    settings |= _computed(said, options, bf16_available)
     for name in [name for name, value in parameters.items() if value.ends == value.ends[:1]]:
         settings[name] = parameters.pop(name).ends[0]
     if not parameters:
         raise UserError("every parameter has one value: there is nothing to search")
-    settings = {name: value for name, value in settings.items() if name not in parameters}
     given = {name: getattr(options, name) for name in _SEARCH_OPTIONS}
     changes = {name: value for name, value in given.items() if value is not None}
     if options.sampler == "gp":
@@ -102,9 +136,27 @@ def check_copy(options: SweepOptions) -> None:
         raise UserError("--optuna-storage is MLflow's database: each needs one of its own")
 
 
+def _flags(options: SweepOptions) -> dict[str, Any]:
+    """The TrialConfig fields that flags say."""
+    said = dict(options.settings)
+    if options.physical_batch_size != "auto":
+        said["physical_batch_size"] = _physical_batch_size(options.physical_batch_size)
+    if options.precision != "auto":
+        said["precision"] = options.precision
+    return said
+
+
+def _computed(said: Mapping[str, Any], options: SweepOptions, bf16_available: bool) -> dict[str, Any]:
+    """What follows from the machine where nobody says it."""
+    computed: dict[str, Any] = {}
+    if "physical_batch_size" not in said:
+        computed["physical_batch_size"] = CPU_PHYSICAL_BATCH_SIZE  # the plan knows whether there is a GPU
+    if "precision" not in said:
+        computed["precision"] = _precision(options, bf16_available)
+    return computed
+
+
 def _physical_batch_size(text: str) -> int:
-    if text == "auto":
-        return CPU_PHYSICAL_BATCH_SIZE  # the plan knows whether there is a GPU
     try:
         return int(text)
     except ValueError:
@@ -112,10 +164,6 @@ def _physical_batch_size(text: str) -> int:
 
 
 def _precision(options: SweepOptions, bf16_available: bool) -> str:
-    if options.precision != "auto":
-        return options.precision
-    if options.demo:
-        return "fp32"  # so that its tables are the same everywhere
     if options.ray_address:
         raise UserError(
             "with --ray-address say --precision bf16 or fp32: what this machine computes in says "

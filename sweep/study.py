@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from errors import StoppedError, UserError, printable
+from errors import StoppedError, UserError
 from search_spaces import SearchSpace, TrialConfig
 from sweep.cluster import (
     Resources,
     announce,
+    check_cluster,
     check_shared,
     environment_tags,
     ray_session,
@@ -25,7 +26,7 @@ from sweep.plan_summary import plan_summary
 from sweep.search import Proposer, Search, Values, check_same_search
 from sweep.storage import StudyStorage, check_disk_space, writable_folder
 from sweep.terminal import console, say
-from sweep.testing import TestPhase
+from sweep.testing import TestPhase, register_best
 from sweep.training import train
 from tracking import InvocationRun, StudyStore, TrialRun, check_study_name
 from trainables.assets import ModelAssets, prepare_assets
@@ -93,7 +94,7 @@ class Sweep:
                     return
                 self.confirm(search)
             self.finish_cells()
-        self.register_best()
+        register_best(self.plan, self.runs, self.store)
 
     def finish_cells(self) -> None:
         """Train and test what the plan's cells lack."""
@@ -205,6 +206,8 @@ class Sweep:
     def _prepare(self, configs: Iterable[TrialConfig]) -> None:
         """Load and tokenise what these trials read, each model once."""
         first = {config.model: config for config in configs if config.model not in self.assets}
+        if first and self.options.ray_address:
+            check_cluster(self.options.ray_address)  # else its absence would show after minutes of work
         with console.status("tokenising and loading weights"):
             self.assets |= {
                 model: prepare_assets(first[model], self.plan.splits) for model in sorted(first)
@@ -294,13 +297,3 @@ class Sweep:
         with console.status("testing"):
             phase.run(untested)
         self._fail(phase.failures, self.plan.name)
-
-    def register_best(self) -> None:
-        """Register the model of the trial with the highest val_acc, the earliest in the plan on ties."""
-        found = [self.runs[h] for h in self.plan.trials if h in self.runs]
-        tested = [run for run in found if run.is_tested]
-        if tested:
-            best = max(tested, key=lambda run: run.metrics["best_val_acc"])
-            uri = self.store.register_best(best)
-            val_acc = best.metrics["best_val_acc"]
-            say(printable(f"best model     {uri}  ({best.name}, val_acc {val_acc:.4f})"))

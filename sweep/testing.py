@@ -2,17 +2,19 @@
 
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray
 
-from errors import StoreAwayError, last_line
-from search_spaces import TrialConfig
+from errors import StoreAwayError, last_line, printable
+from search_spaces import SearchSpace, TrialConfig
 from sweep.cluster import Resources
+from sweep.plan import Plan
 from sweep.storage import StudyStorage
-from tracking import ChangedModelError, TrialRun
+from sweep.terminal import say
+from tracking import ChangedModelError, StudyStore, TrialRun
 from trainables.batches import TokenArrays, TokenTensors
 from trainables.encoder_trainable import quiet_worker, worker_device
 from trainables.evaluation import Evaluation, evaluate
@@ -110,3 +112,34 @@ def _evaluate_models(
         data = TokenTensors(test_split, exported.pad_token, device)
         results[which] = evaluate(exported.model.to(device), data, precision)
     return results
+
+
+def register_best(plan: Plan, runs: Mapping[str, TrialRun], store: StudyStore) -> None:
+    """Register the finished trial with the highest val_acc, the earliest in the plan on ties.
+
+    ``runs`` are all of the study. Those outside the plan count where they have its splits, so that a
+    smaller plan takes the alias from no better model. Of a search it is one that confirms its best.
+    """
+    planned = [run for h in plan.trials if (run := runs.get(h))]
+    others = [run for h, run in runs.items() if h not in plan.trials and plan.has_splits_of(run.params)]
+    own = _highest(planned)
+    others.sort(key=lambda run: run.started)  # of equals the alias stays with the first
+    best = own if isinstance(plan.space, SearchSpace) else _highest([*planned, *others])
+    if best is None:
+        return
+    uri, apart = store.register_best(best), ""
+    if best is not own:
+        apart = ", outside this plan" + (f": {found}" if (found := plan.apart(best.params)) else "")
+    say(printable(f"best model     {uri}  ({_with_val_acc(best)}{apart})"))
+    if own and best is not own:
+        say(printable(f"best of plan   {_with_val_acc(own)}"))
+
+
+def _highest(runs: Iterable[TrialRun]) -> TrialRun | None:
+    """The tested one with the highest val_acc, the first on ties."""
+    tested = [run for run in runs if run.is_tested]
+    return max(tested, key=lambda run: run.metrics["best_val_acc"], default=None)
+
+
+def _with_val_acc(run: TrialRun) -> str:
+    return f"{run.name}, val_acc {run.metrics['best_val_acc']:.4f}"

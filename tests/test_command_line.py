@@ -213,7 +213,7 @@ def test_the_space_of_the_readme_is_planned_as_it_says(tmp_path, capsys):
     assert code == 0
     assert "study my_space-demo: Is 32 as good as 256 for my reviews?" in out
     assert "18 cells, 18 unique trials (6 seeds of a control cell, 3 of any other)" in out
-    plan = planned([*command.split(), "--demo"])
+    plan = planned([*command.split(), "--demo", "--models", "bert-tiny"])
     assert (plan["space"], plan["margin"]) == ("my_space", 1.0)
     assert plan["baselines"] == {"target_batch_size": 256}
 

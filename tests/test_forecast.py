@@ -1,6 +1,7 @@
 """What a plan says of the study before anything is trained."""
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
@@ -13,6 +14,7 @@ from reports.forecast import (
     MANY,
     Durations,
     assumed,
+    expected_durations,
     forecast,
     power_lines,
     seeds_needed,
@@ -20,6 +22,7 @@ from reports.forecast import (
     stored_plan,
     time_line,
 )
+from reports.prose import listed
 from reports.statistics import TrainingsDifference
 from reports.study_data import Forecast, StudyData, read_study
 from search_spaces import TrialConfig
@@ -27,7 +30,7 @@ from sweep import calibration
 from sweep.hardware import cpu_model, ran_as_here
 from sweep.options import SweepOptions, parse_options
 from sweep.plan import make_plan
-from tests.helpers import refusal
+from tests.helpers import TINY_MODELS, refusal
 from tests.small_study import OPTIONS, STUDY, write_small_study
 from tracking import StudyStore
 from tune_main import main
@@ -113,9 +116,7 @@ def test_the_forecast_that_a_study_keeps(of_seeds):
     found = forecast(of_seeds, CHANCE, known)
     assert found.smallest_points == pytest.approx((100 * low, 100 * high))
     assert found.minutes == 12  # 24 trials
-    *_, last = of_seeds.trials
-    one_unknown = Durations({h: 30.0 for h in of_seeds.trials if h != last}, "")
-    assert forecast(of_seeds, UNKNOWN, one_unknown) == Forecast()
+    assert forecast(of_seeds, UNKNOWN, Durations({}, "")) == Forecast()
     assert forecast(planned("best_config", models=None), CHANCE, known) == Forecast()
 
 
@@ -180,6 +181,76 @@ def test_earlier_trials_of_the_model_say_how_long_it_will_take(small_study):
     assert "minutes: unknown" in time_line(plan, earlier.durations(plan, lambda tags: False))
     smaller = planned(**options | {"target_batch_sizes": [16, 48]}, max_length=40)
     assert len(earlier.durations(smaller, lambda tags: True).seconds) == 1  # 48, as fast as 32
+
+
+def minutes_of(line):
+    """The smallest and the largest of the trials of each model, and the sum of all."""
+    found = re.findall(r"(bert-tiny|modernbert-tiny|other:) (?:([\d.]+) to )?([\d.]+|unknown)", line)
+    return {name.rstrip(":"): (low or high, high) for name, low, high in found}
+
+
+@pytest.fixture(scope="module")
+def of_two_models():
+    """Six trials: two models at 32, 64 and 256."""
+    chosen = {"target_batch_sizes": [32, 64, 256], "scaling_rules": ["fixed"], "models": list(TINY_MODELS)}
+    return planned("batch_lr_grid", **chosen)
+
+
+def seconds_of(plan, per_example, per_step):
+    ends = {h: c.position(c.evaluation_count, plan.dataset.sizes["train"]) for h, c in plan.trials.items()}
+    return {h: per_example * end.examples + per_step * end.step for h, end in ends.items()}
+
+
+def test_whatever_trials_are_known_the_rest_is_estimated_from_them_and_the_line_says_so(of_two_models):
+    plan = of_two_models
+    true = seconds_of(plan, per_example=0.01, per_step=0.5)
+    for count in range(len(true) + 1):
+        for known in itertools.combinations(true, count):
+            durations = Durations({h: true[h] for h in known}, "from study S")
+            line, minutes = time_line(plan, durations), forecast(plan, UNKNOWN, durations).minutes
+            of_model = {
+                name: [h for h, config in plan.trials.items() if config.model_name == name]
+                for name in TINY_MODELS
+            }
+            if not known:
+                assert line.startswith("minutes: unknown")
+                continue
+            for name, own in of_model.items():
+                found = set(own) & set(known)
+                lacking = [str(plan.trials[h].target_batch_size) for h in own if h not in known]
+                is_estimated = bool(found and lacking)
+                assert bool(re.search(rf"[:,] {name} at {listed(lacking)} by ", line)) == is_estimated
+                ends = [f"{of(true[h] for h in own) / 60:,.1f}" for of in (min, max)]
+                if not found:
+                    assert minutes_of(line)[name] == ("unknown", "unknown")
+                elif len(found) > 1:  # two batch sizes tell examples from steps
+                    assert minutes_of(line)[name] == tuple(ends)
+                    assert not lacking or f"{listed(lacking)} by examples and steps" in line
+                else:
+                    assert f"{listed(lacking)} by examples alone (a smaller batch takes longer)" in line
+            each_known = all(set(own) & set(known) for own in of_model.values())
+            assert (minutes is not None) == each_known
+            assert (minutes_of(line)["other"] != ("unknown", "unknown")) == each_known
+            if all(len(set(own) & set(known)) > 1 for own in of_model.values()):
+                assert minutes == pytest.approx(sum(true.values()) / 60)
+
+
+def test_by_examples_alone_a_trial_takes_as_long_as_one_of_as_many_examples(of_two_models):
+    plan = of_two_models
+    one_each = {c.model_name: h for h, c in plan.trials.items()}.values()
+    found = expected_durations(plan, Durations(dict.fromkeys(one_each, 30.0), ""))
+    # 5 epochs at every target batch size
+    assert [list(each.seconds.values()) for each in found.values()] == [pytest.approx([30.0] * 3)] * 2
+
+
+def test_no_share_of_the_time_is_less_than_nothing(of_two_models):
+    """As where the smaller batch happened to be timed on an idle machine."""
+    true = seconds_of(of_two_models, per_example=0.01, per_step=-0.01)
+    smallest = {h for h, config in of_two_models.trials.items() if config.target_batch_size == 32}
+    known = Durations({h: s for h, s in true.items() if h not in smallest}, "")
+    for each in expected_durations(of_two_models, known).values():
+        assert each.seconds.keys() & smallest
+        assert min(each.seconds.values()) == pytest.approx(min(true.values()), rel=0.1)
 
 
 def test_trials_elsewhere_say_nothing_of_the_time_here():

@@ -1,11 +1,13 @@
+import itertools
+
 import pytest
 
 from search_spaces import SPACES, SearchSpace, Space, TrialConfig, find_space, unique_trials
 from search_spaces.optimization import learning_rate_factor
 from search_spaces.trial_config import parse_setting
 from sweep.options import SweepOptions
-from sweep.resolve import resolve_space
-from tests.helpers import make_config, refusal
+from sweep.resolve import first_said, resolve_space
+from tests.helpers import TINY_MODELS, make_config, refusal
 
 # -- scaling rules ---------------------------------------------------------------------------------
 
@@ -384,3 +386,58 @@ def test_setting_is_parsed_as_its_field_is_typed(text, name, expected):
 )
 def test_setting_that_cannot_be_read_says_why(text, words):
     assert words in refusal(parse_setting, text)
+
+
+# -- who says what ---------------------------------------------------------------------------------
+
+RANKS = ("flag", "own", "demo", "default")
+
+
+@pytest.mark.parametrize(("first", "second"), [*itertools.combinations(RANKS, 2)])
+def test_of_two_that_say_it_the_first_in_rank_is_heard(first, second):
+    nobody = {rank: {} for rank in RANKS}
+    said = first_said(**nobody | {first: {"epochs": 1, "base_lr": 1.0}, second: {"epochs": 2, "seed": 2}})
+    assert said == {"epochs": 1, "base_lr": 1.0, "seed": 2}
+
+
+def resolved(**options):
+    return resolve_space(SweepOptions(**options), bf16_available=True)
+
+
+SAYS = 'settings={"base_lr": 3e-5, "physical_batch_size": 8},'
+
+
+def test_the_demo_changes_what_a_file_of_ones_own_does_not_say(tmp_path):
+    file = written(
+        tmp_path, OWN.replace("bert-tiny", "ours").replace("    baselines", f"    {SAYS}\n    baselines")
+    )
+    space = resolved(space=file, demo=True)
+    assert space.models == ("ours",)
+    (cell, *_) = space.cells()
+    assert (cell.base_lr, cell.physical_batch_size) == (3e-5, 8)
+    assert (cell.dataset, cell.precision) == ("demo-reviews", "fp32")
+    assert resolved(space=file, demo=True, models=["other"], base_lr=1.0).cells()[0].base_lr == 1.0
+    assert resolved(space=file).cells()[0].precision == "bf16"
+    says_nothing = resolved(space=written(tmp_path, OWN), demo=True)
+    assert says_nothing.cells()[0].base_lr == 5e-4
+    says_more = SAYS.replace("8", '8, "precision": "bf16", "dataset": "mine.csv"')
+    (cell, *_) = resolved(
+        space=written(tmp_path, OWN.replace("    baselines", f"    {says_more}\n    baselines")), demo=True
+    ).cells()
+    assert (cell.dataset, cell.precision) == ("mine.csv", "bf16")
+
+
+def test_the_demo_changes_what_the_spaces_here_say():
+    (cell, *_) = resolved(space="batch_lr_grid", demo=True).cells()
+    assert (cell.model, cell.base_lr, cell.dataset) == ("bert-tiny", 5e-4, "demo-reviews")
+    assert resolved(space="search_spaces/batch_lr_grid.py", demo=True).models == TINY_MODELS  # by its path
+
+
+def test_the_demo_searches_in_the_box_of_ones_own(tmp_path):
+    found = resolved(space=written(tmp_path, OWN_SEARCH.replace('("bert-tiny",)', '("a", "b")')), demo=True)
+    assert found.models == ("a", "b")
+    assert found.parameters["base_lr"].ends == (1e-5, 1e-3)
+    assert found.settings["dataset"] == "demo-reviews"
+    shipped = resolved(space="best_config", demo=True)
+    assert shipped.models == TINY_MODELS
+    assert shipped.parameters["base_lr"].ends == (1e-4, 1e-2)

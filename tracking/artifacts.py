@@ -1,19 +1,32 @@
 """Files and models in MLflow's artifact store, and back."""
 
 import hashlib
+import sqlite3
 from concurrent.futures import Executor
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import LoggedModel, LoggedModelOutput, Run
+from mlflow.entities import Experiment, LoggedModel, LoggedModelOutput, Run
 from mlflow.models.signature import ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, Schema
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
+
+from tracking.connection import sqlite_file
 
 _SERVING_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
+# where MLflow keeps the places of artifacts
+_PLACES = {
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
 _SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string")]),
     outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
@@ -48,6 +61,34 @@ def download(client: MlflowClient, location: str, name: str, folder: Path) -> Pa
         for pool in vars(repository).values():
             if isinstance(pool, Executor):
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+def follow_move(tracking_uri: str, experiment: Experiment) -> Path | None:
+    """Tell an SQLite store where a study's artifacts lie, if their folder was moved with it.
+
+    MLflow keeps absolute paths. Returns the new place, the folder ``mlruns`` beside the store or here; None
+    where the old one is still there, where the study's runs are in neither, and for any other store.
+    """
+    file, before = sqlite_file(tracking_uri), experiment.artifact_location
+    if file is None or not is_local_uri(before) or Path(local_file_uri_to_path(before)).exists():
+        return None
+    places = [
+        folder / "mlruns" / experiment.experiment_id for folder in (file.absolute().parent, Path.cwd())
+    ]
+    with closing(sqlite3.connect(file)) as database, database:
+        runs = database.execute(
+            "select run_uuid from runs where experiment_id = ?", (experiment.experiment_id,)
+        ).fetchall()
+        now = next((place for place in places if any((place / run).is_dir() for (run,) in runs)), None)
+        if now is None:
+            return None
+        for table, column in _PLACES.items():
+            database.execute(
+                f"update {table} set {column} = ? || substr({column}, ?) "
+                f"where {column} = ? or substr({column}, 1, ?) = ?",
+                (str(now), len(before) + 1, before, len(before) + 1, f"{before}/"),
+            )
+    return now
 
 
 def upload_model(client: MlflowClient, run: Run, name: str, files: ModelFiles) -> str:

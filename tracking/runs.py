@@ -42,6 +42,11 @@ class TrackedRun:
     def is_running(self) -> bool:
         return self.status == "RUNNING"
 
+    @property
+    def started(self) -> int:
+        """In ms since 1970."""
+        return self._run.info.start_time
+
     @retried
     def supersede(self) -> None:
         """No longer count the run, which stays in MLflow, as one of its study."""

@@ -18,6 +18,7 @@ from errors import UserError, unknown
 from search_spaces import TrialConfig
 from search_spaces.space import AXES
 from search_spaces.trial_config import epoch_text
+from tracking.artifacts import follow_move
 from tracking.connection import BackgroundWriter, Connection, check_store, quiet_mlflow, retried
 from tracking.runs import DESCRIPTION, SUPERSEDED, InvocationRun, TrackedRun
 from tracking.trial_run import TrialRun
@@ -215,6 +216,9 @@ class StudyStore:
                 f"study '{self.study}' was deleted in MLflow: choose another --name, or restore it "
                 f"with `mlflow experiments restore --experiment-id {experiment.experiment_id}`"
             )
+        if experiment is not None and (place := follow_move(self.tracking_uri, experiment)):
+            self.connection.say(f"the study's artifacts were moved: they are in {place} now")
+            return self.client.get_experiment(experiment.experiment_id)
         return experiment
 
     def _only_run(self, tag: str, value: str, name: str, tags: Mapping[str, str]) -> Run:

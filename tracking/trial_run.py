@@ -59,6 +59,11 @@ class TrialRun(TrackedRun):
         return self.status == "FINISHED" and self.is_trained and has_results
 
     @property
+    def params(self) -> Mapping[str, str]:
+        """The fields of its TrialConfig, as MLflow keeps them."""
+        return self._run.data.params
+
+    @property
     def assets_digest(self) -> str:
         """Of the pretrained weights and tokens it is trained from; empty in older studies."""
         return self.tags.get("assets_digest", "")

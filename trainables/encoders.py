@@ -1,6 +1,8 @@
 """The table of encoders, and EncoderForClassification = encoder + dropout + linear."""
 
+import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -115,6 +117,10 @@ ENCODERS: dict[str, EncoderSpec] = {
     "bert-tiny": EncoderSpec(None, tiny.bert_tiny, tiny.train_uncased_tokenizer),
     "modernbert-tiny": EncoderSpec(None, tiny.modernbert_tiny, tiny.train_cased_tokenizer),
 }
+_DECIDES = re.compile(
+    r"config\.json|.*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?|tokenizer.*\.json|"
+    r"(special_tokens_map|added_tokens)\.json|vocab\..*|merges\.txt|.*\.model"
+)
 _SPELLINGS = {spec.hub_id: name for name, spec in ENCODERS.items()} | {"bert-base-uncased": "bert-base"}
 
 
@@ -131,6 +137,21 @@ def canonical_model(model: str) -> str:
     if os.path.exists(folder) or model.startswith((".", "/", "~")):  # noqa: PTH110
         raise UserError(f"model '{model}' is not a folder with a config.json")
     return model
+
+
+def model_digest(model: str) -> str:
+    """16 hex digits of what decides in a model's folder, wherever it lies; empty for other models.
+
+    That is the config, the weights and the tokenizer: by their names and their bytes.
+    """
+    if not os.path.isabs(model):  # noqa: PTH117 - as canonical_model returns folders
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted(each for each in Path(model).iterdir() if _DECIDES.fullmatch(each.name)):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name} {content}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def load_config(model: str) -> PreTrainedConfig:

@@ -1,0 +1,91 @@
+"""A study whose whole folder was moved elsewhere goes on there."""
+
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from reports import write_report
+from sweep.options import SweepOptions
+from sweep.plan import make_plan
+from sweep.testing import register_best
+from tests.helpers import make_config, refusal
+from tests.hostile.models import write_encoder
+from tests.small_study import OPTIONS, STUDY, write_small_study
+from tracking import StudyStore
+
+
+def hashes(*folders):
+    options = SweepOptions(space="fixed_lr", demo=True, models=[str(folder) for folder in folders])
+    return [*make_plan(options, bf16_available=False).trials]
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    return write_encoder(tmp_path / "encoder")
+
+
+def test_a_local_model_is_known_by_what_is_in_it_wherever_it_lies(encoder, tmp_path):
+    before = hashes(encoder)
+    (tmp_path / "elsewhere").mkdir()
+    moved = Path(shutil.move(encoder, tmp_path / "elsewhere" / "renamed"))
+    assert hashes(moved) == before
+    (moved / "README.md").write_text("a note decides nothing")
+    assert hashes(moved) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_another_content_is_another_trial(encoder, name):
+    before = hashes(encoder)
+    content = (encoder / name).read_bytes()
+    # in JSON a blank more is the same model, in weights the last bytes are those of a number
+    changed = content + b"\n" if name.endswith(".json") else content[:-4] + b"\0\0\0\0"
+    (encoder / name).write_bytes(changed)
+    assert not set(hashes(encoder)) & set(before)
+
+
+def test_models_of_the_table_and_of_the_hub_are_known_by_their_names():
+    assert make_config(model="bert-base").trial_hash == "798ec82e4c7f"
+    assert make_config(model="some-org/some-encoder").trial_hash == "6afb40d9dfc5"
+    assert hashes("bert-tiny")[0] == "c3480f9fcf62"
+
+
+def test_two_folders_with_the_same_in_them_are_refused(encoder, tmp_path):
+    shutil.copytree(encoder, tmp_path / "copy")
+    line = refusal(hashes, encoder, tmp_path / "copy")
+    assert line == f"models '{encoder}' and '{tmp_path}/copy' are the same, file by file: name one of them"
+
+
+def test_what_a_moved_store_keeps_is_found_where_it_is_now(tmp_path):
+    (tmp_path / "before").mkdir()
+    write_small_study(tmp_path / "before")
+    there = tmp_path / "after"
+    shutil.move(tmp_path / "before", there)
+    said = []
+    uri = f"sqlite:///{there}/mlflow.db"
+    store = StudyStore(uri, STUDY, say=said.append)
+    assert said == [f"the study's artifacts were moved: they are in {there}/mlruns/1 now"]
+    for run in store.read_runs().trials.values():
+        assert len(run.predictions("best")) == OPTIONS["eval_size"]
+        assert run.download_model("best", tmp_path / run.run_id).is_dir()
+    plan = make_plan(SweepOptions(**OPTIONS), bf16_available=False)
+    register_best(plan, store.read_runs().trials, store)
+    assert write_report(uri, STUDY, str(there / "results")).page.is_file()
+    mlflow.set_tracking_uri(uri)
+    assert len(mlflow.pyfunc.load_model(f"models:/{STUDY}@best").predict(["a fine film"])) == 1
+    assert StudyStore(uri, STUDY, say=said.append)
+    assert len(said) == 1
+
+
+def test_a_store_that_lost_its_artifacts_is_told_nothing(tmp_path, monkeypatch):
+    """As where they lie on a disk that is not mounted: the folder mlruns here is another store's."""
+    (tmp_path / "study").mkdir()
+    uri = write_small_study(tmp_path / "study")
+    (tmp_path / "study" / "mlruns").rename(tmp_path / "unmounted")
+    (tmp_path / "mlruns" / "1" / "somebody-elses-run").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    said = []
+    before = StudyStore(uri, STUDY, say=said.append)
+    assert said == []
+    assert before.client.get_experiment("1").artifact_location == f"{tmp_path}/study/mlruns/1"
