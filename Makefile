@@ -1,47 +1,53 @@
-# `make demo` and `make test` need nothing but Python 3.11+, make and pip.
+# `make demo` and `make test` need nothing but one of these Pythons, make and pip: the tests pass on each, and
+# every pinned requirement has a wheel for each.
+PYTHONS := 3.11 3.12 3.13
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 
 .PHONY: demo test test-all test-image test-service faults lint check
 
-demo: .venv/installed
+demo: $(VENV)/installed
 	$(BIN)/python tune_main.py --space batch_lr_grid --demo
 
-test: .venv/installed-dev
+test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
 # the same, and faults in real studies, several machines, hostile input at full size
-test-all: .venv/installed-dev
+test-all: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m 'not campaign and not image' --hypothesis-profile=full
 
 # builds the image without a Docker daemon, runs a study and a server in it: needs root, buildah, debootstrap
-test-image: .venv/installed-dev
+test-image: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 0 -s -m image tests/test_image.py
 
 # a group's service as plain processes, a study submitted to it: needs PostgreSQL and Prometheus
-test-service: .venv/installed-dev
+test-service: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 0 -m slow tests/faults/test_service.py
 
 # over an hour on two cores: hundreds of faults, then two hundred trials
-faults: .venv/installed-dev
+faults: $(VENV)/installed-dev
 	$(BIN)/python -m tests.faults.campaign
 	$(BIN)/python -m pytest -n 0 -m campaign
 	$(BIN)/python -m tests.faults.leaks
 
-lint: .venv/installed-dev
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 check: lint test
 
-.venv/installed: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
-	@echo "installing the pinned requirements into .venv: some minutes, this once"
-	$(PYTHON) -m venv .venv
+# the flags tell 3.13t, which few packages have a wheel for, from 3.13
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; here = "%d.%d" % sys.version_info[:2] + getattr(sys, "abiflags", ""); \
+	    here in "$(PYTHONS)".split() or sys.exit("error: $(PYTHON) is Python " + here + \
+	    ", and this runs on $(PYTHONS): make PYTHON=python3.12 …")'
+	@echo "installing the pinned requirements into $(VENV): some minutes, this once"
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
+from sqlalchemy.pool import NullPool
 
 from errors import UserError, first_line
 from search_spaces.optuna_trials import finished_trial
@@ -45,7 +46,7 @@ class OptunaCopy:
 
     def _open(self, trials: Sequence[FrozenTrial]) -> optuna.Study:
         """The study as it is, or an empty one where it holds anything else than these trials."""
-        storage = RDBStorage(self._url)
+        storage = open_storage(self._url)
         names = optuna.get_all_study_names(storage)
         if self._name in names:
             study = optuna.load_study(study_name=self._name, storage=storage)
@@ -69,6 +70,11 @@ class OptunaCopy:
         path.rename(damaged)
         say(f"note: {path} is damaged, and now called {damaged.name}; the copy is made anew")
         return True
+
+
+def open_storage(url: str) -> RDBStorage:
+    """Optuna's storage, whose calls each close the connection that they open: nobody else ever would."""
+    return RDBStorage(url, engine_kwargs={"poolclass": NullPool})
 
 
 def _is_damaged(error: BaseException | None) -> bool:

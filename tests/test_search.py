@@ -25,7 +25,7 @@ from search_spaces.search_space import (
     Uniform,
 )
 from sweep.options import SweepOptions
-from sweep.optuna_copy import OptunaCopy
+from sweep.optuna_copy import OptunaCopy, open_storage
 from sweep.resolve import resolve_space
 from sweep.search import IDENTITY, Proposer, Search, check_same_search, identity
 from tests.faults.servers import postgres, postgres_missing
@@ -435,7 +435,7 @@ def finished():
 
 
 def copied(url):
-    return optuna.load_study(study_name="films", storage=url).trials
+    return optuna.load_study(study_name="films", storage=open_storage(url)).trials
 
 
 def test_the_copy_has_every_trial_in_order(finished, tmp_path):
@@ -474,7 +474,7 @@ def test_a_damaged_copy_is_set_aside_and_made_anew(finished, tmp_path, capsys):
 
 def test_a_study_of_somebody_else_is_left_alone(finished, tmp_path, capsys):
     url = f"sqlite:///{tmp_path}/optuna.db"
-    theirs = optuna.create_study(storage=url, study_name="films")
+    theirs = optuna.create_study(storage=open_storage(url), study_name="films")
     theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
     OptunaCopy(url, "films").update(finished)
     assert [set(trial.params) for trial in copied(url)] == [{"x"}, {"x"}]

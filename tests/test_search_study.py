@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from search_spaces.optuna_trials import empty_study
 from sweep.options import parse_options
+from sweep.optuna_copy import open_storage
 from sweep.resolve import resolve_space
 from tests.browsing import needs_chromium, server
 from tests.faults.processes import free_port
@@ -106,7 +107,7 @@ def test_the_printed_command_trains_the_best_again(study):
 
 def test_optuna_reads_the_copy(study):
     empty_study()  # quiets Optuna
-    copy = optuna.load_study(study_name="search", storage=f"sqlite:///{study}/optuna.db")
+    copy = optuna.load_study(study_name="search", storage=open_storage(f"sqlite:///{study}/optuna.db"))
     assert [trial.user_attrs["trial_hash"] for trial in copy.trials] == [h for h, _, _ in learnt(study)]
 
 
