@@ -1,4 +1,4 @@
-"""The test phase: download each trial's models from MLflow, reload and test them once, register the best."""
+"""The test phase: download the models of each trial, reload and test them once, register the best."""
 
 import tempfile
 from collections import deque
