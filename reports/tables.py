@@ -25,7 +25,7 @@ from reports.statistics import Interval, wilson_interval
 from reports.study_data import StudyData
 from reports.verdicts import DIVERGED, Family
 from search_spaces.space import GRID
-from search_spaces.trial_config import OWN, epoch_text
+from search_spaces.trial_config import OWN, TrialConfig, epoch_text
 from tracking import DatasetFacts, InvocationRun, StudyStore
 
 _GAP_NOTES = {
@@ -255,7 +255,7 @@ def facts(study: StudyData, invocations: Iterable[InvocationRun], family: Family
     found = {
         "Data": f"{dataset.name} ({dataset.source}), digest {dataset.digest[:12]}",
         "Splits": f"{sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test; "
-        f"split seed {config.split_seed}{'' if config.splits == OWN else ', stratified by label'}",
+        f"split seed {config.split_seed}{', stratified by label' if _is_stratified(config) else ''}",
         **(dataset.facts or _earlier_facts(dataset)),
         "Training": ", ".join(f"{name} {getattr(config, name)}" for name in _SHARED_SETTINGS),
         "Budget": f"equal {study.plan.budget}; evaluations {config.evaluation_count}",
@@ -271,6 +271,10 @@ def facts(study: StudyData, invocations: Iterable[InvocationRun], family: Family
         "GPU hours": f"{gpu_hours:.2f}" if gpu_hours else "none: trained on the CPU",
     }
     return {what: value for what, value in found.items() if value}
+
+
+def _is_stratified(config: TrialConfig) -> bool:
+    return config.splits != OWN and config.group_column is None
 
 
 def _earlier_facts(dataset: DatasetFacts) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Kinds of fields and what they refuse: everything wrong with plain data is one line for its user."""
 
+import codecs
 import re
 from collections.abc import Callable, Iterable
 from typing import Annotated
@@ -20,12 +21,12 @@ def without_nul(value: str) -> str:
 
 def _encoding(name: str) -> str:
     try:
-        "".encode(name)
+        "".encode(name)  # codecs knows some that are none of text
     except (LookupError, ValueError):
         raise UserError(
             f"encoding {name!r} is none: give utf-8, cp1252, utf-16 or another of Python's"
         ) from None
-    return name
+    return codecs.lookup(name).name
 
 
 def one_of(kind: str, choices: Iterable[str]) -> AfterValidator:

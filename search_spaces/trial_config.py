@@ -25,10 +25,8 @@ from search_spaces.optimization import OPTIMIZERS, SCHEDULERS
 ENGINES = ("torch", "accelerate")
 PRECISIONS = ("fp32", "bf16")
 EXACT, FOLDED, KEEP = DUPLICATES = ("exact", "folded", "keep")  # which texts count as one, if any
-POOLED, OWN = SPLITTINGS = (
-    "pooled",
-    "own",
-)  # cut anew from all labelled splits, or as the data set has them
+# all splits of a data set cut anew, or used as it has them
+POOLED, OWN = SPLITTINGS = ("pooled", "own")
 RENAMED = {"dropout": "head_dropout"}  # old key -> field
 
 # The hash identifies what is learned. These fields say how a trial is computed, or where its data lie,
@@ -117,6 +115,9 @@ class TrialConfig(BaseModel):
     def _check_together(self) -> "TrialConfig":
         if self.warmup_ratio and self.scheduler == "constant":
             raise UserError("warmup_ratio does nothing under scheduler constant: set constant_with_warmup")
+        columns = [self.text_column, self.label_column, *([self.group_column] if self.group_column else [])]
+        if len(set(columns)) < len(columns):
+            raise UserError(f"text, label and group need a column each, not {', '.join(columns)}")
         if not 0 < self.learning_rate < math.inf:
             direction = "larger" if self.learning_rate == 0 else "smaller"
             raise UserError(

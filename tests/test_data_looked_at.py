@@ -383,3 +383,148 @@ def test_plan_and_report_say_what_was_found(tmp_path):
     for page in ("report.html", "report.md"):
         text = (report.page.parent / page).read_text()
         assert [each for each in expected if each not in text] == []
+
+
+# -- what is easily misread ---------------------------------------------------------------------------
+
+
+def test_a_split_of_secret_labels_is_unlabelled_unless_minus_one_is_a_class(tmp_path):
+    parts = {"train": part("train", [0, 1] * 40), "dev": part("dev", [0, 1] * 20)}
+    folder = folder_of(tmp_path / "glue", **parts, test=part("test", [-1] * 30))
+    splits = split(folder)
+    assert splits.label_names == ("0", "1")
+    assert splits.facts.unlabelled_splits == ["test"]
+    signed = folder_of(tmp_path / "signed", train=part("train", [-1, 1] * 40), test=part("test", [-1] * 30))
+    assert split(signed).facts.unlabelled_splits == []
+    assert sum(split(signed).sizes().values()) == 110
+
+
+def test_a_file_without_the_text_column_is_named(tmp_path):
+    other = part("test", [0, 1] * 30).rename(columns={"text": "review"})
+    folder = folder_of(tmp_path, train=part("train", [0, 1] * 40), test=other)
+    reason = refusal(split, folder)
+    assert f"unknown column of {folder / 'test.csv'} 'text'" in reason
+
+
+def test_splits_that_are_not_used_change_nothing(tmp_path):
+    parts = {"train": part("train", [0, 1] * 100), "test": part("test", [0, 1] * 30)}
+    alone = split(folder_of(tmp_path / "alone", **parts), splits="own")
+    extra = pd.concat(
+        [parts["train"][:50], parts["test"].assign(label=[1, 0] * 30), part("x", ["third"] * 3)]
+    )
+    for name, rows in (*parts.items(), ("extra", extra)):
+        frame = rows.assign(label=rows["label"].astype(str))
+        frame.to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        + "".join(f"  - split: {name}\n    path: {name}.jsonl\n" for name in ("extra", "train", "test"))
+        + "---\n"
+    )
+    for name in ("alone",):
+        for file in (tmp_path / name).iterdir():
+            file.unlink()
+        (tmp_path / name).rmdir()
+    own = split(tmp_path, splits="own")
+    assert (own.train.texts, own.val.texts, own.test.texts) == (
+        alone.train.texts,
+        alone.val.texts,
+        alone.test.texts,
+    )
+    assert "split extra (113 rows)" in facts(tmp_path, splits="own")["Left out"]
+
+
+def test_blank_cells_are_missing(tmp_path):
+    path = csv(tmp_path / "labels.csv", numbered(["neg", "pos", " "] * 20))
+    assert "20 rows have no label in column 'label' (the first is row 4)" in refusal(load, path)
+    path = csv(tmp_path / "groups.csv", numbered([0, 1] * 20).assign(g=["a", "  "] * 20))
+    assert "20 rows have no group in column 'g' (the first is row 3)" in refusal(
+        load, path, group_column="g"
+    )
+
+
+def test_classes_that_differ_by_blanks_or_case_are_flagged(tmp_path):
+    path = csv(tmp_path / "reviews.csv", numbered(["pos", "neg", " neg", "Pos"] * 30))
+    assert warnings(path) == [
+        "Classes ' neg', 'Pos', 'neg', 'pos' differ by blanks or case only: they may be one."
+    ]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.csv"
+    path.write_text("id,text,text,label\n1,summary,whole,0\n2,short,long,1\n")
+    assert "has several columns called 'text': rename all but one" in refusal(load, path)
+    assert "text, label and group need a column each" in refusal(load, path, label_column="text")
+
+
+def test_numbers_of_groups_are_the_same_however_they_are_written(tmp_path):
+    frame = patients(40, 6)
+    frame["patient"] = [f"{p}" if i % 2 else f"{p}.0" for p in range(40) for i in range(6)]
+    path = csv(tmp_path / "notes.csv", frame)
+    assert split(path, group_column="patient").groups.count == 40
+
+
+def test_small_splits_of_large_groups_are_flagged(tmp_path):
+    frame = pd.concat([numbered([0, 1] * 140).assign(g="huge"), part("x", [0, 1] * 20)], ignore_index=True)
+    frame.loc[280:, "g"] = [f"g{i // 2 % 10}" for i in range(40)]
+    path = csv(tmp_path / "one.csv", frame)
+    (warning,) = warnings(path, group_column="g")
+    assert "because group huge is large and kept whole" in warning
+
+
+def test_files_of_empty_rows_and_rows_that_only_look_blank(tmp_path):
+    path = tmp_path / "empty.csv"
+    path.write_text("text,label\n" + ",\n" * 50)
+    assert "has empty rows only" in refusal(load, path)
+    path.write_text('text,label\n""\n \n""\na,0\nb,\n')
+    assert "(the first is row 6)" in refusal(load, path)
+
+
+@pytest.mark.parametrize("what", ["text", "label", "g"])
+def test_half_of_a_character_is_refused_wherever_it_is(tmp_path, what):
+    rows = [{"text": f"t{i}", "label": "ab"[i % 2], "g": str(i)} for i in range(60)]
+    rows[7][what] = "\ud83d"
+    path = tmp_path / "half.json"
+    path.write_text(json.dumps(rows))
+    assert "in record 8 holds half of a character" in refusal(load, path, group_column="g")
+
+
+def test_a_folder_that_says_how_to_read_its_files_is_read_so(tmp_path):
+    csv(tmp_path / "train.csv", part("train", ["None", "Favor"] * 40), sep=";")
+    (tmp_path / "README.md").write_text(
+        '---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  sep: ";"\n---\n'
+    )
+    assert load(tmp_path).reviews.label_names == ("Favor", "None")
+
+
+def test_files_separated_by_tabs_are_read_and_other_separators_are_named(tmp_path):
+    frame = part("train", ["None", "Favor"] * 40)
+    for path in (tmp_path / "one.tsv", tmp_path / "folder" / "train.tsv"):
+        csv(path, frame, sep="\t")
+    for place in (tmp_path / "one.tsv", tmp_path / "folder"):
+        assert load(place).reviews.texts == list(frame["text"])
+        assert load(place).reviews.label_names == ("Favor", "None")
+    path = csv(tmp_path / "semicolons.csv", frame.assign(text=frame["text"] + ", really"), sep=";")
+    assert "are separated by ';': save it with commas" in refusal(load, path)
+    path.write_text("text,label\na film, really,0\n")
+    assert "has more cells than the header: put texts with commas in quotes" in refusal(load, path)
+
+
+def test_json_that_is_cut_off_or_one_object_is_refused_in_words_that_help(tmp_path):
+    path = tmp_path / "cut.jsonl"
+    path.write_text('{"text": "a", "label": 0}\n{"text": "b\n')
+    assert "line 2 is not JSON: Unterminated string starting at, column 10" in refusal(load, path)
+    path.write_text(numbered([0, 1]).to_json())
+    assert "is one JSON object: write a list of objects, or one object a line" in refusal(load, path)
+
+
+def test_a_row_of_a_split_is_named_with_its_split(tmp_path):
+    for name in ("train", "test"):
+        frame = part(name, [0, 1] * 20)
+        if name == "test":
+            frame.loc[3, "text"] = ""
+        frame.to_parquet(tmp_path / f"{name}.parquet")
+    assert "(the first is row 4 of split test)" in refusal(load, tmp_path)
+
+
+def test_encodings_have_one_name():
+    assert {make_config(encoding=name).encoding for name in ("UTF-8", "utf8", "utf_8")} == {"utf-8"}

@@ -1,11 +1,11 @@
 """What plan and report say of a data set: what was read, what was left out, and how it was cut."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from search_spaces import TrialConfig
 from search_spaces.trial_config import EXACT, KEEP, OWN
-from trainables.review_splits import ReviewSplits, own_names
-from trainables.reviews import SPLITS, SourceFacts
+from trainables.review_splits import ReviewSplits
+from trainables.reviews import SPLITS, SourceFacts, folded, own_names
 
 _SHOWN_CLASSES = 6  # more are counted
 _IMDB = "imdb"
@@ -25,10 +25,9 @@ def facts_of(splits: ReviewSplits, config: TrialConfig) -> dict[str, str]:
 
 def warnings_of(splits: ReviewSplits, config: TrialConfig) -> list[str]:
     """What a reader should know before believing a study of this data."""
-    found = []
+    found, sizes = [], splits.sizes()
     if near := splits.near_duplicates:
         same = "" if config.duplicates == KEEP else ", but for blanks, line ends and case"
-        sizes = splits.sizes()
         found.append(
             f"{near:,} of the {sizes['val'] + sizes['test']:,} texts of the val and test splits are in "
             f"another split too{same}: --duplicates folded leaves them out."
@@ -36,6 +35,14 @@ def warnings_of(splits: ReviewSplits, config: TrialConfig) -> list[str]:
     if splits.facts.contradictory_texts and config.duplicates == KEEP:
         found.append(
             f"The data set has {_several_labels(splits.facts)}: no model can be right on all of them."
+        )
+    if same := _alike(splits.label_names):
+        found.append(f"Classes {same} differ by blanks or case only: they may be one.")
+    smallest, tenth = min(sizes["val"], sizes["test"]), sum(sizes.values()) / 10
+    if splits.groups and config.splits != OWN and config.eval_size is None and smallest < tenth / 2:
+        found.append(
+            f"The val and test splits have only {sizes['val']:,} and {sizes['test']:,} examples, because "
+            f"group {splits.groups.largest} is large and kept whole."
         )
     if _is_pooled_imdb(splits, config):
         found.append(
@@ -51,14 +58,20 @@ def _left_out(splits: ReviewSplits, config: TrialConfig) -> str:
         kind = "exact duplicates" if config.duplicates == EXACT else "duplicates, blanks and case folded"
         parts.append(f"{facts.duplicates_dropped:,} {kind}")
     if facts.empty_rows:
-        parts.append(f"{facts.empty_rows:,} empty rows")
+        parts.append(_rows(facts.empty_rows, "empty row"))
     if facts.contradictory_rows and config.duplicates != KEEP:
-        parts.append(f"{facts.contradictory_rows:,} rows of {_several_labels(facts)}")
+        parts.append(f"{_rows(facts.contradictory_rows)} of {_several_labels(facts)}")
     parts += [f"split {name}, which has no labels" for name in facts.unlabelled_splits]
     if config.splits == OWN:
         own, used = facts.own_splits, own_names(facts.own_splits).values()
-        parts += [f"split {name} ({rows:,} rows)" for name, rows in own.items() if name not in used]
+        parts += [f"split {name} ({_rows(rows)})" for name, rows in own.items() if name not in used]
     return "; ".join(parts) or "nothing"
+
+
+def _alike(names: Sequence[str]) -> str:
+    """The names of classes that are the same but for blanks and case."""
+    keys = [folded(name) for name in names]
+    return ", ".join(repr(name) for name, key in zip(names, keys, strict=True) if keys.count(key) > 1)
 
 
 def _several_labels(facts: SourceFacts) -> str:
@@ -73,7 +86,7 @@ def _class_shares(splits: ReviewSplits) -> str:
     common = sorted(range(len(splits.label_names)), key=lambda c: -int(counts["train"][c]))
     shown = [
         f"{splits.label_names[c]} {' / '.join(f'{shares[split][c]:.1f}' for split in SPLITS)} %"
-        for c in (sorted(common[:_SHOWN_CLASSES]))
+        for c in sorted(common[:_SHOWN_CLASSES])
     ]
     rest = len(common) - len(shown)
     return f"{', '.join(shown)}{f' and {rest} rarer classes' if rest else ''} ({', '.join(SPLITS)})"
@@ -96,7 +109,7 @@ def _groups(splits: ReviewSplits, config: TrialConfig) -> str:
         return ""
     return (
         f"{groups.count:,} in column {config.group_column}, none in two splits; the largest, "
-        f"{groups.largest}, has {groups.largest_rows:,} rows"
+        f"{groups.largest}, has {_rows(groups.largest_rows)}"
     )
 
 
@@ -106,4 +119,8 @@ def _is_pooled_imdb(splits: ReviewSplits, config: TrialConfig) -> bool:
 
 
 def _listed(counts: Iterable[tuple[str, int]]) -> str:
-    return ", ".join(f"{name} ({rows:,} rows)" for name, rows in counts)
+    return ", ".join(f"{name} ({_rows(rows)})" for name, rows in counts)
+
+
+def _rows(count: int, what: str = "row") -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ import pandas as pd
 from errors import UserError, first_line, unknown
 
 UTF_8 = "utf-8"
-_FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_TEXT_FORMATS = {
-    ".csv",
-    ".json",
-    ".jsonl",
-}  # read here: the datasets library guesses types and missing values
+_FILE_FORMATS = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+# read here: the datasets library guesses types, and takes words such as None for missing
+_TEXT_FORMATS = {*_SEPARATORS, ".json", ".jsonl"}
+_AS_USUAL = {"sep": ",", "delimiter": None, "header": "infer", "names": None, "column_names": None}
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -67,12 +66,10 @@ def read_parts(dataset: str, columns: Sequence[str], encoding: str) -> list[Sour
         raise
     except Exception as error:  # the libraries raise a different type for every kind of bad input
         reason = first_line(error.__cause__ or error)
-        hint = (
-            ""
-            if exists
-            else ": give a hub id while the hub is in reach, a folder, or a CSV, JSON or Parquet file"
-        )
-        raise UserError(f"data set '{dataset}' cannot be read ({reason}){hint}") from error
+        hint = ": give a hub id while the hub is in reach, a folder, or a CSV, JSON or Parquet file"
+        raise UserError(
+            f"data set '{dataset}' cannot be read ({reason}){'' if exists else hint}"
+        ) from error
 
 
 def _read_local(path: Path, columns: Sequence[str], dataset: str, encoding: str) -> list[SourcePart]:
@@ -83,35 +80,46 @@ def _read_local(path: Path, columns: Sequence[str], dataset: str, encoding: str)
         loaded = datasets.DatasetDict(train=datasets.load_from_disk(str(path), keep_in_memory=True))
         return _of_library(loaded, columns, dataset, encoding)
     with tempfile.TemporaryDirectory() as cache:
+        options: dict[str, Any] = {"path": str(path)}
         if path.is_file():
-            files = {"path": "parquet", "data_files": str(path)}
+            options = {"path": "parquet", "data_files": str(path)}
         else:
-            files = {"path": str(path)}
             builder = datasets.load_dataset_builder(str(path), cache_dir=cache)
-            found = {split: list(map(Path, names)) for split, names in builder.config.data_files.items()}
-            is_text = found and all(
-                file.suffix in _TEXT_FORMATS for names in found.values() for file in names
-            )
-            if is_text and not builder.info.features:
-                return _of_text_files(found, columns, dataset, encoding)
-        loaded = datasets.load_dataset(**files, cache_dir=cache, keep_in_memory=True)
+            if splits := _text_files(builder):
+                return _of_text_files(splits, columns, dataset, encoding)
+            if hasattr(builder.config, "keep_default_na"):
+                options["keep_default_na"] = False
+        loaded = datasets.load_dataset(**options, cache_dir=cache, keep_in_memory=True)
         return _of_library(loaded, columns, dataset, encoding)
+
+
+def _text_files(builder: datasets.DatasetBuilder) -> dict[str, list[Path]]:
+    """Split -> its files, where all are text and nothing in the folder says how to read them; else none."""
+    splits = {str(split): list(map(Path, files)) for split, files in builder.config.data_files.items()}
+    is_text = all(file.suffix in _TEXT_FORMATS for files in splits.values() for file in files)
+    usual = all(getattr(builder.config, name, value) in (value, "\t") for name, value in _AS_USUAL.items())
+    return splits if is_text and usual and not builder.info.features else {}
 
 
 def _of_library(
     loaded: datasets.DatasetDict, columns: Sequence[str], dataset: str, encoding: str
 ) -> list[SourcePart]:
     if encoding != UTF_8:
-        raise UserError(f"--encoding is for CSV and JSON files, and {dataset} says its own: leave it out")
-    _check_columns(columns, [split.column_names for split in loaded.values()], dataset)
-    return [_of_split(name, split, columns) for name, split in loaded.items()]
+        raise UserError(f"--encoding is for CSV and JSON files, and not for {dataset}: leave it out")
+    _check_columns(
+        columns, {f"split {name}": split.column_names for name, split in loaded.items()}, dataset
+    )
+    return [_of_split(name, split, columns, len(loaded) > 1) for name, split in loaded.items()]
 
 
-def _of_split(name: str, split: datasets.Dataset, columns: Sequence[str]) -> SourcePart:
+def _of_split(name: str, split: datasets.Dataset, columns: Sequence[str], is_one_of: bool) -> SourcePart:
     found = {column: list(split[column]) for column in columns if column in split.column_names}
     features = [split.features[column] for column in found]
     named = next((each for each in features if isinstance(each, datasets.ClassLabel)), None)
-    return SourcePart(str(name), found, tuple(named.names) if named else None)
+    where = f" of split {name}" if is_one_of else ""
+    return SourcePart(
+        str(name), found, tuple(named.names) if named else None, place=lambda row: f"row {row + 1}{where}"
+    )
 
 
 # -- text files ------------------------------------------------------------------------------------
@@ -122,15 +130,17 @@ def _of_text_files(
 ) -> list[SourcePart]:
     files = [(str(split), path) for split, paths in splits.items() for path in paths]
     tables = [_read_table(path, encoding) for _, path in files]
-    _check_columns(columns, [table.names for table in tables], dataset)
+    _check_columns(columns, {str(f): t.names for (_, f), t in zip(files, tables, strict=True)}, dataset)
     parts = []
     for (split, path), table in zip(files, tables, strict=True):
+        if twice := [column for column in columns if column in table.ambiguous]:
+            raise UserError(f"{path} has several columns called '{twice[0]}': rename all but one")
         where = f" of {path.name}" if len(files) > 1 else ""
         parts.append(
             SourcePart(
                 split,
                 {column: table.column(column) for column in columns if column in table.names},
-                is_typed=path.suffix != ".csv",
+                is_typed=path.suffix not in _SEPARATORS,
                 place=lambda row, table=table, where=where: f"{table.place(row)}{where}",  # type: ignore[misc]
             )
         )
@@ -144,13 +154,14 @@ class _Table:
     names: Sequence[str]
     column: Callable[[str], list[Any]]
     place: Callable[[int], str]
+    ambiguous: Sequence[str] = ()  # names that several columns have
 
 
 def _read_table(path: Path, encoding: str) -> _Table:
     # -sig: a mark of the byte order, which Windows writes, is no part of the first name
-    codec = "utf-8-sig" if encoding.lower().replace("_", "-") in {UTF_8, "utf8"} else encoding
+    codec = "utf-8-sig" if encoding == UTF_8 else encoding
     try:
-        return (_read_csv if path.suffix == ".csv" else _read_json)(path, codec)
+        return (_read_csv if path.suffix in _SEPARATORS else _read_json)(path, codec)
     except UnicodeError as error:
         with path.open("rb") as file:
             guess = "utf-16" if file.read(2) in _UTF_16_MARKS else "cp1252"
@@ -159,15 +170,25 @@ def _read_table(path: Path, encoding: str) -> _Table:
 
 
 def _read_csv(path: Path, codec: str) -> _Table:
+    options: dict[str, Any] = {"sep": _SEPARATORS[path.suffix], "dtype": object, "na_filter": False}
+    names = pd.read_csv(path, header=None, nrows=1, encoding=codec, **options).iloc[0].tolist()
+    if len(names) == 1 and (other := next((each for each in ";\t|" if each in names[0]), "")):
+        raise UserError(f"the columns of {path} are separated by {other!r}: save it with commas")
     with warnings.catch_warnings():
         # rows longer than the header: pandas would leave the rest out, and does so in silence where only
         # some columns are read; so all are, as text, which fits every cell
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        frame = pd.read_csv(path, dtype=object, na_filter=False, index_col=False, encoding=codec)
+        try:
+            frame = pd.read_csv(path, index_col=False, encoding=codec, **options)
+        except pd.errors.ParserWarning:
+            raise UserError(
+                f"a row of {path} has more cells than the header: put texts with commas in quotes"
+            ) from None
     return _Table(
-        list(frame.columns),
+        list(dict.fromkeys(names)),
         lambda name: frame[name].tolist(),
         lambda row: f"row {_spreadsheet_row(path, codec, row)}",
+        [name for name in names if names.count(name) > 1],
     )
 
 
@@ -175,10 +196,13 @@ def _spreadsheet_row(path: Path, codec: str, row: int) -> int:
     """The number that a spreadsheet shows beside a row of data: the header is 1, blank lines count."""
     csv.field_size_limit(sys.maxsize)
     with path.open(newline="", encoding=codec) as file:
-        filled = [
-            n for n, cells in enumerate(csv.reader(file), 1) if len(cells) > 1 or "".join(cells).strip()
-        ]
-    return filled[row + 1]
+        lines = list(file)
+    reader, start, numbers = csv.reader(lines, delimiter=_SEPARATORS[path.suffix]), 0, []
+    for number, _ in enumerate(reader, 1):
+        if "".join(lines[start : reader.line_num]).strip(" \r\n"):  # else pandas passes over it
+            numbers.append(number)
+        start = reader.line_num
+    return numbers[row + 1]
 
 
 def _read_json(path: Path, codec: str) -> _Table:
@@ -187,7 +211,9 @@ def _read_json(path: Path, codec: str) -> _Table:
         found, kind = json.loads(text), "record"
     except json.JSONDecodeError:
         found, kind = None, "line"
-    if isinstance(found, dict) and all(isinstance(value, list) for value in found.values()):
+    if isinstance(found, dict) and any(isinstance(value, dict | list) for value in found.values()):
+        if not all(isinstance(value, list) for value in found.values()):
+            raise UserError(f"{path} is one JSON object: write a list of objects, or one object a line")
         if len({len(value) for value in found.values()}) > 1:
             raise ValueError("its columns have different lengths")
         return _Table(list(found), lambda name: found[name], lambda row: f"record {row + 1}")
@@ -212,12 +238,19 @@ def _record(line: str, number: int) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"line {number} is not JSON: {error}") from error
+        raise ValueError(f"line {number} is not JSON: {error.msg}, column {error.colno}") from None
 
 
-def _check_columns(columns: Sequence[str], found: Iterable[Sequence[str]], dataset: str) -> None:
-    """Raise UserError for a column that no part has; parts without rows may have none."""
-    names = dict.fromkeys(name for part in found for name in part)
-    for column in columns:
-        if names and column not in names:
-            raise unknown(f"column of {dataset}", column, names)
+def _check_columns(columns: Sequence[str], found: Mapping[str, Sequence[str]], dataset: str) -> None:
+    """Raise UserError for a column that no part has, and for a part without the text column.
+
+    ``found``: a part's name in messages -> its columns; a part without rows may have none.
+    """
+    whole = dict.fromkeys(name for names in found.values() for name in names)
+    text, *others = columns
+    for part, names in found.items():
+        if names and text not in names:
+            raise unknown(f"column of {part if len(found) > 1 else dataset}", text, names)
+    for column in others:
+        if whole and column not in whole:
+            raise unknown(f"column of {dataset}", column, whole)

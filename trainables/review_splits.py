@@ -1,7 +1,7 @@
 """Reviews -> seeded, stratified 8:1:1 splits, groups kept whole; or the splits that the data set has."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from errors import UserError
 from search_spaces import TrialConfig
 from search_spaces.trial_config import OWN
-from trainables.reviews import SPLIT_OF, SPLITS, LoadedReviews, Reviews, SourceFacts, folded, load_reviews
+from trainables.reviews import SPLITS, LoadedReviews, Reviews, SourceFacts, folded, load_reviews, own_names
 
 MIN_PER_CLASS = 20  # so that each of the 8:1:1 splits gets every class
 _FOLDS = 10  # of which one is the val split and one the test split
@@ -76,7 +76,7 @@ def load_splits(config: TrialConfig) -> ReviewSplits:
     """
     loaded = load_reviews(config)
     parts = _own_parts(loaded, config) if config.splits == OWN else _new_parts(loaded, config)
-    _check_classes(parts, loaded.reviews)
+    _check_classes(parts, loaded.reviews, config)
     _check_sizes(parts, loaded.reviews, config)
     sizes = {"train": config.train_size, "val": config.eval_size, "test": config.eval_size}
     return ReviewSplits(
@@ -93,7 +93,7 @@ def load_splits(config: TrialConfig) -> ReviewSplits:
 def _new_parts(loaded: LoadedReviews, config: TrialConfig) -> dict[str, np.ndarray]:
     """All of the reviews, cut 8:1:1."""
     everything = np.arange(len(loaded.reviews.texts))
-    _check_count(loaded.reviews, everything, "an 8:1:1 split")
+    _check_count(loaded, everything, "an 8:1:1 split")
     if loaded.groups is not None:
         val, test, *others = _folds(loaded, everything, config)
         return {"train": np.sort(np.concatenate(others)), "val": val, "test": test}
@@ -106,12 +106,6 @@ def _new_parts(loaded: LoadedReviews, config: TrialConfig) -> dict[str, np.ndarr
 def _own_parts(loaded: LoadedReviews, config: TrialConfig) -> dict[str, np.ndarray]:
     """The splits of the data set; where it has no val split, a tenth of its train split is one."""
     names = own_names(loaded.facts.own_splits)
-    if missing := [name for name in ("train", "test") if name not in names]:
-        there = ", ".join(loaded.facts.own_splits)
-        raise UserError(
-            f"--splits own needs a train and a test split with labels; {config.dataset} has no "
-            f"{' and no '.join(missing)} but {there}: leave it out, and new splits are cut"
-        )
     parts = {split: np.flatnonzero(loaded.splits == names[split]) for split in SPLITS if split in names}
     _check_groups_apart(loaded, parts)
     if "val" not in parts:
@@ -119,17 +113,8 @@ def _own_parts(loaded: LoadedReviews, config: TrialConfig) -> dict[str, np.ndarr
     return parts
 
 
-def own_names(splits: Iterable[str]) -> dict[str, str]:
-    """train, val and test -> what a data set calls them, where it has them."""
-    found: dict[str, str] = {}
-    for name in splits:
-        if meant := SPLIT_OF.get(name.lower()):
-            found.setdefault(meant, name)
-    return found
-
-
 def _tenth(loaded: LoadedReviews, train: np.ndarray, config: TrialConfig) -> tuple[np.ndarray, np.ndarray]:
-    _check_count(loaded.reviews, train, "a val split from a tenth of the train split")
+    _check_count(loaded, train, "a val split from a tenth of the train split")
     if loaded.groups is not None:
         val, *rest = _folds(loaded, train, config)
         return np.sort(np.concatenate(rest)), val
@@ -176,23 +161,27 @@ def _group_facts(groups: np.ndarray | None) -> GroupFacts | None:
 # -- checks ------------------------------------------------------------------------------------------
 
 
-def _check_count(reviews: Reviews, indices: np.ndarray, what: str) -> None:
+def _check_count(loaded: LoadedReviews, indices: np.ndarray, what: str) -> None:
+    reviews, left_out = loaded.reviews, loaded.facts.contradictory_rows
     counts = np.bincount(reviews.labels[indices], minlength=len(reviews.label_names))
     if counts.min() < MIN_PER_CLASS:
+        also = f" ({left_out:,} rows are left out, whose texts have several labels)" if left_out else ""
         raise UserError(
-            f"class '{reviews.label_names[counts.argmin()]}' has {counts.min()} examples; "
+            f"class '{reviews.label_names[counts.argmin()]}' has {counts.min()} examples{also}; "
             f"{what} needs at least {MIN_PER_CLASS} of each class"
         )
 
 
-def _check_classes(parts: Mapping[str, np.ndarray], reviews: Reviews) -> None:
+def _check_classes(parts: Mapping[str, np.ndarray], reviews: Reviews, config: TrialConfig) -> None:
     """Raise UserError for a split that lacks a class."""
     for split, indices in parts.items():
         counts = np.bincount(reviews.labels[indices], minlength=len(reviews.label_names))
         if counts.min() == 0:
+            whose = "leave --splits own out, and new splits have every class"
+            whole = "its groups are too few to be kept whole: name another --group-column, or leave it out"
             raise UserError(
                 f"the {split} split has no example of class '{reviews.label_names[counts.argmin()]}': "
-                "give more examples of it, or leave --group-column or --splits own out"
+                f"{whose if config.splits == OWN else whole}"
             )
 
 

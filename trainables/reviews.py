@@ -1,6 +1,7 @@
 """Data sets -> checked, deduplicated reviews, with the facts of what was found and what was left out."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,9 +18,11 @@ from trainables.review_files import SourcePart, read_parts
 SPLITS = ("train", "val", "test")
 SPLIT_OF = dict.fromkeys(("valid", "validation", "dev"), "val") | {name: name for name in SPLITS}
 _SECRET = -1  # the label that a split has where its labels are not given away
+_SECRETS = (_SECRET, str(_SECRET))
 _UNSUPERVISED = "unsupervised"  # what the hub's IMDB calls such a split
 _BOOLEANS = {"true", "True", "TRUE", "false", "False", "FALSE"}  # as pandas reads them
-_LARGEST_EXACT = 2**53  # beyond it a float is not the whole number that a file says
+_WHOLE = re.compile(r"\s*[+-]?\d{1,300}\s*", re.ASCII)
+_FRACTION = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,19 @@ def load_reviews(config: TrialConfig) -> LoadedReviews:
     frame = frame[~frame["split"].isin(unlabelled)]
     if frame.empty:
         raise UserError(f"data set '{config.dataset}' has no labelled split: give one with labels")
+    own_splits = {str(name): len(own) for name, own in frame.groupby("split", sort=False)}
+    if config.splits == OWN:
+        frame = frame[frame["split"].isin(_used_splits(own_splits, config).values())]
     is_empty = frame["text"].isna() & frame["label"].isna()
     frame = frame[~is_empty]
+    if frame.empty:
+        raise UserError(f"data set '{config.dataset}' has empty rows only: give one with texts and labels")
     source = _Source(parts, frame)
+    _check_characters(source)
     _check_texts(source, config.text_column)
     labels, label_names = _checked_labels(source, config.label_column)
     if config.group_column:
         _refuse_missing(source, "group", config.group_column)
-    own_splits = {str(name): len(own) for name, own in frame.groupby("split", sort=False)}
     frame = frame.assign(label=labels.astype(np.int64), key=_keys(frame["text"], config.duplicates))
     kept, contradictory = _without_repetition(frame, config)
     facts = SourceFacts(
@@ -95,13 +103,39 @@ def load_reviews(config: TrialConfig) -> LoadedReviews:
     reviews = Reviews(
         frame["text"].tolist(), frame["label"].to_numpy(), frame.index.to_numpy(), label_names
     )
-    groups = np.array([folded(str(group)) for group in frame["group"]]) if config.group_column else None
+    groups = np.array(list(map(_group_name, frame["group"]))) if config.group_column else None
     return LoadedReviews(reviews, frame["split"].to_numpy(dtype=str), groups, facts)
 
 
 def folded(text: str) -> str:
     """The text with its blanks and line ends made one blank each, and without its case."""
     return " ".join(text.casefold().split())
+
+
+def own_names(splits: Iterable[str]) -> dict[str, str]:
+    """train, val and test -> what a data set calls them, where it has them."""
+    found: dict[str, str] = {}
+    for name in splits:
+        if meant := SPLIT_OF.get(name.lower()):
+            found.setdefault(meant, name)
+    return found
+
+
+def _used_splits(own_splits: Mapping[str, int], config: TrialConfig) -> dict[str, str]:
+    names = own_names(own_splits)
+    if missing := [name for name in ("train", "test") if name not in names]:
+        raise UserError(
+            f"--splits own needs a train and a test split with labels; {config.dataset} has no "
+            f"{' and no '.join(missing)} but {', '.join(own_splits)}: leave it out, and new splits are cut"
+        )
+    return names
+
+
+def _group_name(value: Any) -> str:
+    """Without blanks and case; a number as a whole one where it is, since a gap makes fractions of all."""
+    number = _typed_cell(value) if isinstance(value, str) else value
+    whole = isinstance(number, float) and number.is_integer()
+    return folded(str(int(number) if whole else value))
 
 
 def _parts(config: TrialConfig) -> list[SourcePart]:
@@ -138,13 +172,17 @@ def _objects(values: Iterable[Any]) -> pd.Series:
 
 def _is_missing(value: Any) -> bool:
     """Whether a cell is empty; None, NA and null are words."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or value == ""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _unlabelled_splits(frame: pd.DataFrame) -> list[str]:
     """The splits that have no label at all, beside others that have some."""
-    secret = frame["label"].map(lambda label: type(label) is int and label == _SECRET)
-    is_without = (frame["label"].isna() | secret).groupby(frame["split"], sort=False).all()
+    is_secret = frame["label"].map(lambda label: label in _SECRETS)
+    if is_secret.groupby(frame["split"]).any().sum() > is_secret.groupby(frame["split"]).all().sum():
+        is_secret[:] = False  # a class of some other split
+    is_without = (frame["label"].isna() | is_secret).groupby(frame["split"], sort=False).all()
     without = [str(split) for split in is_without.index[is_without]]
     if len(without) < len(is_without):
         return without
@@ -182,16 +220,20 @@ def _refuse(source: _Source, is_missing: pd.Series, what: str, column: str) -> N
 
 
 def _check_texts(source: _Source, column: str) -> None:
-    texts = source.frame["text"]
-    _refuse(source, texts.map(lambda text: not isinstance(text, str) or not text.strip()), "text", column)
-    for position, text in texts.items():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UserError(
-                f"the text in {source.place(position)} holds half of a character, which no file can keep: "
-                "write it anew"
-            ) from None
+    _refuse(source, source.frame["text"].map(lambda text: not isinstance(text, str)), "text", column)
+
+
+def _check_characters(source: _Source) -> None:
+    """Raise UserError for what JSON can spell and nobody can store."""
+    for what in ("text", "label", "group"):
+        for position, value in source.frame[what].items():
+            try:
+                str(value).encode()
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"the {what} in {source.place(position)} holds half of a character, which no file can "
+                    "keep: write it anew"
+                ) from None
 
 
 def _checked_labels(source: _Source, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -219,15 +261,16 @@ def _checked_labels(source: _Source, column: str) -> tuple[np.ndarray, tuple[str
 
 
 def _typed(cells: pd.Series) -> Iterable[Any]:
-    """What the cells of a text file say: numbers and booleans where they are some, else words."""
+    """What the cells of a text file say: booleans where all are some, else numbers and words."""
     if set(cells) <= _BOOLEANS:
         return (cell.lower() == "true" for cell in cells)
-    numbers = pd.to_numeric(cells, errors="coerce")
-    if (numbers.abs() >= _LARGEST_EXACT).any():  # a name that consists of digits
-        return cells
-    is_number = np.isfinite(numbers)
-    found = zip(numbers.tolist(), is_number, cells, strict=True)
-    return (number if is_one else cell for number, is_one, cell in found)
+    return map(_typed_cell, cells)
+
+
+def _typed_cell(cell: str) -> int | float | str:
+    if _WHOLE.fullmatch(cell):
+        return int(cell)
+    return float(cell) if _FRACTION.fullmatch(cell) else cell
 
 
 def _refuse_mixture(source: _Source, values: pd.Series, column: str) -> None:
@@ -264,5 +307,5 @@ def _without_repetition(frame: pd.DataFrame, config: TrialConfig) -> tuple[pd.Se
         rank = {
             name: -SPLITS.index(SPLIT_OF.get(name.lower(), "train")) for name in frame["split"].unique()
         }
-        order = order[frame["split"].map(rank).argsort(kind="stable").to_numpy()]
+        order = order.iloc[frame["split"].map(rank).argsort(kind="stable").to_numpy()]
     return ~order.duplicated().reindex(frame.index) & ~contradictory, contradictory

@@ -18,7 +18,7 @@ from tests.helpers import CPU, tiny_config
 from tests.hostile.families import types, write_small_model
 from trainables.assets import prepare_assets
 from trainables.encoders import check_max_length, count_parameters, load_encoder
-from trainables.reviews import load_splits
+from trainables.review_splits import load_splits
 from trainables.trial import Trial
 
 TEXTS = ["the plot was dull", "a fine film"]
