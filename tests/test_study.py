@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import requests
 import torch
 from mlflow.tracking import MlflowClient
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 from reports.study_data import read_study
 from tests.faults import processes
@@ -159,9 +160,10 @@ def test_more_cores_than_there_are_is_one_line_and_leaves_no_run(tmp_path):
 
 
 def broken_model(folder):
-    """A local encoder folder with finite features, whose loss no float32 can hold."""
+    """A local encoder folder with one word that is no number; every review has it, the look has not."""
     encoder = AutoModel.from_pretrained(write_encoder(folder))
-    torch.nn.init.constant_(encoder.encoder.layer[-1].output.LayerNorm.weight, 5e37)
+    word = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("the")
+    torch.nn.init.constant_(encoder.get_input_embeddings().weight[word], math.nan)
     encoder.save_pretrained(folder)
 
 
@@ -177,8 +179,8 @@ def test_a_diverged_trial_fails_alone_and_is_named(tmp_path):
     assert by_model["bert-tiny"].info.status == "FINISHED"
     assert "test_acc" in by_model["bert-tiny"].data.metrics
     assert by_model["broken"].info.status == "FAILED"
-    assert by_model["broken"].data.tags["failure"].startswith("train_loss is inf at step 1 (epoch 1)")
-    assert "failed: broken · 64 · fixed: train_loss is inf at step 1" in text
+    assert by_model["broken"].data.tags["failure"].startswith("train_loss is nan at step 1 (epoch 1)")
+    assert "failed: broken · 64 · fixed: train_loss is nan at step 1" in text
     assert parents[0].info.status == "FAILED"
     assert "scaling rule: fixed" in text  # the tables are printed all the same
 
