@@ -72,11 +72,11 @@ class SweepOptions(Options):
     )
 
     # fields of TrialConfig, which has their defaults and their checks
-    dataset: str | None = option("a hub id, a folder, or a CSV, JSON or Parquet file", _DATA)
+    dataset: str | None = option("a hub id, a folder, or a CSV, TSV, JSON or Parquet file", _DATA)
     text_column: str | None = option("default text", _DATA)
     label_column: str | None = option("default label", _DATA)
     group_column: str | None = option("what no two splits may share, as a patient or a film", _DATA)
-    encoding: str | None = option("of CSV and JSON files (default utf-8)", _DATA)
+    encoding: str | None = option("of CSV, TSV and JSON files (default utf-8)", _DATA)
     duplicates: str | None = option(
         "exact (default): drop equal texts; folded: blanks and case do not count; keep", _DATA, "KIND"
     )

@@ -136,7 +136,7 @@ class Plan:
         seeds = range(best.seed + 1, best.seed + 1 + self.space.confirm_seeds)
         return replace(self, cells=[best.replace(seed=seed) for seed in seeds])
 
-    @property
+    @cached_property
     def dataset(self) -> DatasetFacts:
         """The data set, as tracking describes it."""
         config = self.shared

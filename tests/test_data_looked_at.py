@@ -412,25 +412,23 @@ def test_splits_that_are_not_used_change_nothing(tmp_path):
     extra = pd.concat(
         [parts["train"][:50], parts["test"].assign(label=[1, 0] * 30), part("x", ["third"] * 3)]
     )
+    folder = tmp_path / "three"
+    folder.mkdir()
     for name, rows in (*parts.items(), ("extra", extra)):
         frame = rows.assign(label=rows["label"].astype(str))
-        frame.to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
-    (tmp_path / "README.md").write_text(
+        frame.to_json(folder / f"{name}.jsonl", orient="records", lines=True)
+    (folder / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files:\n"
         + "".join(f"  - split: {name}\n    path: {name}.jsonl\n" for name in ("extra", "train", "test"))
         + "---\n"
     )
-    for name in ("alone",):
-        for file in (tmp_path / name).iterdir():
-            file.unlink()
-        (tmp_path / name).rmdir()
-    own = split(tmp_path, splits="own")
+    own = split(folder, splits="own")
     assert (own.train.texts, own.val.texts, own.test.texts) == (
         alone.train.texts,
         alone.val.texts,
         alone.test.texts,
     )
-    assert "split extra (113 rows)" in facts(tmp_path, splits="own")["Left out"]
+    assert "split extra (113 rows)" in facts(folder, splits="own")["Left out"]
 
 
 def test_blank_cells_are_missing(tmp_path):

@@ -46,7 +46,7 @@ class SourcePart:
 
 
 def read_parts(dataset: str, columns: Sequence[str], encoding: str) -> list[SourcePart]:
-    """The parts of a hub id, a folder, or one CSV, JSON or Parquet file, in its own order.
+    """The parts of a hub id, a folder, or one CSV, TSV, JSON or Parquet file, in its own order.
 
     Every column is in at least one part. Raises UserError, one line, for what cannot be read.
     """
@@ -66,7 +66,7 @@ def read_parts(dataset: str, columns: Sequence[str], encoding: str) -> list[Sour
         raise
     except Exception as error:  # the libraries raise a different type for every kind of bad input
         reason = first_line(error.__cause__ or error)
-        hint = ": give a hub id while the hub is in reach, a folder, or a CSV, JSON or Parquet file"
+        hint = ": give a hub id while the hub is in reach, a folder, or a CSV, TSV, JSON or Parquet file"
         raise UserError(
             f"data set '{dataset}' cannot be read ({reason}){'' if exists else hint}"
         ) from error

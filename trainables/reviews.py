@@ -63,7 +63,7 @@ class LoadedReviews:
 
 
 def load_reviews(config: TrialConfig) -> LoadedReviews:
-    """Load and check a data set: a hub id, a local folder, or one CSV, JSON or Parquet file.
+    """Load and check a data set: a hub id, a local folder, or one CSV, TSV, JSON or Parquet file.
 
     Raises UserError for anything that is wrong with the data.
     """
@@ -304,8 +304,6 @@ def _without_repetition(frame: pd.DataFrame, config: TrialConfig) -> tuple[pd.Se
         return pd.Series(True, index=frame.index), contradictory
     order = frame["key"]
     if config.splits == OWN:
-        rank = {
-            name: -SPLITS.index(SPLIT_OF.get(name.lower(), "train")) for name in frame["split"].unique()
-        }
+        rank = {name: -SPLITS.index(SPLIT_OF[name.lower()]) for name in frame["split"].unique()}
         order = order.iloc[frame["split"].map(rank).argsort(kind="stable").to_numpy()]
     return ~order.duplicated().reindex(frame.index) & ~contradictory, contradictory
