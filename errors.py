@@ -4,6 +4,8 @@ import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from addresses import redacted
+
 _LONGEST = 1000  # characters of a message
 _LONGEST_COMPARED = 200  # characters of a name; comparing takes the square of that
 
@@ -12,14 +14,14 @@ class UserError(ValueError):
     """A mistake the user can mend; the message is one line that says what is wrong and what to do."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(shortened(printable(message)))
+        super().__init__(shortened(printable(redacted(message))))
 
 
 class StoppedError(RuntimeError):
     """What a study needs has failed; one line. What was done is kept, and the same command goes on."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(shortened(printable(message)))
+        super().__init__(shortened(printable(redacted(message))))
 
 
 class StoreAwayError(StoppedError):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from addresses import clean_command_line, trust_artifact_hosts
 from errors import StoppedError, UserError, is_mendable, printable
 from sweep.command_line import USAGE_ERROR
 from sweep.options import SweepOptions, list_spaces, parse_options
@@ -24,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
     _print_anything()
     try:
         options = parse_options(command, rest)
+        trust_artifact_hosts(getattr(options, "artifact_host", ()))
         _quiet_libraries()
         return COMMANDS[command](options)
     except KeyboardInterrupt:
@@ -63,7 +65,7 @@ def _show_plan(options: SweepOptions) -> int:
 
     shown = show_plan(options)
     plan = stored_plan(shown.to_dict())
-    earlier = Earlier(options.tracking_uri)
+    earlier = Earlier(options.tracking_uri, say=say)
     chance = _chance(plan, options, earlier)
     if options.calibrate:
         durations = Durations(calibrate(shown, options), "by a few steps timed here")
@@ -82,7 +84,7 @@ def _forecast(options: SweepOptions, plan: Any) -> dict[str, Any]:
     stored = stored_plan(plan.to_dict())
     if stored.search:  # nothing is forecast, so the store need not be read
         return {}
-    others = Earlier(options.tracking_uri, leave_out=plan.study)
+    others = Earlier(options.tracking_uri, leave_out=plan.study, say=say)
     chance, durations = _chance(stored, options, others), _durations(stored, options, others)
     return forecast(stored, chance, durations).model_dump()
 
@@ -116,7 +118,11 @@ def run_analyze(options: Any) -> int:
     view = View(options.texts, options.rule, options.layer, options.head)
     with console.status("looking inside the models") as status:
         section, folder = write_inside(*place, view, status.update)
-    for line in (*section.prose, f"pictures       {folder}", f"report         {write_report(*place).page}"):
+    for line in (
+        *section.prose,
+        f"pictures       {folder}",
+        f"report         {write_report(*place, say=say).page}",
+    ):
         say(line)
     return 0
 
@@ -162,7 +168,7 @@ def _print_report(
     """Write the report and show its tables and its verdict."""
     from reports import terminal_table, write_report
 
-    report = write_report(tracking_uri, study, results_path, target_val_acc)
+    report = write_report(tracking_uri, study, results_path, target_val_acc, say)
     for table in report.results:
         console.print(terminal_table(table))
     outside = [f"outside plan   {report.outside}"] if report.outside else []
@@ -203,6 +209,7 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
 }
 
 if __name__ == "__main__":
+    clean_command_line()
     hear_signals()
     exit_code = main(sys.argv[1:])
     with contextlib.suppress(OSError):  # a pipe whose reader has gone

@@ -25,7 +25,7 @@ from reports.mistakes import (
 from reports.prose import axis_words
 from reports.study_data import StudyData, read_study
 from search_spaces.space import GRID
-from tracking import StudyStore, TrialRun, check_store_exists
+from tracking import StudyStore, TrialRun, check_store_exists, nobody
 
 _ATTENTION_TEXTS = 256
 _LANDSCAPE_TEXTS = 600  # at most 1,000: more points hide each other
@@ -72,17 +72,17 @@ def write_inside(
     study: str,
     results_path: str,
     view: View | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], object] = nobody,
 ) -> tuple[Section, Path]:
     """Write ``results/<study>/inside/`` and log it to the newest parent run under ``inside/``.
 
-    Returns the section and the folder; ``say`` gets a line per model. Raises UserError for an unknown
-    study, rule, layer or head, and for a study without tested trials or without its test split;
-    StoreAwayError where MLflow does not answer.
+    Returns the section and the folder; ``say`` gets a line per model, and hears what is waited for.
+    Raises UserError for an unknown study, rule, layer or head, and for a study without tested trials or
+    without its test split; StoreAwayError where MLflow does not answer.
     """
     view = view or View()
     check_store_exists(tracking_uri)
-    runs = StudyStore(tracking_uri, study).read_runs()
+    runs = StudyStore(tracking_uri, study, say).read_runs()
     invocation, data = runs.invocations[0], read_study(runs)
     answers = read_answers(data, invocation.test_split())
     rules = list(answers["scaling_rule"].unique())

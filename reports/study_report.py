@@ -2,7 +2,7 @@
 
 import base64
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from reports.tables import (
     runs_table,
 )
 from reports.verdicts import Family, compare_cells, compare_epochs
-from tracking import InvocationRun, StudyStore, check_store_exists
+from tracking import InvocationRun, StudyStore, check_store_exists, nobody
 from tracking.study_store import StudyRuns
 
 _PICTURES = "pictures"
@@ -77,15 +77,20 @@ def _data_uri(picture: Picture) -> Markup:
 
 
 def write_report(
-    tracking_uri: str, study: str, results_path: str, target_val_acc: float | None = None
+    tracking_uri: str,
+    study: str,
+    results_path: str,
+    target_val_acc: float | None = None,
+    say: Callable[[str], object] = nobody,
 ) -> Report:
     """Write ``results/<study>/`` and log it to the newest parent run.
 
-    With ``target_val_acc`` it also says what training to this val_acc takes.
+    With ``target_val_acc`` it also says what training to this val_acc takes. ``say`` is told what is
+    waited for.
     Raises UserError for an unknown study, and StoreAwayError where MLflow does not answer.
     """
     check_store_exists(tracking_uri)
-    store = StudyStore(tracking_uri, study)
+    store = StudyStore(tracking_uri, study, say)
     runs, pages = store.read_runs(), store.pages()
     newest, data = runs.invocations[0], read_study(runs)
     outside = outside_line(data, store)

@@ -8,9 +8,10 @@ import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
+from addresses import take_credentials
 from errors import UserError
 from search_spaces.fields import user_error
 
@@ -41,7 +42,9 @@ def option(
 class Options(BaseModel):
     """The options of one command; raises UserError, one line, for a value that is not allowed."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -52,6 +55,12 @@ class Options(BaseModel):
             if isinstance(value, str) and ("\0" in value or not value.isprintable()):
                 flag = flag_of(type(self), name)
                 raise UserError(f"{flag} '{value}' holds a character that cannot stand there")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_credentials(cls, value: Any) -> Any:
+        """Credentials leave addresses here: whatever reads options sees them without."""
+        return take_credentials(value) if isinstance(value, str) else value
 
     @classmethod
     def parse(cls, command: str, argv: Sequence[str], epilog: str = "") -> Self:

@@ -17,8 +17,10 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.table import Table
 from rich.text import Text
 
+from addresses import has_credentials, with_credentials
 from errors import UserError, first_line, printable
 from sweep.cluster import NOT_FOR_WORKERS, PROJECT
+from sweep.command_line import flag_of
 from sweep.options import JobOptions, SubmitOptions, SweepOptions
 from sweep.resolve import resolve_space
 from sweep.terminal import console, say
@@ -93,6 +95,7 @@ def _study_there(options: SubmitOptions) -> SweepOptions:
     study = SweepOptions(**given)
     check_study_name(study.study)
     models = resolve_space(study, bf16_available=False).models
+    _check_no_credentials(study)
     for flag, path in (("--storage-path", study.storage_path), ("--results-path", study.results_path)):
         if not Path(path).is_absolute():
             raise UserError(
@@ -105,6 +108,18 @@ def _study_there(options: SubmitOptions) -> SweepOptions:
     if sqlite_file(study.tracking_uri):
         raise UserError("--tracking-uri must be a server that the cluster reaches: give http://HOST:PORT")
     return study
+
+
+def _check_no_credentials(study: SweepOptions) -> None:
+    """Raise UserError for a password in the study's command line, which Ray keeps and shows."""
+    for name in study.model_fields_set:
+        value = getattr(study, name)
+        if isinstance(value, str) and has_credentials(value):
+            raise UserError(
+                f"{flag_of(SweepOptions, name)} {value} holds a password, which Ray would show to all who "
+                "have its token: leave it out, and set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, which submit hands to the study"
+            )
 
 
 @contextlib.contextmanager
@@ -169,7 +184,7 @@ def _client(address: str) -> Iterator[JobSubmissionClient]:
     os.environ.pop("RAY_ADDRESS", None)  # Ray would take it instead
     logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every file that it does not upload
     try:
-        yield JobSubmissionClient(address)
+        yield JobSubmissionClient(with_credentials(address))
     except (OSError, RuntimeError, ValueError, RayError, aiohttp.ClientError) as error:
         if isinstance(error, UserError):
             raise

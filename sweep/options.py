@@ -33,6 +33,12 @@ _TRACKING_URI = option(
     # the default is the store that a bare `mlflow ui` reads
     default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db",
 )
+_ARTIFACT_HOST = option(
+    "hosts beside the store's own that may keep its artifacts and get MLflow's password",
+    _PLACES,
+    "HOST",
+    default=(),
+)
 _RESULTS_PATH = option("folder for reports (default results)", _PLACES, default="results")
 
 
@@ -141,6 +147,7 @@ class SweepOptions(Options):
         "folder for checkpoints (default ray_results)", _PLACES, default="ray_results"
     )
     tracking_uri: str = _TRACKING_URI
+    artifact_host: Sequence[str] = _ARTIFACT_HOST
     results_path: str = _RESULTS_PATH
 
     @cached_property
@@ -194,6 +201,7 @@ class ReportOptions(Options):
         "also show steps and examples to this val_acc", metavar="0.85", gt=0, le=1
     )
     tracking_uri: str = _TRACKING_URI
+    artifact_host: Sequence[str] = _ARTIFACT_HOST
     results_path: str = _RESULTS_PATH
 
 
@@ -212,6 +220,7 @@ class AnalyzeOptions(Options):
     layer: int | None = option("from 1 (default: the last)", metavar="N")
     head: int | None = option("from 1 (default: the mean over heads)", metavar="N")
     tracking_uri: str = _TRACKING_URI
+    artifact_host: Sequence[str] = _ARTIFACT_HOST
     results_path: str = _RESULTS_PATH
 
 

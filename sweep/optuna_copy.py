@@ -1,6 +1,5 @@
 """A copy of a search for ``optuna-dashboard`` and for people's own Optuna scripts; MLflow has the truth."""
 
-import re
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy.pool import NullPool
 
+from addresses import with_credentials
 from errors import UserError, first_line
 from search_spaces.optuna_trials import finished_trial
 from sweep.search import Search
@@ -41,8 +41,7 @@ class OptunaCopy:
             except Exception as error:  # the database, its driver and Optuna each have their own
                 self._is_broken = not (_is_damaged(error) and self._set_aside())
                 if self._is_broken:
-                    place = re.sub("//[^/@]*@", "//", self._url)  # without a password
-                    say(f"note: the copy in {place} cannot be written ({first_line(error)})")
+                    say(f"note: the copy in {self._url} cannot be written ({first_line(error)})")
 
     def _open(self, trials: Sequence[FrozenTrial]) -> optuna.Study:
         """The study as it is, or an empty one where it holds anything else than these trials."""
@@ -74,7 +73,7 @@ class OptunaCopy:
 
 def open_storage(url: str) -> RDBStorage:
     """Optuna's storage, whose calls each close the connection that they open: nobody else ever would."""
-    return RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+    return RDBStorage(with_credentials(url), engine_kwargs={"poolclass": NullPool})
 
 
 def _is_damaged(error: BaseException | None) -> bool:

@@ -6,9 +6,10 @@ import os
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from tracking.artifacts import ChangedModelError, ModelFiles
-from tracking.connection import BackgroundWriter, check_store_exists, sqlite_file
+from tracking.connection import BackgroundWriter
 from tracking.earlier import EarlierTrial, earlier_trials
 from tracking.runs import InvocationRun
+from tracking.store_address import check_store_exists, nobody, sqlite_file
 from tracking.study_store import DatasetFacts, StudyRuns, StudyStore, check_study_name
 from tracking.trial_run import OtherTrainingError, TrialRun
 from tracking.views import colour_tag
@@ -28,5 +29,6 @@ __all__ = [
     "check_study_name",
     "colour_tag",
     "earlier_trials",
+    "nobody",
     "sqlite_file",
 ]

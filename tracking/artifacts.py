@@ -2,22 +2,32 @@
 
 import hashlib
 import sqlite3
+from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.entities import Experiment, LoggedModel, LoggedModelOutput, Run
 from mlflow.models.signature import ModelSignature
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import (
+    get_artifact_repository,
+    get_registered_artifact_repositories,
+)
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, Schema
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
-from tracking.connection import sqlite_file
+from addresses import is_trusted
+from errors import UserError
+from tracking.store_address import sqlite_file
 
 _SERVING_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 # where MLflow keeps the places of artifacts
@@ -44,6 +54,27 @@ class ModelFiles:
     folder: Path
     loader_module: str
     code_paths: tuple[Path, ...]
+
+
+def _of_trusted_host(
+    repository: Callable[..., ArtifactRepository],
+    artifact_uri: str,
+    tracking_uri: str | None = None,
+    registry_uri: str | None = None,
+) -> ArtifactRepository:
+    host = urlsplit(artifact_uri).netloc.rpartition("@")[2]
+    if host and not is_trusted(artifact_uri, tracking_uri or mlflow.get_tracking_uri()):
+        raise UserError(
+            f"the tracking store keeps artifacts at {host}, which would get MLflow's user and password: "
+            f"give --artifact-host {host} if that is meant"
+        )
+    return repository(artifact_uri, tracking_uri=tracking_uri, registry_uri=registry_uri)
+
+
+# a store says where its artifacts lie, and MLflow would send its password there
+_repositories: dict[str, Any] = get_registered_artifact_repositories()
+for _scheme in ("http", "https", "mlflow-artifacts"):
+    _repositories[_scheme] = partial(_of_trusted_host, _repositories[_scheme])
 
 
 def download(client: MlflowClient, location: str, name: str, folder: Path) -> Path | None:

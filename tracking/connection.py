@@ -1,36 +1,25 @@
-"""The tracking store: whether it can work and answers, calls that wait for it, writes in the background."""
+"""Calls that wait for the tracking store, and writes in the background."""
 
-import logging
 import math
-import os
-import re
-import sqlite3
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import partial, wraps
-from pathlib import Path
 from typing import Any, TypeVar, cast
-from uuid import uuid4
 
 import requests
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
-from errors import StoppedError, StoreAwayError, StoreFailedError, UserError, first_line
+from errors import StoppedError, StoreAwayError, StoreFailedError, first_line
+from tracking.store_address import Say, ask, client_of
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two attempts
 _ATTEMPTS = 5  # at a call that fails although the store answers
 _LOOK_EVERY = 3.0  # seconds, at a store that takes its time
-_NOT_AUTHENTICATED = 401  # an HTTP status
 _TOO_MANY_REQUESTS = 429  # the HTTP status from which on the server, and not the request, is at fault
-_SERVER_TIMEOUT = 10  # seconds
-_SQLITE = "sqlite:///"
-_WORKS = re.compile(r"https?://|(sqlite|postgresql|mysql|mssql)(\+\w+)?://")
 
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -41,113 +30,22 @@ _never = threading.Event()
 _thread = threading.local()  # in the thread of a BackgroundWriter, ``stopped`` is set when it is to end
 
 
-def quiet_mlflow() -> None:
-    """Keep MLflow's notices and its own repetitions away; they would hide for minutes what went wrong."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it logs the tracebacks of what it raises
-    logging.getLogger("alembic").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"mlflow\..*")
-
-
-def sqlite_file(tracking_uri: str) -> Path | None:
-    """The file of an SQLite store; None for the other kinds."""
-    return Path(tracking_uri.removeprefix(_SQLITE)) if tracking_uri.startswith(_SQLITE) else None
-
-
-def check_store_exists(tracking_uri: str) -> None:
-    """Raise UserError for an SQLite file that is not there; opening it would create an empty one."""
-    path = sqlite_file(tracking_uri)
-    if path is not None and not os.path.isfile(path):  # noqa: PTH113 - Path raises for long names
-        raise UserError(f"there is no {path} here: run this where the study ran, or give --tracking-uri")
-
-
-def check_store(tracking_uri: str) -> None:
-    """Raise UserError for a URI that cannot work, a store that does not answer and a damaged file.
-
-    An SQLite file that does not exist is made.
-    """
-    if not _WORKS.match(tracking_uri):
-        raise UserError(
-            f"'{tracking_uri}' is not a tracking URI that works here: "
-            "use sqlite:///FILE.db or http://HOST:PORT"
-        )
-    path = sqlite_file(tracking_uri)
-    try:
-        if path is not None and path.exists():
-            _check_file(path)
-        elif path is not None:
-            _create_file(path)
-        _ask(tracking_uri)
-    except UserError:
-        raise
-    except Exception as error:  # requests, SQLAlchemy and MLflow each have their own
-        if isinstance(error, MlflowException) and error.get_http_status_code() == _NOT_AUTHENTICATED:
-            raise UserError(
-                f"the tracking store {tracking_uri} asks for a password: give it in "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            ) from error
-        advice = f"see who holds {path}, and whether it may be written" if path else "start it"
-        raise UserError(
-            f"the tracking store {tracking_uri} does not answer ({first_line(error)}): "
-            f"{advice}, or give another --tracking-uri"
-        ) from error
-
-
-def _check_file(path: Path) -> None:
-    """Raise UserError for a file that SQLite itself finds damaged."""
-    try:
-        with closing(sqlite3.connect(path)) as database:
-            found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except sqlite3.OperationalError:
-        return  # locked or not readable, which MLflow will say
-    except sqlite3.DatabaseError as error:
-        found = str(error)
-    if found != "ok":
-        raise UserError(
-            f"{path} is damaged ({found.splitlines()[-1]}): put a backup in its place, or move it "
-            "away, which starts a new store; checkpoints of unfinished trials are kept elsewhere"
-        )
-
-
-def _create_file(path: Path) -> None:
-    """Make the store beside its place first: MLflow cannot complete a migration that was cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    try:
-        _ask(f"{_SQLITE}{partial_file}")
-        if not path.exists():  # another process may have been quicker
-            partial_file.rename(path)
-    finally:
-        partial_file.unlink(missing_ok=True)
-
-
-def _ask(tracking_uri: str) -> None:
-    if tracking_uri.startswith("http"):
-        # health alone would not notice a server whose database is gone, but it is quick to time out
-        url = f"{tracking_uri.rstrip('/')}/health"
-        requests.get(url, timeout=_SERVER_TIMEOUT).raise_for_status()
-    MlflowClient(tracking_uri).search_experiments(max_results=1)
-
-
 class Connection:
     """MLflow's client for a store, with calls that are repeated while the store is away.
 
     ``say`` is told once when the store goes and once when it is back; ``patience`` is in seconds.
     """
 
-    def __init__(self, tracking_uri: str, say: Callable[[str], object], patience: float) -> None:
+    def __init__(self, tracking_uri: str, say: Say, patience: float) -> None:
         self.tracking_uri = tracking_uri
-        self.client = MlflowClient(tracking_uri)
+        self.client = client_of(tracking_uri)
         self.say = say
         self.patience = patience
         self._is_away = False
 
     def answers(self) -> bool:
         try:
-            _ask(self.tracking_uri)
+            ask(self.tracking_uri)
         except Exception:  # as in check_store
             return False
         return True

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from mlflow.entities import ViewType
 
 from errors import StoppedError, UserError
-from tracking.connection import Connection, check_store, check_store_exists, quiet_mlflow
+from tracking.connection import Connection
 from tracking.runs import SUPERSEDED
+from tracking.store_address import Say, check_store, check_store_exists, nobody, quiet_mlflow
 from tracking.trial_run import TrialRun
 
 _MOST = 1000  # that are looked at
@@ -22,13 +23,13 @@ class EarlierTrial:
     params: Mapping[str, str]  # the fields of its TrialConfig, as MLflow keeps them
 
 
-def earlier_trials(tracking_uri: str) -> list[EarlierTrial]:
+def earlier_trials(tracking_uri: str, say: Say = nobody) -> list[EarlierTrial]:
     """The trained trials of a store, the newest first; none where there is no store, or it is away."""
     quiet_mlflow()
     try:
         check_store_exists(tracking_uri)  # else the next line would make one
-        check_store(tracking_uri)
-        connection = Connection(tracking_uri, say=lambda line: None, patience=0)
+        check_store(tracking_uri, say)
+        connection = Connection(tracking_uri, nobody, patience=0)
         return connection.repeat(lambda: _search(connection))
     except (UserError, StoppedError):
         return []

@@ -4,7 +4,7 @@ import getpass
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ import mlflow
 from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Param, Run, RunTag, ViewType
 from mlflow.utils import get_results_from_paginated_fn
 
+from addresses import bare
 from errors import UserError, unknown
 from search_spaces import TrialConfig
 from search_spaces.space import AXES
 from search_spaces.trial_config import epoch_text
 from tracking.artifacts import follow_move
-from tracking.connection import BackgroundWriter, Connection, check_store, quiet_mlflow, retried
+from tracking.connection import BackgroundWriter, Connection, retried
 from tracking.runs import DESCRIPTION, SUPERSEDED, InvocationRun, TrackedRun
+from tracking.store_address import Say, check_store, client_of, nobody, quiet_mlflow
 from tracking.trial_run import TrialRun
 from tracking.views import CURVES, TRIALS, view_address, view_tag, view_tags
 
@@ -64,13 +66,15 @@ class StudyStore:
         self,
         tracking_uri: str,
         study: str,
-        say: Callable[[str], object] = lambda line: None,
+        say: Say = nobody,
         patience: float = 600.0,
     ) -> None:
         check_study_name(study)
         quiet_mlflow()
-        check_store(tracking_uri)
-        mlflow.set_tracking_uri(tracking_uri)  # where mlflow.pyfunc.log_model logs to
+        check_store(tracking_uri, say)
+        mlflow.set_tracking_uri(
+            client_of(tracking_uri).tracking_uri
+        )  # where mlflow.pyfunc.log_model logs to
         self.tracking_uri = tracking_uri
         self.study = study
         self.connection = Connection(tracking_uri, say, patience)
@@ -193,7 +197,7 @@ class StudyStore:
     def pages(self) -> dict[str, str]:
         """How a browser gets to the study: what to start or open, and the addresses of both views."""
         uri = self.tracking_uri
-        start = {"MLflow": uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"}
+        start = {"MLflow": bare(uri) if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"}
         views = {"  trials": TRIALS, "  curves": CURVES}
         saved = self._experiment.tags if self._experiment else {}  # older studies have none
         return start | {
@@ -207,7 +211,7 @@ class StudyStore:
         """MLflow's page for a browser, which may know the server under another address."""
         local = "http://127.0.0.1:5000"
         server = self.tracking_uri if self.tracking_uri.startswith("http") else local
-        return os.environ.get("BATCHSCALE_MLFLOW_PAGE", server).rstrip("/")
+        return bare(os.environ.get("BATCHSCALE_MLFLOW_PAGE", server)).rstrip("/")
 
     def _find_experiment(self) -> Experiment | None:
         experiment = self.client.get_experiment_by_name(self.study)

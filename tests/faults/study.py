@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from tests.faults import processes
 from tracking.artifacts import folder_digest
-from tracking.connection import quiet_mlflow
+from tracking.store_address import quiet_mlflow
 
 ROOT = Path(__file__).parents[2]
 NAME = "faults"

@@ -1,0 +1,234 @@
+"""Credentials leave addresses where options are read, and nobody but the client sees them again."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+import addresses
+import tune_main
+from errors import StoppedError, UserError
+from sweep.options import SweepOptions
+from tests.faults.study import ROOT
+from tests.helpers import refusal
+from tracking import StudyStore
+from tracking.artifacts import download
+from tracking.store_address import client_of
+
+STUDY = ["--space", "fixed_lr", "--demo"]
+CLOSED = "127.0.0.1:1"
+SECRET = "s3cr3t"
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch, tmp_path):
+    """No credential of one test is known in the next; no test leaves any in the environment."""
+    monkeypatch.setattr(addresses, "_whole", {})
+    monkeypatch.setattr(addresses, "_trusted", set())
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        (f"http://user:{SECRET}@host:5000/mlflow", "http://user:***@host:5000/mlflow"),
+        (f"https://user:a@{SECRET}@host", "https://user:***@host"),
+        (f"http://{SECRET}@host", "http://***@host"),
+        (f"http://:{SECRET}@host", "http://:***@host"),
+        (f"http://host/?token={SECRET}&page=2", "http://host/?token=***&page=2"),
+        (f"http://host/?access_token={SECRET}", "http://host/?access_token=***"),
+        (f"postgresql+psycopg2://user:{SECRET}@host/db", "postgresql+psycopg2://user:***@host/db"),
+        (f"postgresql://host/db?user=u&password={SECRET}", "postgresql://host/db?user=u&password=***"),
+        (f"mssql+pyodbc:///?odbc_connect=PWD%3D{SECRET}", "mssql+pyodbc:///?odbc_connect=***"),
+        ("postgresql://user@host/db", "postgresql://user@host/db"),
+        (
+            "http://host:5000/#/runs?viewStateShareKey=trials",
+            "http://host:5000/#/runs?viewStateShareKey=trials",
+        ),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+    ],
+)
+def test_an_address_is_shown_without_what_is_secret_in_it(address, shown):
+    assert SweepOptions(space="fixed_lr", tracking_uri=address).tracking_uri == shown
+    assert addresses.with_credentials(shown) == address
+    assert addresses.has_credentials(shown) == (shown != address)
+    assert addresses.redacted(f"no answer from {address} to {address} twice").count(shown) == 2
+
+
+def test_the_default_address_loses_its_credentials_too(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{SECRET}@host")
+    assert SweepOptions(space="fixed_lr").tracking_uri == "http://user:***@host"
+
+
+def test_every_error_for_the_user_is_without_credentials():
+    for kind in (UserError, StoppedError):
+        assert (
+            str(kind(f"no answer from http://user:{SECRET}@host")) == "no answer from http://user:***@host"
+        )
+
+
+def test_mlflow_gets_a_servers_credentials_apart_from_its_address():
+    shown = addresses.take_credentials(f"http://us%40er:{SECRET}%2F@host:5000/path")
+    assert client_of(shown).tracking_uri == "http://host:5000/path"
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "us@er"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == f"{SECRET}/"
+
+
+def refused(words, capsys):
+    """The one line of a command that is refused."""
+    assert tune_main.main(words) == 2
+    said = capsys.readouterr()
+    assert SECRET not in said.out + said.err
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*STUDY, "--tracking-uri", f"http://user:{SECRET}@{CLOSED}"],
+        [*STUDY, f"--tracking-uri=http://user:{SECRET}@{CLOSED}"],
+        [*STUDY, "--tracking-uri", f"http://{CLOSED}/?token={SECRET}"],
+        [*STUDY, "--tracking-uri", f"ftp://user:{SECRET}@{CLOSED}"],
+        [*STUDY, "--ray-address", f"ray://user:{SECRET}@{CLOSED}"],
+        ["--space", "best_config", "--optuna-storage", f"oracle://user:{SECRET}@{CLOSED}/db"],
+        ["status", "--address", f"http://user:{SECRET}@{CLOSED}"],
+        [*STUDY, "--dataset", f"https://user:{SECRET}@{CLOSED}/films.csv"],
+    ],
+    ids=lambda words: " ".join(words[-2:]).replace(SECRET, "…"),
+)
+def test_a_refused_address_is_one_line_without_its_secret(words, capsys):
+    refused(words, capsys)
+
+
+def test_an_address_among_words_that_nobody_knows_is_one_line_without_its_secret(capsys):
+    with pytest.raises(SystemExit):
+        tune_main.main([*STUDY, f"http://user:{SECRET}@{CLOSED}"])
+    assert "unknown argument http://user:***@" in capsys.readouterr().err
+
+
+def test_a_study_with_a_password_in_its_command_line_is_not_submitted(capsys):
+    places = ["--storage-path", "/studies/checkpoints", "--results-path", "/studies/results"]
+    words = ["--tracking-uri", f"http://user:{SECRET}@mlflow:5000", "--precision", "fp32"]
+    line = refused(["submit", "--address", f"http://{CLOSED}", *STUDY, *words, *places], capsys)
+    assert "--tracking-uri http://user:***@mlflow:5000 holds a password" in line
+    assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in line
+
+
+def test_other_accounts_do_not_see_credentials_in_the_list_of_processes(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, sys, psutil\n"
+        "from addresses import clean_command_line, take_credentials, with_credentials\n"
+        "clean_command_line()\n"
+        "known = [with_credentials(word.rpartition('=')[2]) for word in sys.argv[1:]]\n"
+        "print(json.dumps([psutil.Process().cmdline()[-3:], known, dict(os.environ)]))\n"
+    )
+    one, other = f"http://user:{SECRET}@host", f"postgresql://user:{SECRET}2@host/db"
+    words = ["--tracking-uri", one, f"--optuna-storage={other}"]
+    said = subprocess.run(
+        [sys.executable, script, *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    seen, known, environment = json.loads(said)
+    assert seen == [
+        "--tracking-uri",
+        "http://user:***@host",
+        "--optuna-storage=postgresql://user:***@host/db",
+    ]
+    assert known == ["--tracking-uri", one, other]
+    assert SECRET not in json.dumps(environment)  # which the processes that it starts would inherit
+
+
+# -- a store that keeps its artifacts elsewhere ----------------------------------------------------
+
+
+class Asked(BaseHTTPRequestHandler):
+    """A server that notes what it is asked, and with which credentials."""
+
+    def do_GET(self):
+        self.server.asked.append(self.headers.get("Authorization", ""))
+        body = json.dumps({"files": [{"path": "plan.json", "is_dir": False, "file_size": 2}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        """Nothing on the terminal."""
+
+
+@pytest.fixture
+def elsewhere():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Asked) as server:
+        server.asked = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def credentials(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "user")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
+
+
+@pytest.mark.parametrize(
+    "place", ["http://{host}/api/2.0/mlflow-artifacts/artifacts/0", "mlflow-artifacts://{host}/0"]
+)
+def test_artifacts_on_another_host_do_not_get_the_password(place, elsewhere, credentials, tmp_path):
+    host = f"127.0.0.1:{elsewhere.server_port}"
+    client, place = MlflowClient("http://localhost:9"), place.format(host=host)
+    told = refusal(download, client, place, "plan.json", tmp_path)
+    assert f"keeps artifacts at {host}" in told
+    assert f"--artifact-host {host}" in told
+    assert not elsewhere.asked
+    addresses.trust_artifact_hosts([host])
+    assert download(client, place, "plan.json", tmp_path)
+    assert all(each.startswith("Basic ") for each in elsewhere.asked)
+    assert elsewhere.asked
+
+
+def test_a_study_whose_store_names_another_host_is_refused_in_one_line(
+    elsewhere, credentials, tmp_path, capsys
+):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    place = f"http://127.0.0.1:{elsewhere.server_port}/artifacts"
+    MlflowClient(uri).create_experiment("fixed_lr-demo", artifact_location=place)
+    assert "--artifact-host" in refused([*STUDY, "--models", "bert-tiny", "--tracking-uri", uri], capsys)
+    assert not elsewhere.asked
+
+
+@pytest.mark.parametrize(
+    ("place", "store", "is_own"),
+    [
+        ("http://host:5000/a", "http://host:5000", True),
+        ("mlflow-artifacts://host:5000/a", "http://host:5000", True),
+        ("http://host/a", "http://host:80", True),
+        ("http://HOST:5000/a", "http://host:5000", True),
+        ("http://host:5001/a", "http://host:5000", False),
+        ("http://host/a", "https://host", False),  # the password in the clear
+        ("https://host.evil.org/a", "https://host", False),
+        ("https://host@evil.org/a", "https://host", False),
+        ("http://host/a", "sqlite:///mlflow.db", False),
+    ],
+)
+def test_which_host_is_the_stores_own(place, store, is_own):
+    assert addresses.is_trusted(place, store) == is_own
+
+
+def test_a_store_that_names_no_host_works_as_ever(tmp_path):
+    store = StudyStore(f"sqlite:///{tmp_path}/mlflow.db", "films")
+    run = store.start_invocation("films", {"cells": []}, {})
+    assert run.plan() == {"cells": []}
