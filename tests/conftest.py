@@ -33,8 +33,8 @@ settings.load_profile("quick")
 
 # each of these takes both cores: one after the other, while the second process runs the rest
 _STARTS_RAY = (
-    "faults/test_studies faults/test_machines hostile/test_footprint test_study test_earlier_version "
-    "faults/test_service test_search_study test_pages"
+    "faults/test_studies faults/test_machines hostile/test_footprint hostile/test_secrets test_study "
+    "test_earlier_version faults/test_service test_search_study test_pages"
 ).split()
 
 

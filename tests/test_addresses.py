@@ -232,3 +232,16 @@ def test_a_store_that_names_no_host_works_as_ever(tmp_path):
     store = StudyStore(f"sqlite:///{tmp_path}/mlflow.db", "films")
     run = store.start_invocation("films", {"cells": []}, {})
     assert run.plan() == {"cells": []}
+
+
+# -- a database that does not answer ---------------------------------------------------------------
+
+
+def test_somebody_hears_which_database_is_waited_for(monkeypatch):
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 4)  # MLflow's own take 100 seconds
+    monkeypatch.setattr("tracking.store_address._SILENCE", 0.1)
+    shown, said = addresses.take_credentials(f"postgresql+psycopg2://user:{SECRET}@{CLOSED}/db"), []
+    told = refusal(StudyStore, shown, "films", said.append)
+    assert said == [f"waiting for the tracking store postgresql+psycopg2://user:***@{CLOSED}/db to answer"]
+    assert told.startswith(f"the tracking store postgresql+psycopg2://user:***@{CLOSED}/db does not answer")
+    assert SECRET not in told
