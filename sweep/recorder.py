@@ -26,7 +26,9 @@ from trainables.trial import best_evaluation
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _LOADER = "trainables.exported_model"
-_LOADER_CODE = tuple(_PROJECT / name for name in ("trainables", "search_spaces", "errors.py"))
+_LOADER_CODE = tuple(
+    _PROJECT / name for name in ("trainables", "search_spaces", "errors.py", "addresses.py")
+)
 
 Report = dict[str, Any]
 

@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+GROUND = {"addresses", "errors"}
 ARROWS = {
-    "errors.py": set(),
-    "search_spaces": {"errors"},
-    "trainables": {"errors", "search_spaces"},
-    "tracking": {"errors", "search_spaces"},
-    "sweep": {"errors", "search_spaces", "trainables", "tracking"},
-    "reports": {"errors", "search_spaces", "tracking", "trainables"},
-    "tune_main.py": {"errors", "sweep", "reports"},
+    "addresses.py": set(),
+    "errors.py": {"addresses"},
+    "search_spaces": GROUND,
+    "trainables": GROUND | {"search_spaces"},
+    "tracking": GROUND | {"search_spaces"},
+    "sweep": GROUND | {"search_spaces", "trainables", "tracking"},
+    "reports": GROUND | {"search_spaces", "tracking", "trainables"},
+    "tune_main.py": GROUND | {"sweep", "reports"},
 }
 ONLY_IMPORTER = {"mlflow": "tracking", "ray": "sweep", "optuna": "sweep", "datasets": "trainables"}
 ALLOWED_BESIDE = {
@@ -55,6 +57,26 @@ def test_each_heavy_library_has_one_home(library):
         if library in imports(path)
     }
     assert {path for path in importers if not path.startswith(f"{home}/")} <= beside
+
+
+def users(name: str) -> set[str]:
+    """The modules that import a name."""
+    return {
+        str(path.relative_to(ROOT))
+        for place in ARROWS
+        for path in modules(place)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}
+    }
+
+
+def test_only_options_take_credentials_and_only_clients_get_them():
+    assert users("take_credentials") == {"sweep/command_line.py"}
+    assert users("with_credentials") == {
+        "sweep/jobs.py",
+        "sweep/optuna_copy.py",
+        "tracking/store_address.py",
+    }
 
 
 def test_only_the_look_at_attention_reloads_models():
