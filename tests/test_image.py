@@ -160,7 +160,14 @@ def test_nothing_but_what_a_study_needs_gets_into_the_image(buildah, tmp_path):
     found = {str(path.relative_to(destination)) for path in destination.rglob("*") if path.is_file()}
     packages = ("search_spaces", "trainables", "sweep", "tracking", "reports")
     code = {str(p.relative_to(ROOT)) for name in packages for p in (ROOT / name).glob("*") if p.is_file()}
-    top = {"errors.py", "tune_main.py", "LICENSE", "requirements.txt", "docker/requirements-server.txt"}
+    top = {
+        "addresses.py",
+        "errors.py",
+        "tune_main.py",
+        "LICENSE",
+        "requirements.txt",
+        "docker/requirements-server.txt",
+    }
     top |= {"docker/make_secrets.py"}
     assert found == code | top
 
