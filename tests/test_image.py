@@ -161,7 +161,7 @@ def test_nothing_but_what_a_study_needs_gets_into_the_image(buildah, tmp_path):
     packages = ("search_spaces", "trainables", "sweep", "tracking", "reports")
     code = {str(p.relative_to(ROOT)) for name in packages for p in (ROOT / name).glob("*") if p.is_file()}
     top = {"errors.py", "tune_main.py", "LICENSE", "requirements.txt", "docker/requirements-server.txt"}
-    top |= {"docker/make_secrets.py"}
+    top |= {"docker/make_secrets.py", "constraints.txt"}
     assert found == code | top
 
 
