@@ -1,4 +1,4 @@
-"""constraints.txt: every version that an installation gets, those of what the requirements need themselves among them."""
+"""constraints.txt: the version of everything that is installed, by whomever it is required."""
 
 import re
 import subprocess

@@ -181,11 +181,14 @@ def test_compose_takes_the_file_and_gives_gpus_to_one_service_only(tmp_path):
         str(ROOT),
         "config",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    moved = os.environ | {"RAY_GPU_MEMORY": "500g"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=moved)
     assert done.returncode == 0, done.stderr
     services = yaml.safe_load(done.stdout)["services"]
     assert [name for name, service in services.items() if "deploy" in service] == ["ray-gpu"]
     assert all(":" in service["image"] for service in services.values())
+    assert services["ray-gpu"]["mem_limit"] == "500g"
+    assert services["ray"]["mem_limit"] == "32g"
     published = [str(port) for service in services.values() for port in service.get("ports", [])]
     assert len(published) == 3
     assert all(port.startswith("127.0.0.1:") for port in published)
