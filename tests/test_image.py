@@ -19,6 +19,7 @@ import requests
 import yaml
 
 from tests.faults import processes
+from tests.faults.servers import postgres, postgres_missing
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = ROOT / "docker" / "compose.yaml"
@@ -258,6 +259,102 @@ def test_the_tracking_server_is_small_and_answers_on_any_port(buildah, tracking_
                 process.terminate()
         server.wait(60)
         buildah("rm", container)
+
+
+@pytest.mark.image
+@needs_buildah
+@needs_debootstrap
+@pytest.mark.skipif(bool(postgres_missing()), reason=postgres_missing())
+def test_mlflow_works_with_the_rights_and_the_passwords_that_compose_gives_it(
+    buildah, tracking_image, tmp_path
+):
+    container, port = buildah("from", tracking_image), processes.free_port()
+    files = Path(buildah("mount", container))
+    image = configuration(buildah, tracking_image)
+    with postgres() as database:
+        where = database.uri.split("@")[1]
+        moved = {"@postgres/mlflow": f"@{where}", "--port 5000": f"--port {port}"}
+        secrets = confined("secrets", files, image, tmp_path)
+        said = subprocess.run(secrets, capture_output=True, text=True, check=True).stdout
+        password = (tmp_path / "secrets" / "mlflow").read_text()
+        assert password not in said
+        with (tmp_path / "server.log").open("wb") as log:
+            command = confined("mlflow", files, image, tmp_path, moved)
+            server = subprocess.Popen(command, stdout=log, stderr=log)
+        uri = f"http://127.0.0.1:{port}"
+
+        def answers():
+            assert server.poll() is None, (tmp_path / "server.log").read_text()
+            with contextlib.suppress(requests.ConnectionError):
+                return requests.get(f"{uri}/health", timeout=5).ok
+            return False
+
+        try:
+            processes.wait_until(answers, 180, "the tracking server to answer")
+            status = Path(f"/proc/{server.pid}/status").read_text()
+            assert re.search(r"^Uid:\s+1000\s+1000\s+1000\s+1000$", status, re.M)
+            assert re.search(r"^CapBnd:\s+0+$", status, re.M)
+            assert re.search(r"^NoNewPrivs:\s+1$", status, re.M)
+            artifact = f"{uri}/api/2.0/mlflow-artifacts/artifacts/films/model"
+            content = b"weights" * 1_000_000
+            assert requests.put(artifact, data=content, timeout=30).status_code == 401
+            admin = ("admin", password)
+            assert requests.put(artifact, data=content, auth=admin, timeout=60).ok
+            assert requests.get(artifact, auth=admin, timeout=60).content == content
+            made = requests.post(
+                f"{uri}/api/2.0/mlflow/experiments/create", json={"name": "films"}, auth=admin, timeout=30
+            )
+            assert made.ok, made.text
+            family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+            print(f"{sum(process.memory_info().rss for process in family) / 1e6:.0f} MB")
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(server.pid).terminate()
+            server.wait(60)
+            buildah("rm", container)
+
+
+def confined(service, files, image, folder, moved=None):
+    """The command that runs a service of compose.yaml on the files of an image, and what else it is left.
+
+    That is its user, capabilities and volumes, folders in ``folder`` here, on files that it cannot write.
+    ``moved`` says which parts of its command are others here, where all share one network.
+    """
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", COMPOSE.read_text())
+    content = yaml.safe_load(text)["services"][service]
+    command = " ".join(content["command"]).replace("$$", "$")
+    for ours, here in (moved or {}).items():
+        assert ours in command
+        command = command.replace(ours, here)
+    user = {"root": "0:0"}.get(content.get("user"), image["User"]).split(":")
+    rights = [f"--reuid={user[0]}", f"--regid={user[1]}", "--clear-groups", "--inh-caps=-all"]
+    rights += [
+        "--bounding-set",
+        ",".join(["-all", *(f"+{each.lower()}" for each in content.get("cap_add", []))]),
+    ]
+    rights += ["--no-new-privs"] if "no-new-privileges:true" in content["security_opt"] else []
+    assert content["cap_drop"] == ["ALL"]
+    assert content["read_only"]
+    mounts = [f"mount --make-rprivate / && mount --bind {files} {files}"]
+    for volume in content["volumes"]:
+        name, place, *mode = volume.split(":")
+        if not (folder / name).exists():
+            (folder / name).mkdir()
+            if (files / place[1:]).exists():  # as Docker does
+                os.chown(folder / name, (files / place[1:]).stat().st_uid, -1)
+        (files / place[1:]).mkdir(exist_ok=True)
+        mounts.append(f"mount --bind {folder / name} {files}{place}")
+        mounts += [f"mount -o remount,bind,ro {files}{place}"] if mode == ["ro"] else []
+    mounts += [f"mount --rbind /{each} {files}/{each}" for each in ("dev", "proc")]
+    mounts += [f"mount -o remount,bind,ro {files}"]
+    mounts += [
+        f"mount -t tmpfs -o noexec,nosuid,nodev none {files}{place}" for place in content.get("tmpfs", [])
+    ]
+    variables = [each for each in content.get("environment", {}).items() if each[1] is not None]
+    environment = [*image["Env"], *(f"{name}={value}" for name, value in variables)]
+    words = [*content["entrypoint"], *([command] if command else [])]
+    start = ["chroot", str(files), "env", "-i", *environment, "setpriv", *rights, *words]
+    return ["unshare", "--mount", "sh", "-c", " && ".join([*mounts, 'exec "$@"']), "sh", *start]
 
 
 def configuration(buildah, image):
