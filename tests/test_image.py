@@ -315,46 +315,61 @@ def test_mlflow_works_with_the_rights_and_the_passwords_that_compose_gives_it(
 
 
 def confined(service, files, image, folder, moved=None):
-    """The command that runs a service of compose.yaml on the files of an image, and what else it is left.
+    """The command that runs a service of compose.yaml on the files of an image, with what it is left.
 
-    That is its user, capabilities and volumes, folders in ``folder`` here, on files that it cannot write.
-    ``moved`` says which parts of its command are others here, where all share one network.
+    Its volumes are folders in ``folder``. ``moved`` says which parts of its command are others here, where
+    all share one network.
     """
     text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", COMPOSE.read_text())
     content = yaml.safe_load(text)["services"][service]
-    command = " ".join(content["command"]).replace("$$", "$")
+    words = [*content["entrypoint"], *(each.replace("$$", "$") for each in content["command"])]
     for ours, here in (moved or {}).items():
-        assert ours in command
-        command = command.replace(ours, here)
-    user = {"root": "0:0"}.get(content.get("user"), image["User"]).split(":")
-    rights = [f"--reuid={user[0]}", f"--regid={user[1]}", "--clear-groups", "--inh-caps=-all"]
-    rights += [
-        "--bounding-set",
-        ",".join(["-all", *(f"+{each.lower()}" for each in content.get("cap_add", []))]),
-    ]
-    rights += ["--no-new-privs"] if "no-new-privileges:true" in content["security_opt"] else []
-    assert content["cap_drop"] == ["ALL"]
-    assert content["read_only"]
-    mounts = [f"mount --make-rprivate / && mount --bind {files} {files}"]
-    for volume in content["volumes"]:
-        name, place, *mode = volume.split(":")
-        if not (folder / name).exists():
-            (folder / name).mkdir()
-            if (files / place[1:]).exists():  # as Docker does
-                os.chown(folder / name, (files / place[1:]).stat().st_uid, -1)
-        (files / place[1:]).mkdir(exist_ok=True)
-        mounts.append(f"mount --bind {folder / name} {files}{place}")
-        mounts += [f"mount -o remount,bind,ro {files}{place}"] if mode == ["ro"] else []
-    mounts += [f"mount --rbind /{each} {files}/{each}" for each in ("dev", "proc")]
-    mounts += [f"mount -o remount,bind,ro {files}"]
-    mounts += [
-        f"mount -t tmpfs -o noexec,nosuid,nodev none {files}{place}" for place in content.get("tmpfs", [])
-    ]
+        assert ours in words[-1]
+        words[-1] = words[-1].replace(ours, here)
     variables = [each for each in content.get("environment", {}).items() if each[1] is not None]
     environment = [*image["Env"], *(f"{name}={value}" for name, value in variables)]
-    words = [*content["entrypoint"], *([command] if command else [])]
-    start = ["chroot", str(files), "env", "-i", *environment, "setpriv", *rights, *words]
-    return ["unshare", "--mount", "sh", "-c", " && ".join([*mounts, 'exec "$@"']), "sh", *start]
+    start = ["chroot", str(files), "env", "-i", *environment, "setpriv", *rights(content, image), *words]
+    return [
+        "unshare",
+        "--mount",
+        "sh",
+        "-ec",
+        "\n".join([*mounts(content, files, folder), 'exec "$@"']),
+        "sh",
+        *start,
+    ]
+
+
+def rights(content, image):
+    """A service's user and capabilities, as setpriv takes them."""
+    assert content["cap_drop"] == ["ALL"]
+    assert content["security_opt"] == ["no-new-privileges:true"]
+    user, group = {"root": "0:0"}.get(content.get("user"), image["User"]).split(":")
+    kept = ["-all", *(f"+{each.lower()}" for each in content.get("cap_add", []))]
+    identity = [f"--reuid={user}", f"--regid={group}", "--clear-groups"]
+    return [*identity, "--inh-caps=-all", f"--bounding-set={','.join(kept)}", "--no-new-privs"]
+
+
+def mounts(content, files, folder):
+    """The commands that put a service's volumes in their places, on files that cannot be written."""
+    assert content["read_only"]
+    yield f"mount --make-rprivate /\nmount --bind {files} {files}"
+    for volume in content["volumes"]:
+        name, place, *mode = volume.split(":")
+        inside = files / place[1:]
+        if not (folder / name).exists():
+            (folder / name).mkdir()
+            if inside.exists():  # whose owner Docker gives to a new volume
+                os.chown(folder / name, inside.stat().st_uid, -1)
+        inside.mkdir(exist_ok=True)
+        yield f"mount --bind {folder / name} {inside}"
+        if mode == ["ro"]:
+            yield f"mount -o remount,bind,ro {inside}"
+    yield from (f"mount --rbind {each} {files}{each}" for each in ("/dev", "/proc"))
+    yield f"mount -o remount,bind,ro {files}"
+    yield from (
+        f"mount -t tmpfs -o noexec,nosuid,nodev none {files}{each}" for each in content.get("tmpfs", [])
+    )
 
 
 def configuration(buildah, image):
