@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-image test-service faults lint check
+.PHONY: demo test test-all test-image test-service faults lint check constraints
 
 demo: $(VENV)/installed
 	$(BIN)/python tune_main.py --space batch_lr_grid --demo
@@ -38,16 +38,25 @@ lint: $(VENV)/installed-dev
 
 check: lint test
 
+# Resolves all versions again, for all these Pythons. Those that the file names stay where they still fit; for the
+# newest, delete it first. Either way the tests decide what is kept.
+constraints:
+	$(PYTHON) -m venv $(VENV)/uv
+	$(VENV)/uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.8
+	$(VENV)/uv/bin/uv pip compile --quiet --universal --python-version $(firstword $(PYTHONS)) --no-annotate \
+	    --custom-compile-command 'make constraints' --output-file constraints.txt \
+	    requirements-dev.txt docker/requirements-server.txt
+
 # the flags tell 3.13t, which few packages have a wheel for, from 3.13
-$(VENV)/installed: requirements.txt
+$(VENV)/installed: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; here = "%d.%d" % sys.version_info[:2] + getattr(sys, "abiflags", ""); \
 	    here in "$(PYTHONS)".split() or sys.exit("error: $(PYTHON) is Python " + here + \
 	    ", and this runs on $(PYTHONS): make PYTHON=python3.12 …")'
 	@echo "installing the pinned requirements into $(VENV): some minutes, this once"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
 	touch $@

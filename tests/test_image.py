@@ -19,6 +19,7 @@ import requests
 import yaml
 
 from tests.faults import processes
+from tests.faults.servers import postgres, postgres_missing
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = ROOT / "docker" / "compose.yaml"
@@ -160,15 +161,8 @@ def test_nothing_but_what_a_study_needs_gets_into_the_image(buildah, tmp_path):
     found = {str(path.relative_to(destination)) for path in destination.rglob("*") if path.is_file()}
     packages = ("search_spaces", "trainables", "sweep", "tracking", "reports")
     code = {str(p.relative_to(ROOT)) for name in packages for p in (ROOT / name).glob("*") if p.is_file()}
-    top = {
-        "addresses.py",
-        "errors.py",
-        "tune_main.py",
-        "LICENSE",
-        "requirements.txt",
-        "docker/requirements-server.txt",
-    }
-    top |= {"docker/make_secrets.py"}
+    top = {"addresses.py", "errors.py", "tune_main.py", "LICENSE", "requirements.txt", "constraints.txt"}
+    top |= {"docker/make_secrets.py", "docker/requirements-server.txt"}
     assert found == code | top
 
 
@@ -188,11 +182,14 @@ def test_compose_takes_the_file_and_gives_gpus_to_one_service_only(tmp_path):
         str(ROOT),
         "config",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    moved = os.environ | {"RAY_GPU_MEMORY": "500g"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=moved)
     assert done.returncode == 0, done.stderr
     services = yaml.safe_load(done.stdout)["services"]
     assert [name for name, service in services.items() if "deploy" in service] == ["ray-gpu"]
     assert all(":" in service["image"] for service in services.values())
+    assert services["ray-gpu"]["mem_limit"] == "500g"
+    assert services["ray"]["mem_limit"] == "32g"
     published = [str(port) for service in services.values() for port in service.get("ports", [])]
     assert len(published) == 3
     assert all(port.startswith("127.0.0.1:") for port in published)
@@ -262,6 +259,117 @@ def test_the_tracking_server_is_small_and_answers_on_any_port(buildah, tracking_
                 process.terminate()
         server.wait(60)
         buildah("rm", container)
+
+
+@pytest.mark.image
+@needs_buildah
+@needs_debootstrap
+@pytest.mark.skipif(bool(postgres_missing()), reason=postgres_missing())
+def test_mlflow_works_with_the_rights_and_the_passwords_that_compose_gives_it(
+    buildah, tracking_image, tmp_path
+):
+    container, port = buildah("from", tracking_image), processes.free_port()
+    files = Path(buildah("mount", container))
+    image = configuration(buildah, tracking_image)
+    with postgres() as database:
+        where = database.uri.split("@")[1]
+        moved = {"@postgres/mlflow": f"@{where}", "--port 5000": f"--port {port}"}
+        secrets = confined("secrets", files, image, tmp_path)
+        said = subprocess.run(secrets, capture_output=True, text=True, check=True).stdout
+        password = (tmp_path / "secrets" / "mlflow").read_text()
+        assert password not in said
+        with (tmp_path / "server.log").open("wb") as log:
+            command = confined("mlflow", files, image, tmp_path, moved)
+            server = subprocess.Popen(command, stdout=log, stderr=log)
+        uri = f"http://127.0.0.1:{port}"
+
+        def answers():
+            assert server.poll() is None, (tmp_path / "server.log").read_text()
+            with contextlib.suppress(requests.ConnectionError):
+                return requests.get(f"{uri}/health", timeout=5).ok
+            return False
+
+        try:
+            processes.wait_until(answers, 180, "the tracking server to answer")
+            status = Path(f"/proc/{server.pid}/status").read_text()
+            assert re.search(r"^Uid:\s+1000\s+1000\s+1000\s+1000$", status, re.M)
+            assert re.search(r"^CapBnd:\s+0+$", status, re.M)
+            assert re.search(r"^NoNewPrivs:\s+1$", status, re.M)
+            artifact = f"{uri}/api/2.0/mlflow-artifacts/artifacts/films/model"
+            content = b"weights" * 1_000_000
+            assert requests.put(artifact, data=content, timeout=30).status_code == 401
+            admin = ("admin", password)
+            assert requests.put(artifact, data=content, auth=admin, timeout=60).ok
+            assert requests.get(artifact, auth=admin, timeout=60).content == content
+            made = requests.post(
+                f"{uri}/api/2.0/mlflow/experiments/create", json={"name": "films"}, auth=admin, timeout=30
+            )
+            assert made.ok, made.text
+            family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+            print(f"{sum(process.memory_info().rss for process in family) / 1e6:.0f} MB")
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(server.pid).terminate()
+            server.wait(60)
+            buildah("rm", container)
+
+
+def confined(service, files, image, folder, moved=None):
+    """The command that runs a service of compose.yaml on the files of an image, with what it is left.
+
+    Its volumes are folders in ``folder``. ``moved`` says which parts of its command are others here, where
+    all share one network.
+    """
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", COMPOSE.read_text())
+    content = yaml.safe_load(text)["services"][service]
+    words = [*content["entrypoint"], *(each.replace("$$", "$") for each in content["command"])]
+    for ours, here in (moved or {}).items():
+        assert ours in words[-1]
+        words[-1] = words[-1].replace(ours, here)
+    variables = [each for each in content.get("environment", {}).items() if each[1] is not None]
+    environment = [*image["Env"], *(f"{name}={value}" for name, value in variables)]
+    start = ["chroot", str(files), "env", "-i", *environment, "setpriv", *rights(content, image), *words]
+    return [
+        "unshare",
+        "--mount",
+        "sh",
+        "-ec",
+        "\n".join([*mounts(content, files, folder), 'exec "$@"']),
+        "sh",
+        *start,
+    ]
+
+
+def rights(content, image):
+    """A service's user and capabilities, as setpriv takes them."""
+    assert content["cap_drop"] == ["ALL"]
+    assert content["security_opt"] == ["no-new-privileges:true"]
+    user, group = {"root": "0:0"}.get(content.get("user"), image["User"]).split(":")
+    kept = ["-all", *(f"+{each.lower()}" for each in content.get("cap_add", []))]
+    identity = [f"--reuid={user}", f"--regid={group}", "--clear-groups"]
+    return [*identity, "--inh-caps=-all", f"--bounding-set={','.join(kept)}", "--no-new-privs"]
+
+
+def mounts(content, files, folder):
+    """The commands that put a service's volumes in their places, on files that cannot be written."""
+    assert content["read_only"]
+    yield f"mount --make-rprivate /\nmount --bind {files} {files}"
+    for volume in content["volumes"]:
+        name, place, *mode = volume.split(":")
+        inside = files / place[1:]
+        if not (folder / name).exists():
+            (folder / name).mkdir()
+            if inside.exists():  # whose owner Docker gives to a new volume
+                os.chown(folder / name, inside.stat().st_uid, -1)
+        inside.mkdir(exist_ok=True)
+        yield f"mount --bind {folder / name} {inside}"
+        if mode == ["ro"]:
+            yield f"mount -o remount,bind,ro {inside}"
+    yield from (f"mount --rbind {each} {files}{each}" for each in ("/dev", "/proc"))
+    yield f"mount -o remount,bind,ro {files}"
+    yield from (
+        f"mount -t tmpfs -o noexec,nosuid,nodev none {files}{each}" for each in content.get("tmpfs", [])
+    )
 
 
 def configuration(buildah, image):

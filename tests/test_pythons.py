@@ -28,7 +28,8 @@ exec(sys.argv[2])
 def demo(folder, version, flags=""):
     """`make demo` where nothing is installed: its error lines, and what it asked that Python to do."""
     shutil.copy(ROOT / "Makefile", folder)
-    (folder / "requirements.txt").touch()
+    for file in ("requirements.txt", "constraints.txt"):
+        (folder / file).touch()
     python = folder / "python"
     numbers = tuple(map(int, version.split(".")))
     python.write_text(OTHER.format(python=sys.executable, version=numbers, flags=flags))

@@ -150,16 +150,12 @@ def queries_of_the_board():
 
 
 def test_a_server_with_passwords_is_said_to_ask_for_one(tmp_path):
-    secrets, token = tmp_path / "secrets", tmp_path / "token"
-    secrets.mkdir()
-    token.mkdir()
-    script = [sys.executable, str(ROOT / "docker" / "make_secrets.py"), str(secrets), str(token)]
-    shown = subprocess.run(script, capture_output=True, text=True, check=True).stdout
-    again = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    folders = [tmp_path / name for name in ("secrets", "token", "postgres-secret")]
+    for folder in folders:
+        folder.mkdir()
+    subprocess.run([sys.executable, ROOT / "docker" / "make_secrets.py", *folders], check=True)
+    secrets = folders[0]
     password = (secrets / "mlflow").read_text()
-    assert password in shown
-    assert password not in again
-    assert [path.name for path in token.iterdir()] == ["ray"]
     configuration = secrets / "basic_auth.ini"
     configuration.write_text(configuration.read_text().replace("/mlflow/", f"{tmp_path}/"))
     environment = {"MLFLOW_AUTH_CONFIG_PATH": str(configuration), "MLFLOW_FLASK_SERVER_SECRET_KEY": "key"}
