@@ -10,7 +10,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
-from errors import last_line
+from errors import last_line, printable
 from search_spaces import TrialConfig
 from search_spaces.search_space import COMPLETE, DIVERGED, STOPPED, Outcome
 from sweep.metrics import ExportedMetrics
@@ -264,4 +264,4 @@ def _worker_error(trial: TuneTrial) -> str:
     name, message = raised[-1] if raised else ("", "")
     if not name or "ActorDied" in name or "ActorUnavailable" in name:
         return "its worker died"
-    return message.strip() or name
+    return printable(message.strip()) or name
