@@ -16,7 +16,8 @@ def showable(value: str) -> str:
     """The text; UserError where it holds what no page or terminal can show, or no store can keep."""
     if printable(value) != value:
         raise UserError(
-            f"{value!r} holds a character that cannot be shown: rename the folder, file or column"
+            f"{value!r} holds a character that cannot be shown: leave it out, and rename a folder, file or "
+            "column that is called so"
         )
     return value
 

@@ -87,7 +87,7 @@ def test_foreign_text_has_no_markup_and_loses_no_letter(template, text):
         "0.5167 [0.393, 0.638] | – | −10.4 to +10.4".replace(" | ", " "),
         "val_acc@best epoch of bert-tiny, 5 % (epoch 2) at 64 · fixed=sqrt",
         "Special tokens are [CLS], [SEP] and their like; p = 0.012, p < 1e-300",
-        "tr(Σ)/‖G‖² of Q&A, R & D: it's \"good\"! #7, −1.5 or -1.5",
+        'tr(Σ)/‖G‖² of Q&A, R & D: it\'s "good"! #7, −1.5 or -1.5',
         "python tune_main.py --space fixed_lr --set head_dropout=0.2 http://127.0.0.1:5000/#/experiments/1",
     ],
 )
