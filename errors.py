@@ -1,13 +1,16 @@
 """The errors whose message is meant for the person at the keyboard."""
 
 import errno
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 from addresses import redacted
 
 _LONGEST = 1000  # characters of a message
 _LONGEST_COMPARED = 200  # characters of a name; comparing takes the square of that
+_JOINERS = "\u200c\u200d"  # not printable to Python, but Persian words and many emoji are written with them
 
 
 class UserError(ValueError):
@@ -53,8 +56,28 @@ def is_mendable(error: OSError) -> bool:
 
 
 def printable(text: str) -> str:
-    """The text on one line, with escapes for what would break the line or steer the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """The text on one line, with escapes for what would break it, steer a terminal or deceive a reader.
+
+    Escaped are control characters, what reverses or hides text, and halves of characters. Blanks of any
+    script stay. Safe to repeat.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    is_blank = unicodedata.category(character) == "Zs"
+    return character.isprintable() or is_blank or character in _JOINERS
+
+
+def all_printable(value: Any) -> Any:
+    """A value out of JSON whose texts, keys included, are ``printable``: for what others have stored."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {all_printable(key): all_printable(item) for key, item in value.items()}
+    return [all_printable(item) for item in value] if isinstance(value, list) else value
 
 
 def shortened(text: str, longest: int = _LONGEST) -> str:
@@ -64,13 +87,13 @@ def shortened(text: str, longest: int = _LONGEST) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an error's message, printable, or its type where it has none."""
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an error's message, where a chain of causes ends; its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+    """The last line of an error's message, where a chain of causes ends, printable; else its type."""
+    return printable((str(error).strip() or type(error).__name__).splitlines()[-1].strip())
 
 
 def unknown(kind: str, given: object, known: Iterable[str]) -> UserError:

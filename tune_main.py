@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 from addresses import clean_command_line, trust_artifact_hosts
-from errors import StoppedError, UserError, is_mendable, printable
+from errors import StoppedError, UserError, is_mendable
 from sweep.command_line import USAGE_ERROR
 from sweep.options import SweepOptions, list_spaces, parse_options
 from sweep.resolve import resolve_space
-from sweep.terminal import console, hear_signals, say
+from sweep.terminal import complain, hear_signals, say, show, working
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -29,13 +29,13 @@ def main(argv: Sequence[str]) -> int:
         _quiet_libraries()
         return COMMANDS[command](options)
     except KeyboardInterrupt:
-        print(f"stopped: run the same command again to continue{unless}", file=sys.stderr)
+        complain(f"stopped: run the same command again to continue{unless}")
         return INTERRUPTED
     except (UserError, StoppedError, OSError) as error:
         if isinstance(error, OSError) and not is_mendable(error):
             raise  # a defect of this program: its traceback is needed
         is_usage = isinstance(error, UserError)
-        print(f"error: {error}{'' if is_usage else unless}", file=sys.stderr)
+        complain(f"error: {error}{'' if is_usage else unless}")
         return USAGE_ERROR if is_usage else FAILED
 
 
@@ -52,7 +52,7 @@ def run_sweep(options: SweepOptions) -> int:
     outcome = run_study(options, partial(_forecast, options))
     _print_report(options.tracking_uri, outcome.study, options.results_path)
     for name, reason in outcome.failures.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
+        complain(f"failed: {name}: {reason}")
     return FAILED if outcome.failures else 0
 
 
@@ -72,7 +72,7 @@ def _show_plan(options: SweepOptions) -> int:
     else:
         durations = _durations(plan, options, earlier)
     for line in (*power_lines(plan, chance), time_line(plan, durations)):
-        say(printable(line))
+        say(line)
     return 0
 
 
@@ -116,13 +116,10 @@ def run_analyze(options: Any) -> int:
 
     place = (options.tracking_uri, options.name, options.results_path)
     view = View(options.texts, options.rule, options.layer, options.head)
-    with console.status("looking inside the models") as status:
-        section, folder = write_inside(*place, view, status.update)
-    for line in (
-        *section.prose,
-        f"pictures       {folder}",
-        f"report         {write_report(*place, say=say).page}",
-    ):
+    with working("looking inside the models") as now:
+        section, folder = write_inside(*place, view, now)
+    page = write_report(*place, say=say).page
+    for line in (*section.prose, f"pictures       {folder}", f"report         {page}"):
         say(line)
     return 0
 
@@ -170,7 +167,7 @@ def _print_report(
 
     report = write_report(tracking_uri, study, results_path, target_val_acc, say)
     for table in report.results:
-        console.print(terminal_table(table))
+        show(terminal_table(table))
     outside = [f"outside plan   {report.outside}"] if report.outside else []
     for line in (*report.headline, *outside, f"report         {report.page}"):
         say(line)

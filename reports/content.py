@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from errors import UserError, first_line
+from errors import UserError, first_line, printable
 from reports.prose import cell_text
 
 INSIDE = "inside"  # the section that looks inside the models: its folder, and its file's name
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,149}$")]  # it stays in its folder
+_Shown = Annotated[str, AfterValidator(printable)]
 _STARTS_A_FORMULA = frozenset("=+-@\t\n＝＋－＠")  # a spreadsheet would compute it
 
 
@@ -23,9 +24,9 @@ class Picture(BaseModel, frozen=True, extra="forbid"):
     """A figure as PNG; ``name`` is its file's name without the ending; ``broad``: by itself in a row."""
 
     name: FileName
-    title: str
-    caption: str
-    alt: str
+    title: _Shown
+    caption: _Shown
+    alt: _Shown
     broad: bool = False
     png: bytes = Field(b"", exclude=True)
 
@@ -86,7 +87,7 @@ def terminal_table(table: Table) -> RichTable:
     """For a terminal: the first column to the left, the others to the right."""
     drawn = RichTable(title=Text(table.title), title_justify="left", title_style="bold")
     for number, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if number == 0 else "right")
+        drawn.add_column(Text(column), justify="left" if number == 0 else "right")
     for row in table.texts():
         drawn.add_row(*map(Text, row))
     return drawn
@@ -103,14 +104,14 @@ def make_folder(folder: Path) -> None:
 
 
 class _StoredTable(BaseModel, extra="forbid"):
-    title: str
-    columns: list[str]
-    rows: list[list[str | int | float]]
-    note: str
+    title: _Shown
+    columns: list[_Shown]
+    rows: list[list[_Shown | int | float]]
+    note: _Shown
 
 
 class _StoredSection(BaseModel, extra="forbid"):
-    prose: list[str]
+    prose: list[_Shown]
     pictures: list[Picture]
     tables: dict[FileName, _StoredTable]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from errors import printable, unknown
+from errors import unknown
 from reports.attention import Reading, View, check_view, features, mean_statistics, readings, reload_model
 from reports.content import INSIDE, Section, Table, make_folder, rows, write_section
 from reports.inside_pictures import attention_picture, landscape_picture, project, rates_picture
@@ -96,7 +96,7 @@ def write_inside(
     trials = answers.groupby("trial_hash", sort=False)
     for number, (trial_hash, own) in enumerate(trials, 1):
         run = runs.trials[str(trial_hash)]
-        say(f"looking inside {number} of {len(trials)}: {printable(run.name)}")
+        say(f"looking inside {number} of {len(trials)}: {run.name}")
         shown = sentences if view.rule in set(own["scaling_rule"]) else []
         looks[str(trial_hash)] = _look(run, own.drop_duplicates("row_id"), shown, view)
     section = _section(data, answers, looks, sentences, view)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from errors import printable
+
 _SLUG_LENGTH = 80  # file systems end at 255 bytes, and a picture's kind is to follow
 
 
@@ -72,15 +74,9 @@ def axis_words(axis: str) -> str:
 
 
 def shorten(text: str, length: int = 200) -> str:
-    """The text on one line, cut to ``length`` characters."""
-    line = " ".join(text.split())
+    """The text on one line, printable, cut to ``length`` characters: how a text of the data is shown."""
+    line = printable(" ".join(text.split()))
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
-
-
-def markdown_text(text: str) -> str:
-    """One line, and in it no tag, link, picture or end of a cell; a lone bracket stays as it is."""
-    escaped = re.sub(r"[\\|]|\](?=[(\[:])", r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
-    return " ".join(escaped.split())
 
 
 def slug(name: str) -> str:

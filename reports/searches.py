@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from errors import UserError, printable
+from errors import UserError
 from reports.content import Table, rows
 from reports.prose import accuracy_text, cell_text, counted, learning_rate_text, listed
 from reports.study_data import StudyData
@@ -83,13 +83,8 @@ def read_search(space: SearchSpace, runs: StudyRuns) -> SearchData:
     values = [each for generation in in_order for each in generation][: space.trials]
     if not all(map(space.holds, values)):
         raise UserError("the proposals of the search in MLflow are not of its parameters")
-    values = [{name: _printable(value) for name, value in each.items()} for each in values]
     found = [runs.trials.get(space.config(each).trial_hash) for each in values]
     return SearchData(space, values, [run.outcome() if run else None for run in found])
-
-
-def _printable(value: Any) -> Any:
-    return printable(value) if isinstance(value, str) else value
 
 
 def headline(search: SearchData, confirmation: StudyData) -> list[str]:

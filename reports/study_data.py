@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import pandas as pd
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from errors import UserError, printable
+from errors import UserError
 from search_spaces import SearchSpace, TrialConfig
 from search_spaces.search_space import DIVERGED
 from search_spaces.space import GRID
@@ -258,7 +258,7 @@ def seeds_by_point(cells: Iterable[StoredCell]) -> dict[Point, frozenset[int]]:
 
 def _read_plan(stored: Any) -> StoredPlan:
     try:
-        return StoredPlan.model_validate(_printable(stored))
+        return StoredPlan.model_validate(stored)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ", ".join(map(str, first["loc"])) or "type"
@@ -268,19 +268,10 @@ def _read_plan(stored: Any) -> StoredPlan:
         ) from error
 
 
-def _printable(value: Any) -> Any:
-    """Names go to terminals, files and pictures: nothing in them may steer or break those."""
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, dict):
-        return {_printable(key): _printable(item) for key, item in value.items()}
-    return [_printable(item) for item in value] if isinstance(value, list) else value
-
-
 def _trial(cells: Sequence[TrialConfig], run: TrialRun) -> TrialData:
     return TrialData(
         run_id=run.run_id,
-        name=printable(run.name),
+        name=run.name,
         config=cells[0],
         scaling_rules=tuple(cell.scaling_rule for cell in cells),
         metrics=run.metrics,

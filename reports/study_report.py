@@ -25,7 +25,6 @@ from reports.content import (
     write_section,
 )
 from reports.flags import flags
-from reports.prose import markdown_text
 from reports.search_pictures import search_pictures
 from reports.searches import read_search
 from reports.sentences import headline, scope, sentences
@@ -42,6 +41,7 @@ from reports.tables import (
 )
 from reports.verdicts import Family, compare_cells, compare_epochs
 from tracking import InvocationRun, StudyStore, check_store_exists, nobody
+from tracking.markdown import markdown_address, markdown_text
 from tracking.study_store import StudyRuns
 
 _PICTURES = "pictures"
@@ -68,7 +68,7 @@ def render(template: str, page: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"text": markdown_text, "data_uri": _data_uri}
+    environment.filters |= {"text": markdown_text, "address": markdown_address, "data_uri": _data_uri}
     return environment.get_template(template).render(page=page).strip() + "\n"
 
 

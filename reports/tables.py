@@ -227,7 +227,7 @@ def runs_table(study: StudyData, store: StudyStore) -> Table:
         "physical batch size": [trial.physical_batch_size for trial in trials],
         "run": [store.run_url(trial.run_id) for trial in trials],
     }
-    note = "" if store.tracking_uri.startswith("http") else "The links work while `mlflow ui` runs."
+    note = "" if store.tracking_uri.startswith("http") else "The links work while mlflow ui runs."
     return Table("Runs", pd.DataFrame(shown), note)
 
 

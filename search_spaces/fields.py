@@ -7,16 +7,23 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from errors import UserError, unknown
+from errors import UserError, printable, unknown
 
 LARGEST = 2**63 - 1  # what PyTorch, Arrow and SQLite can count to
 
 
-def without_nul(value: str) -> str:
-    """The text; UserError where it holds what no file name and no tracking store can keep."""
-    if "\0" in value:
-        raise UserError(f"{value!r} holds a character that is not text")
+def showable(value: str) -> str:
+    """The text; UserError where it holds what no page or terminal can show, or no store can keep."""
+    if printable(value) != value:
+        raise UserError(
+            f"{value!r} holds a character that cannot be shown: leave it out, and rename a folder, file or "
+            "column that is called so"
+        )
     return value
+
+
+def _one_line(value: str) -> str:
+    return showable(" ".join(value.split()))
 
 
 def _encoding(name: str) -> str:
@@ -40,7 +47,8 @@ def one_of(kind: str, choices: Iterable[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-Text = Annotated[str, Field(min_length=1), AfterValidator(without_nul)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(showable)]
+Line = Annotated[str, AfterValidator(_one_line)]
 Encoding = Annotated[str, AfterValidator(_encoding)]
 Count = Annotated[int, Field(gt=0, le=LARGEST)]
 

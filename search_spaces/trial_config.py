@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from errors import UserError, unknown
-from search_spaces.fields import LARGEST, Count, Encoding, Text, one_of, user_error, without_nul
+from search_spaces.fields import LARGEST, Count, Encoding, Text, one_of, showable, user_error
 from search_spaces.lr_scaling import SCALING_RULES, scaled_learning_rate
 from search_spaces.optimization import OPTIMIZERS, SCHEDULERS
 
@@ -99,9 +99,9 @@ class TrialConfig(BaseModel):
     splits: Annotated[str, one_of("kind of splits", SPLITTINGS)] = POOLED
     train_size: Count | None = None
     eval_size: Count | None = None
-    dataset_digest: Annotated[str, AfterValidator(without_nul)] = ""
+    dataset_digest: Annotated[str, AfterValidator(showable)] = ""
     # of a model in a local folder, which may be moved: the plan sets it
-    model_digest: Annotated[str, AfterValidator(without_nul)] = ""
+    model_digest: Annotated[str, AfterValidator(showable)] = ""
 
     def __init__(self, **values: Any) -> None:
         if values.get("evaluations") == values.get("epochs", type(self).model_fields["epochs"].default):

@@ -11,7 +11,7 @@ from search_spaces import TrialConfig
 from sweep.hardware import gpu_expected
 from sweep.options import SweepOptions
 from sweep.plan import Plan
-from sweep.terminal import console
+from sweep.terminal import working
 from trainables.assets import TrialAssets, prepare_assets
 from trainables.batches import windows_between
 from trainables.evaluation import evaluate
@@ -31,7 +31,7 @@ def calibrate(plan: Plan, options: SweepOptions) -> dict[str, float]:
     if device.type == "cpu":  # as many as Ray gives a trial
         torch.set_num_threads(max(1, int(options.cpus_per_trial or 1)))
     try:
-        with console.status("timing a few steps of each model"):
+        with working("timing a few steps of each model"):
             return dict(_timed(plan, device))
     finally:
         torch.set_num_threads(threads)

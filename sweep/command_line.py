@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from addresses import take_credentials
-from errors import UserError
+from errors import UserError, printable
 from search_spaces.fields import user_error
+from sweep.terminal import complain
 
 USAGE_ERROR = 2  # exit code
 
@@ -52,7 +53,7 @@ class Options(BaseModel):
         except ValidationError as error:
             raise user_error(error, type(self), lambda name: flag_of(type(self), name)) from None
         for name, value in self:
-            if isinstance(value, str) and ("\0" in value or not value.isprintable()):
+            if isinstance(value, str) and printable(value) != value:
                 flag = flag_of(type(self), name)
                 raise UserError(f"{flag} '{value}' holds a character that cannot stand there")
 
@@ -104,7 +105,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(prog, None, description, epilog, formatter_class=layout, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {UserError(message)} (see {self.prog} --help)", file=sys.stderr)
+        complain(f"error: {UserError(message)} (see {self.prog} --help)")
         sys.exit(USAGE_ERROR)
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:

@@ -15,7 +15,6 @@ import aiohttp
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.table import Table
-from rich.text import Text
 
 from addresses import has_credentials, with_credentials
 from errors import UserError, first_line, printable
@@ -23,7 +22,7 @@ from sweep.cluster import NOT_FOR_WORKERS, PROJECT
 from sweep.command_line import flag_of
 from sweep.options import JobOptions, SubmitOptions, SweepOptions
 from sweep.resolve import resolve_space
-from sweep.terminal import console, say
+from sweep.terminal import pass_on, say, show
 from tracking import check_study_name, sqlite_file
 
 _STUDY = "study"  # the key of a job's metadata
@@ -64,8 +63,8 @@ def status(options: JobOptions) -> int:
         started = f"{datetime.fromtimestamp((job.start_time or 0) / 1000):%Y-%m-%d %H:%M}"
         message = (job.message or "").strip().partition("\n")[0]
         cells = (_study_of(job), job.status, started, job.submission_id, message)
-        table.add_row(*(Text(printable(str(cell))) for cell in cells))
-    console.print(table)
+        table.add_row(*(printable(str(cell)) for cell in cells))
+    show(table)
     return 0
 
 
@@ -140,7 +139,7 @@ def project_with(study: SweepOptions) -> Iterator[tuple[str, list[str]]]:
 def _follow(client: JobSubmissionClient, job: str, address: str, study: str) -> int:
     async def print_lines() -> None:
         async for lines in client.tail_job_logs(job):
-            print(lines, end="", flush=True)
+            pass_on(lines)
 
     where = f"--address {address} --name {study}"
     try:
@@ -152,7 +151,7 @@ def _follow(client: JobSubmissionClient, job: str, address: str, study: str) -> 
     if not ended.status.is_terminal():
         raise UserError(f"the job server has stopped telling; the study goes on: give `logs {where}`")
     if ended.status == JobStatus.FAILED and ended.driver_exit_code is None:
-        say(f"the job failed: {ended.message}")
+        pass_on(f"the job failed: {ended.message}\n")
     return _EXIT_CODES.get(ended.status, ended.driver_exit_code or 1)
 
 
@@ -173,7 +172,7 @@ def _current(client: JobSubmissionClient, study: str | None) -> JobDetails:
 
 
 def _study_of(job: JobDetails) -> str:
-    return (job.metadata or {}).get(_STUDY, "")
+    return printable((job.metadata or {}).get(_STUDY, ""))
 
 
 @contextlib.contextmanager

@@ -5,16 +5,14 @@ from typing import NamedTuple
 
 import torch
 from rich.table import Column, Table
-from rich.text import Text
 
-from errors import printable
 from search_spaces import SearchSpace, TrialConfig
 from search_spaces.optimization import OPTIMIZERS, half_life
 from search_spaces.trial_config import epoch_text
 from sweep.hardware import bf16_available
 from sweep.options import SweepOptions
 from sweep.plan import Plan, make_plan
-from sweep.terminal import console, say
+from sweep.terminal import say, show
 from tracking import check_study_name
 
 _NUMBERS = (
@@ -59,7 +57,7 @@ def plan_summary(plan: Plan) -> str:
             f"{serving} {'trials serve' if serving > 1 else 'trial serves'} several cells: at batch size "
             f"{shared.reference_batch_size} every scaling rule gives the same learning rate"
         )
-    return "\n".join(map(printable, lines))
+    return "\n".join(lines)
 
 
 def _extent(plan: Plan) -> str:
@@ -99,7 +97,7 @@ def plan_table(plan: Plan) -> Table:
     if isinstance(plan.space, SearchSpace):
         table = Table("parameter", "values", title="search", title_justify="left")
         for name, parameter in plan.space.parameters.items():
-            table.add_row(name, Text(printable(str(parameter))))
+            table.add_row(name, str(parameter))
         return table
     title = "trials; cost: examples as a multiple of those at the reference batch size"
     table = Table(Column("trial", no_wrap=True), "model", "rules served", title=title, title_justify="left")
@@ -119,7 +117,7 @@ def plan_table(plan: Plan) -> Table:
             config.seed,
         )
         rules = ", ".join(cell.scaling_rule for cell in cells)
-        table.add_row(trial_hash, Text(printable(config.model_name)), rules, *map(str, numbers))
+        table.add_row(trial_hash, config.model_name, rules, *map(str, numbers))
     return table
 
 
@@ -175,9 +173,9 @@ def show_plan(options: SweepOptions) -> Plan:
     check_study_name(options.study)
     plan = make_plan(options, bf16_available(options))
     say(plan_summary(plan))
-    console.print(plan_table(plan))
+    show(plan_table(plan))
     if plan.cells:
-        console.print(companions_table(plan))
+        show(companions_table(plan))
     return plan
 
 

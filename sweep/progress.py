@@ -8,9 +8,8 @@ from rich.progress import Progress as RichProgress
 from rich.progress import Task, TaskID, TextColumn
 from rich.table import Column
 
-from errors import printable
 from search_spaces.trial_config import epoch_text
-from sweep.terminal import console
+from sweep.terminal import console, say
 
 _BESIDE_ROWS = 6  # lines of the terminal that are not for trials
 _URGENCY = {"training": 0, "failed": 1, "done": 2, "waiting": 3}
@@ -41,7 +40,7 @@ class Progress(RichProgress):
     def add_trial(self, trial_hash: str, name: str, epochs: float, evaluations: int) -> None:
         """A trial that is to be trained gets a row."""
         shown = self._blank | {"epochs_between": epochs / evaluations}
-        self._trials[trial_hash] = self.add_task(printable(name), total=epochs, **shown)
+        self._trials[trial_hash] = self.add_task(name, total=epochs, **shown)
 
     def trial_started(self, trial_hash: str) -> None:
         """A trial begins, or is resumed."""
@@ -67,7 +66,7 @@ class Progress(RichProgress):
         if not console.is_terminal:
             shown = "  ".join(f"{name} {value}" for name, value in values.items())
             line = f"{task.description}  epoch {number}  {shown}  best {best} (epoch {best_epoch})"
-            console.print(f"{line}  {speed} examples/s  ETA {self._eta()}", markup=False)
+            say(f"{line}  {speed} examples/s  ETA {self._eta()}")
 
     def trial_finished(self, trial_hash: str) -> None:
         """A trial is trained, and what is kept of it is in MLflow."""
@@ -76,13 +75,11 @@ class Progress(RichProgress):
     def trial_failed(self, trial_hash: str, reason: str) -> None:
         """A trial has failed."""
         self._set(trial_hash, "failed")
-        line = f"{self._task(trial_hash).description} failed: {printable(reason)}"
-        console.print(line, style="red", markup=False)
+        say(f"{self._task(trial_hash).description} failed: {reason}", "red")
 
     def say(self, trial_hash: str, text: str) -> None:
         """Something happened to a trial that does not stop it."""
-        line = f"{self._task(trial_hash).description}: {printable(text)}"
-        console.print(line, style="yellow", markup=False)
+        say(f"{self._task(trial_hash).description}: {text}", "yellow")
 
     def get_renderables(self) -> Iterator[RenderableType]:
         """All rows where the terminal is tall enough, else the trials in training and their neighbours."""

@@ -10,7 +10,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
-from errors import last_line
+from errors import last_line, printable
 from search_spaces import TrialConfig
 from search_spaces.search_space import COMPLETE, DIVERGED, STOPPED, Outcome
 from sweep.metrics import ExportedMetrics
@@ -131,14 +131,14 @@ class Recorder(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Say that a trial failed and is tried again."""
-        again = f"{_worker_error(trial)}: resumed from its last checkpoint"
+        again = f"{worker_error(trial)}: resumed from its last checkpoint"
         self._progress.say(trial_hash_of(trial), f"{again} (failure {trial.num_failures})")
 
     def on_trial_error(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Keep the reason."""
         trial_hash = trial_hash_of(trial)
         self._end(trial_hash)
-        self._fail(trial_hash, _worker_error(trial))
+        self._fail(trial_hash, worker_error(trial))
 
     def _stopped_by_itself(self, trial_hash: str, result: Mapping[str, Any]) -> None:
         """In a search a trial that diverged is done; in a grid it has failed, and its run says of what."""
@@ -259,11 +259,11 @@ def _forget_averages(trial: TuneTrial) -> None:
     trial.run_metadata.metric_n_steps.clear()
 
 
-def _worker_error(trial: TuneTrial) -> str:
+def worker_error(trial: TuneTrial) -> str:
     """The message at the end of the traceback that Tune keeps, without the exception's module."""
     text = Path(trial.error_file).read_text() if trial.error_file else ""
     raised = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception|Interrupt)\w*)(?:: (.+))?$", text, re.MULTILINE)
     name, message = raised[-1] if raised else ("", "")
     if not name or "ActorDied" in name or "ActorUnavailable" in name:
         return "its worker died"
-    return message.strip() or name
+    return printable(message.strip()) or name

@@ -25,7 +25,7 @@ from sweep.plan import Plan, make_plan
 from sweep.plan_summary import plan_summary
 from sweep.search import Proposer, Search, Values, check_same_search
 from sweep.storage import StudyStorage, check_disk_space, writable_folder
-from sweep.terminal import console, say
+from sweep.terminal import say, working
 from sweep.testing import TestPhase, register_best
 from sweep.training import train
 from tracking import InvocationRun, StudyStore, TrialRun, check_study_name
@@ -208,7 +208,7 @@ class Sweep:
         first = {config.model: config for config in configs if config.model not in self.assets}
         if first and self.options.ray_address:
             check_cluster(self.options.ray_address)  # else its absence would show after minutes of work
-        with console.status("tokenising and loading weights"):
+        with working("tokenising and loading weights"):
             self.assets |= {
                 model: prepare_assets(first[model], self.plan.splits) for model in sorted(first)
             }
@@ -294,6 +294,6 @@ class Sweep:
         say(f"testing {len(untested)} trials, reloaded from MLflow")
         splits = {model: value.test for model, value in self.assets.items()}
         phase = TestPhase(splits, resources, self.storage)
-        with console.status("testing"):
+        with working("testing"):
             phase.run(untested)
         self._fail(phase.failures, self.plan.name)

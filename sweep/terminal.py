@@ -1,16 +1,30 @@
-"""The user's terminal: the one console that everything is printed to, and Ctrl-C that is always heard."""
+"""The user's terminal: everything is printed here, as it is, and Ctrl-C is always heard."""
 
+import contextlib
 import os
+import re
 import signal
 import sys
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from errors import printable
 
 _AGAIN = 0.1  # seconds
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
+_LINE_END = re.compile(r"\r\n?|\n")
 
 
 class _Console(Console):
+    """Brackets and colons are what they are: names from others' stores and folders are printed."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **more)
+
     def on_broken_pipe(self) -> None:
         """Go on in silence: hours of training must not end because a pager did."""
         self.quiet = True
@@ -18,14 +32,37 @@ class _Console(Console):
 
 
 # Without a terminal, tables must not be squeezed into 80 columns of a log file.
-console = _Console(highlight=False)
+console = _Console()
 if not console.is_terminal:
-    console = _Console(highlight=False, width=140, soft_wrap=True)
+    console = _Console(width=140, soft_wrap=True)
 
 
-def say(line: str) -> None:
-    """Print a line as it is, whatever brackets it holds."""
-    console.print(line, markup=False)
+def say(line: str, colour: str | None = None) -> None:
+    """Print a line."""
+    console.print(line, style=colour)
+
+
+def show(table: Table) -> None:
+    """Print a table."""
+    console.print(table)
+
+
+@contextlib.contextmanager
+def working(line: str) -> Iterator[Callable[[str], None]]:
+    """Show in a terminal that something is being done, and what; yields what changes the line."""
+    with console.status(Text(line)) as status:
+        yield lambda line: status.update(Text(line))
+
+
+def complain(line: str) -> None:
+    """Print a line about what went wrong, apart from results."""
+    print(line, file=sys.stderr)
+
+
+def pass_on(text: str) -> None:
+    """Print what another program prints, in parts as they come, without what would steer the terminal."""
+    lines = _LINE_END.split(_COLOURS.sub("", text).expandtabs())
+    console.out("\n".join(map(printable, lines)), end="")
 
 
 def hear_signals() -> None:

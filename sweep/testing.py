@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ray
 
-from errors import StoreAwayError, last_line, printable
+from errors import StoreAwayError, last_line
 from search_spaces import SearchSpace, TrialConfig
 from sweep.cluster import Resources
 from sweep.plan import Plan
@@ -130,9 +130,9 @@ def register_best(plan: Plan, runs: Mapping[str, TrialRun], store: StudyStore) -
     uri, apart = store.register_best(best), ""
     if best is not own:
         apart = ", outside this plan" + (f": {found}" if (found := plan.apart(best.params)) else "")
-    say(printable(f"best model     {uri}  ({_with_val_acc(best)}{apart})"))
+    say(f"best model     {uri}  ({_with_val_acc(best)}{apart})")
     if own and best is not own:
-        say(printable(f"best of plan   {_with_val_acc(own)}"))
+        say(f"best of plan   {_with_val_acc(own)}")
 
 
 def _highest(runs: Iterable[TrialRun]) -> TrialRun | None:

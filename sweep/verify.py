@@ -7,16 +7,16 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from errors import printable
+from search_spaces.fields import showable
 from search_spaces.trial_config import ENGINES
-from sweep.terminal import console, say
+from sweep.terminal import say, show, working
 from trainables.encoders import ENCODERS, canonical_model, load_architecture, outline
 from trainables.gradient_check import PHYSICAL_BATCH_SIZES, TOLERANCE, GradientError, check_model
 
 
 def verify(models: Sequence[str] | None) -> bool:
     """Check each model under each engine, print the relative errors; True when all are small enough."""
-    names = [canonical_model(m) for m in models or ENCODERS]
+    names = [showable(canonical_model(m)) for m in models or ENCODERS]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     table = Table(
         title=f"relative gradient error in float64 on {device}, by physical batch size "
@@ -32,17 +32,17 @@ def verify(models: Sequence[str] | None) -> bool:
         config = load_architecture(name)
         outline(name, config)
         for engine in ENGINES:
-            with console.status(Text(printable(f"{name}, {engine}"))):
+            with working(f"{name}, {engine}"):
                 found = check_model(config, engine, device)
             for window, group in itertools.groupby(found, key=lambda error: error.window):
-                table.add_row(Text(printable(name.rsplit("/", 1)[-1])), engine, window, *map(_text, group))
+                table.add_row(name.rsplit("/", 1)[-1], engine, window, *map(_text, group))
             errors += found
-    console.print(table)
+    show(table)
     good = [error for error in errors if error.is_small]
     say(f"{len(good)} of {len(errors)} gradients equal the whole window's to rounding")
     return len(good) == len(errors)
 
 
-def _text(error: GradientError) -> str:
+def _text(error: GradientError) -> Text:
     text = f"{error.relative_error:.1e}"
-    return text if error.is_small else f"[bold red]{text} WRONG[/]"
+    return Text(text) if error.is_small else Text(f"{text} WRONG", "bold red")

@@ -83,6 +83,31 @@ def test_only_the_look_at_attention_reloads_models():
     assert {path.name for path in modules("reports") if "trainables" in imports(path)} == {"attention.py"}
 
 
+@pytest.mark.parametrize("place", ARROWS)
+def test_only_one_module_prints(place):
+    """And the table that is drawn while trials run, in whose columns nothing is markup."""
+    printers = {ROOT / "sweep" / name for name in ("terminal.py", "progress.py")}
+    found = {str(p.relative_to(ROOT)): printing(p) for p in modules(place) if p not in printers}
+    assert not {path: names for path, names in found.items() if names}
+
+
+def printing(path: Path) -> set[str]:
+    """What a module has with which it could print by itself: Rich takes a name's brackets for markup."""
+    harmless = {"rich.table", "rich.text"}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            of_rich = (node.module or "").split(".")[0] == "rich" and node.module not in harmless
+            found |= {"rich"} if of_rich else {each.name for each in node.names} & {"console"}
+        elif isinstance(node, ast.Import):
+            found |= {each.name for each in node.names if each.name.split(".")[0] == "rich"}
+        elif isinstance(node, ast.Attribute) and node.attr in {"console", "from_markup"}:
+            found.add(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"print", "sys.stdout.write"}:
+            found.add(ast.unparse(node))
+    return found
+
+
 def test_the_readme_has_a_line_for_every_file():
     readme = (ROOT / "README.md").read_text()
     files = [path for place in ARROWS for path in modules(place)]

@@ -74,6 +74,13 @@ def test_labels_become_indices_into_sorted_names(tmp_path, labels, names, indice
     assert reviews.labels.dtype == np.int64
 
 
+def test_names_of_classes_can_be_shown_and_stay_as_people_write_them(tmp_path):
+    path = tmp_path / "reviews.csv"
+    path.write_text("text,label\na,\x1b]0;owned\x07\nb,خیلی‌خوب\nc,とても　良い\n", encoding="utf-8")
+    names = load(path).label_names
+    assert names == ("\\x1b]0;owned\\x07", "خیلی‌خوب", "とても　良い")
+
+
 @pytest.mark.parametrize("kind", [lambda rows: rows, lambda rows: datasets.DatasetDict(train=rows)])
 def test_class_labels_bring_their_own_names_in_their_own_order(tmp_path, kind):
     kind(with_class_labels()).save_to_disk(tmp_path)

@@ -4,6 +4,7 @@ import pytest
 
 from search_spaces import SPACES, SearchSpace, Space, TrialConfig, find_space, unique_trials
 from search_spaces.optimization import learning_rate_factor
+from search_spaces.search_space import LogUniform
 from search_spaces.trial_config import parse_setting
 from sweep.options import SweepOptions
 from sweep.resolve import first_said, resolve_space
@@ -103,6 +104,18 @@ def make_space(**changes):
 )
 def test_a_space_that_cannot_be_is_refused_in_one_line(changes, words):
     assert words in refusal(make_space, **changes)
+
+
+def make_search(**changes):
+    values = {"name": "mine", "question": "Is it?", "parameters": {"base_lr": LogUniform(1e-5, 1e-3)}}
+    settings = {"model": "bert-tiny", "scaling_rule": "fixed", "target_batch_size": 64}
+    return SearchSpace(**values | {"settings": settings} | changes)
+
+
+@pytest.mark.parametrize("space", [make_space, make_search])
+def test_a_question_is_one_line_that_can_be_shown(space):
+    assert space(question="Is 32\n    as good?").question == "Is 32 as good?"
+    assert "cannot be shown" in refusal(space, question="Is \x1b[31m32 as good?")
 
 
 def test_a_space_without_its_question_says_so():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mlflow.entities import ViewType
 
-from errors import StoppedError, UserError
+from errors import StoppedError, UserError, printable
 from tracking.connection import Connection
 from tracking.runs import SUPERSEDED
 from tracking.store_address import Say, check_store, check_store_exists, nobody, quiet_mlflow
@@ -20,7 +20,11 @@ class EarlierTrial:
 
     study: str
     run: TrialRun
-    params: Mapping[str, str]  # the fields of its TrialConfig, as MLflow keeps them
+
+    @property
+    def params(self) -> Mapping[str, str]:
+        """The fields of its TrialConfig, as MLflow keeps them."""
+        return self.run.params
 
 
 def earlier_trials(tracking_uri: str, say: Say = nobody) -> list[EarlierTrial]:
@@ -37,13 +41,13 @@ def earlier_trials(tracking_uri: str, say: Say = nobody) -> list[EarlierTrial]:
 
 def _search(connection: Connection) -> list[EarlierTrial]:
     client = connection.client
-    names = {each.experiment_id: each.name for each in client.search_experiments()}
+    names = {each.experiment_id: printable(each.name) for each in client.search_experiments()}
     newest_first = ["attributes.start_time DESC"]
     found = client.search_runs(
         list(names), "tags.trained = 'true'", ViewType.ACTIVE_ONLY, _MOST, newest_first
     )
     return [
-        EarlierTrial(names[run.info.experiment_id], TrialRun(connection, run), run.data.params)
+        EarlierTrial(names[run.info.experiment_id], TrialRun(connection, run))
         for run in found
         if SUPERSEDED not in run.data.tags
     ]

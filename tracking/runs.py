@@ -12,7 +12,7 @@ from mlflow.entities import Metric, Run, RunTag
 from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 from pandas.api.types import is_integer_dtype, is_string_dtype
 
-from errors import UserError, first_line
+from errors import UserError, all_printable, first_line, printable
 from tracking.artifacts import download
 from tracking.connection import Connection, retried
 
@@ -26,16 +26,19 @@ _GENERATION = "generation."  # the tag of each generation of a search begins so
 
 
 class TrackedRun:
-    """A handle on a run; status, metrics and tags are those that were read, or written through it since."""
+    """A handle on a run; status, metrics and tags are those that were read, or written through it since.
+
+    Other programs write to a store as well: whatever is read here to be shown is printable.
+    """
 
     def __init__(self, connection: Connection, run: Run) -> None:
         self.connection = connection
         self.client = connection.client
-        self.run_id: str = run.info.run_id
-        self.name: str = run.info.run_name
+        self.run_id: str = printable(run.info.run_id)
+        self.name: str = printable(run.info.run_name)
         self.status: str = run.info.status
         self.metrics: dict[str, float] = dict(run.data.metrics)
-        self.tags: dict[str, str] = dict(run.data.tags)
+        self.tags: dict[str, str] = all_printable(dict(run.data.tags))
         self._run = run
 
     @property
@@ -128,7 +131,7 @@ class InvocationRun(TrackedRun):
     @retried
     def plan(self) -> dict[str, Any]:
         """The plan that the invocation carried out; UserError where it cannot be read."""
-        plan = self._read(PLAN, lambda path: json.loads(path.read_text()))
+        plan = self._read(PLAN, lambda path: all_printable(json.loads(path.read_text())))
         if not isinstance(plan, dict):
             raise UserError(f"{PLAN} of {self.name} is not a plan: give the --name of a study")
         return plan
@@ -166,7 +169,10 @@ class InvocationRun(TrackedRun):
 
     @retried
     def test_split(self) -> pd.DataFrame:
-        """The test split, columns ``row_id``, ``label``, ``text``; UserError where it cannot be read."""
+        """The test split, columns ``row_id``, ``label``, ``text``; UserError where it cannot be read.
+
+        Texts are to the letter what models were tested on; whoever shows one makes it printable.
+        """
         return self._read_table(_TEST_SPLIT, _TEST_SPLIT_COLUMNS)
 
     @retried
@@ -188,7 +194,7 @@ class InvocationRun(TrackedRun):
 
 
 def _dictionaries(text: str) -> list[dict[str, Any]]:
-    found = json.loads(text)
+    found = all_printable(json.loads(text))
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         raise ValueError("not a list of dictionaries")
     return found

@@ -15,12 +15,13 @@ from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Param, 
 from mlflow.utils import get_results_from_paginated_fn
 
 from addresses import bare
-from errors import UserError, unknown
+from errors import UserError, printable, unknown
 from search_spaces import TrialConfig
 from search_spaces.space import AXES
 from search_spaces.trial_config import epoch_text
 from tracking.artifacts import follow_move
 from tracking.connection import BackgroundWriter, Connection, retried
+from tracking.markdown import markdown_text
 from tracking.runs import DESCRIPTION, SUPERSEDED, InvocationRun, TrackedRun
 from tracking.store_address import Say, check_store, client_of, nobody, quiet_mlflow
 from tracking.trial_run import TrialRun
@@ -183,7 +184,7 @@ class StudyStore:
                 self.study,
                 source,
                 run.run_id,
-                description=f"{run.name}, epoch {epoch_text(epoch)}: val_acc {val_acc:.4f}",
+                description=markdown_text(f"{run.name}, epoch {epoch_text(epoch)}: val_acc {val_acc:.4f}"),
                 model_id=source.removeprefix("models:/"),
             )
         self.client.set_registered_model_alias(self.study, _BEST, version.version)
@@ -221,7 +222,8 @@ class StudyStore:
                 f"with `mlflow experiments restore --experiment-id {experiment.experiment_id}`"
             )
         if experiment is not None and (place := follow_move(self.tracking_uri, experiment)):
-            self.connection.say(f"the study's artifacts were moved: they are in {place} now")
+            where = printable(str(place))
+            self.connection.say(f"the study's artifacts were moved: they are in {where} now")
             return self.client.get_experiment(experiment.experiment_id)
         return experiment
 
@@ -243,7 +245,7 @@ class StudyStore:
             self.client.create_experiment(self.study, tags=_MODEL_TRAINING)
             self._experiment = self._find_experiment()
         assert self._experiment is not None
-        return str(self._experiment.experiment_id)
+        return printable(str(self._experiment.experiment_id))
 
     def _search(self, query: str = "") -> list[Run]:
         """Runs of the study that match, the newest first, without superseded ones."""
@@ -271,7 +273,7 @@ def _results(run: Run) -> int:
 
 def _description(cells: Sequence[TrialConfig]) -> str:
     config, rules = cells[0], dict.fromkeys(cell.scaling_rule for cell in cells)
-    return (
+    return markdown_text(
         f"{config.model_name}, {config.target_batch_size} examples per optimizer step, learning rate "
         f"{config.learning_rate:.3g} (scaling rule {', '.join(rules)}), seed {config.seed}"
     )

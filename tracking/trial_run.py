@@ -13,7 +13,7 @@ from mlflow.entities import Metric
 from mlflow.utils.time import get_current_time_millis
 from pandas.api.types import is_float_dtype, is_integer_dtype
 
-from errors import UserError
+from errors import UserError, all_printable
 from search_spaces.search_space import COMPLETE, Outcome
 from tracking.artifacts import ModelFiles, download_model, folder_digest, models_of, upload_model
 from tracking.connection import retried
@@ -61,7 +61,7 @@ class TrialRun(TrackedRun):
     @property
     def params(self) -> Mapping[str, str]:
         """The fields of its TrialConfig, as MLflow keeps them."""
-        return self._run.data.params
+        return all_printable(dict(self._run.data.params))
 
     @property
     def assets_digest(self) -> str:

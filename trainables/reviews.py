@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from errors import UserError
+from errors import UserError, printable
 from search_spaces import TrialConfig
 from search_spaces.trial_config import FOLDED, KEEP, OWN
 from trainables import demo_reviews
@@ -135,7 +135,7 @@ def _group_name(value: Any) -> str:
     """Without blanks and case; a number as a whole one where it is, since a gap makes fractions of all."""
     number = _typed_cell(value) if isinstance(value, str) else value
     whole = isinstance(number, float) and number.is_integer()
-    return folded(str(int(number) if whole else value))
+    return printable(folded(str(int(number) if whole else value)))
 
 
 def _parts(config: TrialConfig) -> list[SourcePart]:
@@ -161,7 +161,8 @@ def _frame(parts: Sequence[SourcePart], config: TrialConfig) -> pd.DataFrame:
             )
             for name, column in columns.items()
         }
-        frames.append(pd.DataFrame(found | {"split": part.split, "part": number, "row": range(part.size)}))
+        split = printable(part.split)
+        frames.append(pd.DataFrame(found | {"split": split, "part": number, "row": range(part.size)}))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -257,7 +258,7 @@ def _checked_labels(source: _Source, column: str) -> tuple[np.ndarray, tuple[str
     if len(classes) < 2:
         raise UserError(f"all labels in column '{column}' are {list(classes)}: two classes are needed")
     names = part.class_names
-    return labels, tuple(names[label] if names else str(label) for label in classes)
+    return labels, tuple(printable(names[label] if names else str(label)) for label in classes)
 
 
 def _typed(cells: pd.Series) -> Iterable[Any]:

@@ -10,8 +10,29 @@ PATHS = ("..", "../../x", "/etc/passwd", "~nobody/x", "C:\\con", "nul")
 NUMBERS = ("-1", "nan", "inf", "1e999", "9" * 400, "9" * 5000, "x" * 5000)
 MARKUP = ("[/bold]", "[link=http://x]y[/link]", "$x^{", "<script>alert(1)</script>", "|a|b|")
 LINKS = ('"><img src=x onerror=alert(1)>', "[x](javascript:alert(1))", "](x) [y]: javascript:alert(1)")
+MARKDOWN = (
+    "a](http://evil/p.png) ![b](http://evil/q.png)",
+    "[a]: http://evil/p.png",
+    "<http://evil/p.png>",
+    "<1@evil.com>",
+    "![](http://evil/p.png)",
+    "&lt;b&gt; &#x5b;x] &copy;",
+    "**bold** _lean_ ~~gone~~ `code` ``` ~~~ __init__ a__b *x",
+    "# a #",
+    "> a",
+    "1. a",
+    "2)",
+    "- a",
+    "+",
+    "- - -",
+    "===",
+    "[x] done",
+    "a\\",
+    "C:\\con \\| \\* \\",
+    "| - | - |",
+)
 FORMULAS = ("=1+1", "@SUM(A1)", "=cmd|' /C calc'!A0", "{0.__class__}", "%s%n", "'; DROP TABLE runs; --")
-NASTY = BLANK + CONTROL + UNICODE + PATHS + NUMBERS + MARKUP + LINKS + FORMULAS
+NASTY = BLANK + CONTROL + UNICODE + PATHS + NUMBERS + MARKUP + LINKS + MARKDOWN + FORMULAS
 any_text = st.text(st.characters(), max_size=30)  # lone surrogates among them
 texts = st.sampled_from(NASTY) | any_text
 numbers = (

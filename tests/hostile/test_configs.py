@@ -6,7 +6,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errors import UserError
+import tune_main
+from errors import UserError, printable
 from search_spaces import SPACES, SearchSpace, TrialConfig
 from search_spaces.trial_config import FIELDS, parse_setting
 from sweep.options import SweepOptions
@@ -35,7 +36,7 @@ def one_line_or(build, *arguments, **keywords):
         return build(*arguments, **keywords)
     except UserError as error:
         text = str(error)
-        assert text.isprintable()
+        assert text == printable(text)
         assert 0 < len(text) < 1100
         return None
 
@@ -60,8 +61,8 @@ def test_any_fields_are_a_valid_configuration_or_one_line(fields):
     assert examples < config.target_batch_size <= examples + config.physical_batch_size
     assert config.model_name
     for name in ("model", "dataset", "text_column", "label_column"):
-        assert "\0" not in getattr(config, name)
-        getattr(config, name).encode()  # a store and a file can hold it
+        value = getattr(config, name)
+        assert value == printable(value)  # a store and a file can hold it, a terminal and a page show it
 
 
 @given(st.dictionaries(texts | st.integers() | st.sampled_from(FIELDS), values, max_size=4))
@@ -136,6 +137,23 @@ def test_a_plan_serves_every_cell_once_and_counts_its_steps(grid, sizes):
     assert plan_summary(plan)
     assert plan_table(plan)
     json.dumps(plan.to_dict())
+
+
+def test_a_folder_whose_name_steers_a_terminal_is_to_be_renamed(tmp_path, tiny_folder, capsys):
+    folder = tmp_path / "a\x1b]0;owned\x07"
+    folder.symlink_to(tiny_folder)
+    start = ["--space", "fixed_lr", "--demo", "--dry-run"]
+    for argv in (
+        [*start, "--models", str(folder)],
+        [*start, "--set", f"dataset={folder}"],
+        ["verify", "--models", str(folder)],
+    ):
+        assert tune_main.main(argv) == 2
+        out, err = capsys.readouterr()
+        assert "a\\x1b]0;owned\\x07' holds a character that cannot be shown" in err
+        assert "rename a folder" in err
+        assert err.count("\n") == 1
+        assert "\x1b" not in out + err
 
 
 def test_two_folders_of_one_name_are_refused(tmp_path, tiny_folder):

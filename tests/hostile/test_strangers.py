@@ -13,15 +13,19 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 import tune_main
+from errors import printable
 from reports.content import read_section
 from reports.prose import slug
 from tests.helpers import refusal
 from tests.hostile.junk import NASTY
 from tests.small_study import STUDY
+from tests.test_markdown import parsed
 from tests.test_report import Reader
 from tracking import StudyStore
 
 EVIL = '"><img src=x onerror=alert(1)><script>alert(1)</script>[x](javascript:alert(1))'
+# the title of a window, colours, the cursor, another order of letters, what is not seen; Rich's own marks
+STEERING = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202egnp\u2066\u200b[/red] [bold]:apple:"
 HARMLESS = set(
     "html head meta title style body h1 h2 h3 p section ul li details summary div table thead tbody tr th "
     "td a nav code figure img figcaption dl dt dd".split()
@@ -75,6 +79,10 @@ def trial(strange):
     return next(run for run in strange.trials.values() if run.is_tested)
 
 
+def assert_steers_nothing(text):
+    assert not [line for line in text.split("\n") if line != printable(line)]
+
+
 def assert_harmless(results):
     page = Reader((results / "report.html").read_text())
     assert set(page.tags) <= HARMLESS
@@ -82,9 +90,13 @@ def assert_harmless(results):
     addresses = [each for each in page.sources + page.links if not re.fullmatch(r"#[a-z]+(-\d)?", each)]
     assert all(a.startswith(("data:image/png;base64,", "http://127.0.0.1:5000/")) for a in addresses)
     text = (results / "report.md").read_text()
-    assert "<img" not in text
-    assert "<script" not in text
-    assert not re.search(r"(?<!\\)\]\(javascript", text)
+    marks = [mark for mark in parsed(text) if not isinstance(mark, str)]
+    assert {kind for kind, *_ in marks if not kind.endswith(("_open", "_close"))} == {"image"}
+    assert not {kind for kind, *_ in marks} & {"link_open", "em_open", "strong_open", "s_open"}
+    sources = [attributes["src"] for kind, _, attributes in marks if kind == "image"]
+    assert all(re.fullmatch(r"(pictures|inside)/[\w.-]+\.png", source) for source in sources)
+    for path in [results / "report.html", results / "report.md", *results.rglob("*.csv")]:
+        assert_steers_nothing(path.read_text())
     for path in results.rglob("*.csv"):
         with path.open(newline="") as file:
             cells = [cell for row in csv.reader(file) for cell in row]
@@ -114,12 +126,45 @@ def test_hostile_names_are_escaped_in_every_file_and_stay_in_their_folder(strang
 
 
 def test_hostile_texts_and_labels_are_harmless_in_an_analysis(strange):
-    strange.plan["dataset"]["label_names"] = ["=no()", EVIL]
+    strange.plan["dataset"]["label_names"] = ["=no()", f"{EVIL}{STEERING}"]
     nasty = [text for text in NASTY if text.strip() and "\ud800" not in text and "\udcff" not in text]
-    texts = [f"{nasty[i % len(nasty)]}{EVIL * (i % 2)}" for i in range(len(strange.test_split))]
+    ends = ("", EVIL, STEERING)
+    texts = [f"{nasty[i % len(nasty)]}{ends[i % 3]}" for i in range(len(strange.test_split))]
     strange.write(strange.plan, test_split=strange.test_split.assign(text=texts))
     assert strange.report("analyze") == 0
     assert_harmless(strange.folder / "results" / STUDY)
+
+
+def test_what_strangers_write_steers_neither_terminal_nor_page(strange, capsys):
+    plan = strange.plan | {"question": f"{STEERING}?", "metrics": strange.plan["metrics"] | {STEERING: "x"}}
+    plan["dataset"] |= {"name": STEERING, "source": STEERING, "label_names": [STEERING, f"2{STEERING}"]}
+    plan["dataset"]["facts"] = {f"Class {STEERING}": STEERING}
+    for cell in plan["cells"]:
+        cell["config"]["model"] = f"{STEERING}{cell['model']}"
+    for run in strange.trials.values():
+        strange.client.update_run(run.run_id, name=f"http://evil/{STEERING}")
+        for tag in ("hardware", "versions", "mlflow.runName"):
+            strange.client.set_tag(run.run_id, tag, f"http://evil/{STEERING}")
+    strange.write(plan, test_split=strange.test_split)
+    for command in ("analyze", "report"):
+        assert strange.report(command) == 0
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        assert "red] [bold]:apple:bert-tiny" in shown.out
+        assert_steers_nothing(shown.out)
+    assert_harmless(strange.folder / "results" / STUDY)
+
+
+def test_a_stored_section_steers_no_page(tmp_path):
+    tables = {"x": TABLE | {"rows": [[STEERING]], "note": STEERING, "columns": [STEERING]}}
+    pictures = [PICTURE | dict.fromkeys(("title", "caption", "alt"), STEERING)]
+    (tmp_path / "p.png").write_bytes(b"png")
+    stored = SECTION | {"prose": [STEERING], "tables": tables, "pictures": pictures}
+    (tmp_path / "inside.json").write_text(json.dumps(stored))
+    section = read_section(tmp_path)
+    table, picture = section.tables["x"], section.pictures[0]
+    shown = [*section.prose, table.note, *table.columns, *table.texts()[0], picture.alt, picture.caption]
+    assert [*map(repr, shown)] == 6 * [repr(printable(STEERING))]
 
 
 def in_cell(**changes):
