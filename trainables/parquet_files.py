@@ -9,17 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import table_cast
 
-from trainables.memory import too_large
+from trainables.memory import check_fits
 
 # a few kilobytes of a file may be megabytes in each of its rows: more rows at once are hardly faster
 _ROWS = 64
 
 
 class ParquetColumns(NamedTuple):
-    """Column -> its values, (n,) each, and the bytes that were read."""
+    """Column -> its values, (n,) each, and the bytes that were read so far."""
 
     columns: dict[str, list[Any]]
-    size: int
+    read: int
 
 
 def column_names(files: Sequence[Path]) -> list[str]:
@@ -35,18 +35,17 @@ def declared_types(path: Path, columns: Sequence[str]) -> datasets.Features:
 
 
 def read_parquet(
-    files: Sequence[Path], columns: Sequence[str], types: datasets.Features, room: int
+    files: Sequence[Path], columns: Sequence[str], types: datasets.Features, read: int, free: int
 ) -> ParquetColumns:
     """The wanted columns of the files, one after the other, as ``types`` has them.
 
-    Raises UserError once more than ``room`` bytes were read.
+    ``read``: bytes that were read before. Raises UserError once more is read than ``free`` bytes hold.
     """
     found = [name for name in columns if name in column_names(files)]
     wanted = datasets.Features(
         {name: types[name] if name in types else declared_types(files[0], [name])[name] for name in found}
     )
     values: dict[str, list[Any]] = {name: [] for name in found}
-    read = 0
     for path in files:
         with pq.ParquetFile(path) as file:
             if missing := set(found) - set(file.schema_arrow.names):
@@ -54,8 +53,7 @@ def read_parquet(
             for batch in file.iter_batches(_ROWS, columns=found, use_threads=False):
                 table = table_cast(pa.Table.from_batches([batch]).select(found), wanted.arrow_schema)
                 read += table.nbytes
-                if read > room:
-                    raise too_large(str(path), read, room)
+                check_fits(str(path), read, free)
                 for name in found:
                     values[name] += table[name].to_pylist()
     return ParquetColumns(values, read)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.packaged_modules.json.json import JsonConfig
 
 from errors import UserError, first_line, unknown
-from trainables.memory import free_memory, memory_limited_to, too_large
+from trainables.memory import check_fits, free_memory, memory_limited_to, too_large
 from trainables.own_files import check_data_folder
 from trainables.parquet_files import column_names, declared_types, read_parquet
 from trainables.text_files import JSON_SUFFIXES, SEPARATORS, TEXT_SUFFIXES, UTF_8, read_table
@@ -55,17 +56,15 @@ def read_parts(dataset: str, columns: Sequence[str], encoding: str) -> list[Sour
     if exists and path.is_file() and path.suffix not in _FILE_FORMATS:
         formats = ", ".join(_FILE_FORMATS)
         raise UserError(f"{dataset} is not one of the file formats that are read: {formats}")
-    free = free_memory()
+    source = _Source(path, columns, dataset, encoding, free_memory())
     try:
-        with memory_limited_to(free):
-            if not exists:
-                return _of_library(datasets.load_dataset(dataset), columns, dataset, encoding)
-            return _read_local(_Source(path, columns, dataset, encoding, free))
+        with memory_limited_to(source.free):
+            return _read_local(source) if exists else _of_library(datasets.load_dataset(dataset), source)
     except UserError:
         raise
     except Exception as error:  # the libraries raise a different type for every kind of bad input
         if any(isinstance(each, MemoryError) or "out of memory" in str(each) for each in _chain(error)):
-            raise too_large(f"data set '{dataset}'", None, free) from error
+            raise too_large(f"data set '{dataset}'", "more", source.free) from error
         reason = first_line(error.__cause__ or error)
         hint = ": give a hub id while the hub is in reach, a folder, or a CSV, TSV, JSON or Parquet file"
         raise UserError(
@@ -81,7 +80,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 @dataclass(frozen=True)
 class _Source:
-    """What is read: a file or folder, and as the user spelt it; ``free``: bytes of memory for it."""
+    """What is read: a file, a folder or a hub id, and as spelt; ``free``: bytes of memory for it."""
 
     path: Path
     columns: Sequence[str]
@@ -99,7 +98,7 @@ def _read_local(source: _Source) -> list[SourcePart]:
     check_data_folder(path)
     if (path / "state.json").exists():  # written by Dataset.save_to_disk
         loaded = datasets.DatasetDict(train=datasets.load_from_disk(str(path), keep_in_memory=True))
-        return _of_library(loaded, source.columns, source.dataset, source.encoding)
+        return _of_library(loaded, source)
     with tempfile.TemporaryDirectory() as cache:
         builder = datasets.load_dataset_builder(str(path), cache_dir=cache)
         return _read_folder(source, builder, cache)
@@ -117,21 +116,19 @@ def _read_folder(source: _Source, builder: datasets.DatasetBuilder, cache: str) 
         return _of_text_files(splits, source, types)
     if is_usual and suffixes == {".parquet"}:
         return _of_parquet(splits, source, builder.info)
-    if type(builder).__name__ == "Json":  # never by the library: nested deeply, it ends the process
+    if isinstance(builder.config, JsonConfig):  # never by the library: nested deeply, it ends the process
         raise UserError(f"{source.dataset} holds JSON that is packed or oddly named: unpack it, as .jsonl")
     words = {"keep_default_na": False} if hasattr(builder.config, "keep_default_na") else {}
     loaded = datasets.load_dataset(str(source.path), cache_dir=cache, keep_in_memory=True, **words)
-    return _of_library(loaded, source.columns, source.dataset, source.encoding)
+    return _of_library(loaded, source)
 
 
-def _of_library(
-    loaded: datasets.DatasetDict, columns: Sequence[str], dataset: str, encoding: str
-) -> list[SourcePart]:
-    _refuse_encoding(encoding, dataset)
-    _check_columns(
-        columns, {f"split {name}": split.column_names for name, split in loaded.items()}, dataset
-    )
-    return [_of_split(str(name), split, columns, len(loaded) > 1) for name, split in loaded.items()]
+def _of_library(loaded: datasets.DatasetDict, source: _Source) -> list[SourcePart]:
+    _refuse_encoding(source)
+    names = {f"split {name}": split.column_names for name, split in loaded.items()}
+    _check_columns(source.columns, names, source.dataset)
+    check_fits(source.dataset, sum(split.data.nbytes for split in loaded.values()), source.free)
+    return [_of_split(str(name), split, source.columns, len(loaded) > 1) for name, split in loaded.items()]
 
 
 def _of_split(name: str, split: datasets.Dataset, columns: Sequence[str], is_one_of: bool) -> SourcePart:
@@ -155,24 +152,24 @@ def _class_names(types: Mapping[str, Any], columns: Iterable[str]) -> tuple[str,
     return tuple(named.names) if named else None
 
 
-def _refuse_encoding(encoding: str, dataset: str) -> None:
-    if encoding != UTF_8:
-        raise UserError(f"--encoding is for CSV and JSON files, and not for {dataset}: leave it out")
+def _refuse_encoding(source: _Source) -> None:
+    if source.encoding != UTF_8:
+        raise UserError(f"--encoding is for CSV and JSON files, and not for {source.dataset}: leave it out")
 
 
 def _of_parquet(
     splits: Mapping[str, Sequence[Path]], source: _Source, info: datasets.DatasetInfo | None = None
 ) -> list[SourcePart]:
     """``info``: what the folder declares of types and of the number of rows."""
-    _refuse_encoding(source.encoding, source.dataset)
+    _refuse_encoding(source)
     names = {f"split {split}": column_names(files) for split, files in splits.items()}
     _check_columns(source.columns, names, source.dataset)
     first = next(iter(splits.values()))[0]
     types = (info and info.features) or declared_types(first, source.columns)
     parts, read = [], 0
     for split, files in splits.items():
-        found = read_parquet(files, source.columns, types, source.free - read)
-        read += found.size
+        found = read_parquet(files, source.columns, types, read, source.free)
+        read = found.read
         part = SourcePart(
             split, found.columns, _class_names(types, found.columns), place=_row_of(split, len(splits) > 1)
         )
@@ -198,8 +195,7 @@ def _of_text_files(
 ) -> list[SourcePart]:
     """``types``: what the folder declares of JSON files; of it class names are used."""
     files = [(str(split), path) for split, paths in splits.items() for path in paths]
-    if (size := sum(path.stat().st_size for _, path in files)) > source.free:
-        raise too_large(source.dataset, size, source.free)
+    check_fits(source.dataset, sum(path.stat().st_size for _, path in files), source.free)
     tables = [read_table(path, source.encoding) for _, path in files]
     columns = source.columns
     _check_columns(
