@@ -47,7 +47,7 @@ def memory_limited_to(count: int) -> Iterator[None]:
 
 
 def check_fits(what: str, read: int, free: int) -> None:
-    """Raise UserError where ``read`` bytes of texts, and what is done with them, do not fit into ``free``."""
+    """Raise UserError where ``read`` bytes of texts, and the work on them, do not fit into ``free``."""
     if (needed := read * _COPIES) > free:
         raise too_large(what, f"at least {needed / 1e9:.2f} GB", free)
 
