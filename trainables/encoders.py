@@ -28,6 +28,8 @@ from errors import UserError, first_line
 from trainables import tiny_encoders as tiny
 from trainables.batches import derive_seed, generator
 from trainables.encoder_checks import check_weights
+from trainables.own_config import without_foreign_code
+from trainables.own_files import check_model_folder
 
 if TYPE_CHECKING:  # it brings accelerate, which a served model does without
     from transformers import PreTrainedModel
@@ -159,7 +161,13 @@ def load_config(model: str) -> PreTrainedConfig:
     spec = ENCODERS.get(model)
     if spec and spec.hub_id is None:
         return spec.architecture()
-    return _from_hub(model, AutoConfig.from_pretrained)
+    return _from_hub(model, _config_of)
+
+
+def _config_of(source: str, **kwargs: Any) -> PreTrainedConfig:
+    if (folder := Path(source)).is_dir():
+        check_model_folder(folder)
+    return without_foreign_code(AutoConfig.from_pretrained(source, **kwargs))
 
 
 def load_architecture(model: str) -> PreTrainedConfig:
@@ -190,6 +198,7 @@ def load_pretrained(
             torch.manual_seed(derive_seed(0, "pretrained", model))
             encoder = AutoModel.from_config(config, trust_remote_code=False)
         return _without_pooler(encoder), tokenizer
+    config = load_config(model)
     tokenizer = _from_hub(model, AutoTokenizer.from_pretrained)
     with (
         _without_reports(),
@@ -198,6 +207,7 @@ def load_pretrained(
         encoder, loading = _from_hub(
             model,
             AutoModel.from_pretrained,
+            config=config,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they come with the rest of what loading found
@@ -209,9 +219,13 @@ def load_pretrained(
 def pack(encoder: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase) -> EncoderAssets:
     """An encoder and its tokenizer, as trials get them; the arrays share the encoder's memory."""
     weights = {k: v.numpy() for k, v in encoder.state_dict().items()}
+    tokenizer.init_kwargs.pop("auto_map", None)  # code of its own, which was not used
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        parts = list(Path(folder).iterdir())
+        if not all(path.is_file() for path in parts):
+            raise UserError("the model's tokenizer is several in one: give a model that has one")
+        files = {path.name: path.read_bytes() for path in parts}
     return EncoderAssets(encoder.config.to_dict(), weights, files)
 
 
@@ -232,6 +246,8 @@ def _from_hub(model: str, load: Callable[..., Any], **kwargs: Any) -> Any:
     try:
         # False, not None: where a model brings code of its own, Transformers would ask whether to run it
         return load(source, trust_remote_code=False, **kwargs)
+    except UserError:
+        raise
     except Exception as error:  # a different type for every kind of bad folder
         raise UserError(
             f"model '{model}' cannot be loaded ({first_line(error)}): give one of {', '.join(ENCODERS)}, "

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from trainables.batches import TokenTensors, pad_token, tokenize
 from trainables.encoders import EncoderAssets, EncoderForClassification
 from trainables.evaluation import evaluate
+from trainables.own_config import without_foreign_code
 
 _WEIGHTS = "model.safetensors"
 _CLASSIFIER = "classifier.json"
@@ -84,7 +85,8 @@ def load_exported_model(folder: Path, attention: str | None = None) -> ExportedM
     """
     values = json.loads((folder / _CLASSIFIER).read_text())
     card = ClassifierCard(**values | {"label_names": tuple(values["label_names"])})
-    config = AutoConfig.from_pretrained(folder, attn_implementation=attention, trust_remote_code=False)
+    stored = AutoConfig.from_pretrained(folder, attn_implementation=attention, trust_remote_code=False)
+    config = without_foreign_code(stored)
     model = EncoderForClassification(config, len(card.label_names), card.dropout, seed=0)
     model.load_state_dict(load_file(folder / _WEIGHTS))
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -1,28 +1,26 @@
 """Data sets as they lie in files or on the hub: the columns that a study reads, part by part, unchanged."""
 
-import csv
-import json
 import os
-import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pandas as pd
+from datasets.packaged_modules.json.json import JsonConfig
 
 from errors import UserError, first_line, unknown
+from trainables.memory import check_fits, free_memory, memory_limited_to, too_large
+from trainables.own_files import check_data_folder
+from trainables.parquet_files import column_names, declared_types, read_parquet
+from trainables.text_files import JSON_SUFFIXES, SEPARATORS, TEXT_SUFFIXES, UTF_8, read_table
 
-UTF_8 = "utf-8"
 _FILE_FORMATS = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
-# read here: the datasets library guesses types, and takes words such as None for missing
-_TEXT_FORMATS = {*_SEPARATORS, ".json", ".jsonl"}
-_AS_USUAL = {"sep": ",", "delimiter": None, "header": "infer", "names": None, "column_names": None}
-_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_AS_USUAL: dict[str, Any] = {
+    **{"sep": ",", "delimiter": None, "header": "infer", "names": None, "column_names": None},  # of text
+    **{"columns": None, "filters": None, "on_bad_files": "error"},  # of Parquet
+}
 
 
 @dataclass(frozen=True)
@@ -58,13 +56,15 @@ def read_parts(dataset: str, columns: Sequence[str], encoding: str) -> list[Sour
     if exists and path.is_file() and path.suffix not in _FILE_FORMATS:
         formats = ", ".join(_FILE_FORMATS)
         raise UserError(f"{dataset} is not one of the file formats that are read: {formats}")
+    source = _Source(path, columns, dataset, encoding, free_memory())
     try:
-        if not exists:
-            return _of_library(datasets.load_dataset(dataset), columns, dataset, encoding)
-        return _read_local(path, columns, dataset, encoding)
+        with memory_limited_to(source.free):
+            return _read_local(source) if exists else _of_library(datasets.load_dataset(dataset), source)
     except UserError:
         raise
     except Exception as error:  # the libraries raise a different type for every kind of bad input
+        if any(isinstance(each, MemoryError) or "out of memory" in str(each) for each in _chain(error)):
+            raise too_large(f"data set '{dataset}'", "more", source.free) from error
         reason = first_line(error.__cause__ or error)
         hint = ": give a hub id while the hub is in reach, a folder, or a CSV, TSV, JSON or Parquet file"
         raise UserError(
@@ -72,173 +72,158 @@ def read_parts(dataset: str, columns: Sequence[str], encoding: str) -> list[Sour
         ) from error
 
 
-def _read_local(path: Path, columns: Sequence[str], dataset: str, encoding: str) -> list[SourcePart]:
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is read: a file, a folder or a hub id, and as spelt; ``free``: bytes of memory for it."""
+
+    path: Path
+    columns: Sequence[str]
+    dataset: str
+    encoding: str
+    free: int
+
+
+def _read_local(source: _Source) -> list[SourcePart]:
     """Read a file or a folder into memory: no copy of somebody's reviews stays in the user's cache."""
-    if path.suffix in _TEXT_FORMATS and path.is_file():
-        return _of_text_files({"train": [path]}, columns, dataset, encoding)
+    path = source.path
+    if path.is_file():
+        read = _of_parquet if path.suffix == ".parquet" else _of_text_files
+        return read({"train": [path]}, source)
+    check_data_folder(path)
     if (path / "state.json").exists():  # written by Dataset.save_to_disk
         loaded = datasets.DatasetDict(train=datasets.load_from_disk(str(path), keep_in_memory=True))
-        return _of_library(loaded, columns, dataset, encoding)
+        return _of_library(loaded, source)
     with tempfile.TemporaryDirectory() as cache:
-        options: dict[str, Any] = {"path": str(path)}
-        if path.is_file():
-            options = {"path": "parquet", "data_files": str(path)}
-        else:
-            builder = datasets.load_dataset_builder(str(path), cache_dir=cache)
-            if splits := _text_files(builder):
-                return _of_text_files(splits, columns, dataset, encoding)
-            if hasattr(builder.config, "keep_default_na"):
-                options["keep_default_na"] = False
-        loaded = datasets.load_dataset(**options, cache_dir=cache, keep_in_memory=True)
-        return _of_library(loaded, columns, dataset, encoding)
+        builder = datasets.load_dataset_builder(str(path), cache_dir=cache)
+        return _read_folder(source, builder, cache)
 
 
-def _text_files(builder: datasets.DatasetBuilder) -> dict[str, list[Path]]:
-    """Split -> its files, where all are text and nothing in the folder says how to read them; else none."""
+def _read_folder(source: _Source, builder: datasets.DatasetBuilder, cache: str) -> list[SourcePart]:
+    """The library says which files belong to which split; what can be read here is read here."""
     splits = {str(split): list(map(Path, files)) for split, files in builder.config.data_files.items()}
-    is_text = all(file.suffix in _TEXT_FORMATS for files in splits.values() for file in files)
-    usual = all(getattr(builder.config, name, value) in (value, "\t") for name, value in _AS_USUAL.items())
-    return splits if is_text and usual and not builder.info.features else {}
-
-
-def _of_library(
-    loaded: datasets.DatasetDict, columns: Sequence[str], dataset: str, encoding: str
-) -> list[SourcePart]:
-    if encoding != UTF_8:
-        raise UserError(f"--encoding is for CSV and JSON files, and not for {dataset}: leave it out")
-    _check_columns(
-        columns, {f"split {name}": split.column_names for name, split in loaded.items()}, dataset
+    suffixes = {file.suffix for files in splits.values() for file in files}
+    is_usual = all(
+        getattr(builder.config, name, value) in (value, "\t") for name, value in _AS_USUAL.items()
     )
-    return [_of_split(name, split, columns, len(loaded) > 1) for name, split in loaded.items()]
+    types = builder.info.features or datasets.Features()
+    if is_usual and suffixes <= TEXT_SUFFIXES and (suffixes <= JSON_SUFFIXES or not types):
+        return _of_text_files(splits, source, types)
+    if is_usual and suffixes == {".parquet"}:
+        return _of_parquet(splits, source, builder.info)
+    if isinstance(builder.config, JsonConfig):  # never by the library: nested deeply, it ends the process
+        raise UserError(f"{source.dataset} holds JSON that is packed or oddly named: unpack it, as .jsonl")
+    words = {"keep_default_na": False} if hasattr(builder.config, "keep_default_na") else {}
+    loaded = datasets.load_dataset(str(source.path), cache_dir=cache, keep_in_memory=True, **words)
+    return _of_library(loaded, source)
+
+
+def _of_library(loaded: datasets.DatasetDict, source: _Source) -> list[SourcePart]:
+    _refuse_encoding(source)
+    names = {f"split {name}": split.column_names for name, split in loaded.items()}
+    _check_columns(source.columns, names, source.dataset)
+    check_fits(source.dataset, sum(split.data.nbytes for split in loaded.values()), source.free)
+    return [_of_split(str(name), split, source.columns, len(loaded) > 1) for name, split in loaded.items()]
 
 
 def _of_split(name: str, split: datasets.Dataset, columns: Sequence[str], is_one_of: bool) -> SourcePart:
-    found = {column: list(split[column]) for column in columns if column in split.column_names}
-    features = [split.features[column] for column in found]
-    named = next((each for each in features if isinstance(each, datasets.ClassLabel)), None)
-    where = f" of split {name}" if is_one_of else ""
-    return SourcePart(
-        str(name), found, tuple(named.names) if named else None, place=lambda row: f"row {row + 1}{where}"
-    )
+    # as it is stored: the library would open the files and addresses that a column of pictures names
+    found = {
+        column: split.data.column(column).to_pylist() for column in columns if column in split.column_names
+    }
+    named = _class_names(split.features, found)
+    return SourcePart(name, found, named, place=_row_of(name, is_one_of))
+
+
+def _row_of(split: str, is_one_of: bool) -> Callable[[int], str]:
+    where = f" of split {split}" if is_one_of else ""
+    return lambda row: f"row {row + 1}{where}"
+
+
+def _class_names(types: Mapping[str, Any], columns: Iterable[str]) -> tuple[str, ...] | None:
+    """The names behind the first of the columns whose values are indices of classes."""
+    kinds = (types[column] for column in columns if column in types)
+    named = next((kind for kind in kinds if isinstance(kind, datasets.ClassLabel)), None)
+    return tuple(named.names) if named else None
+
+
+def _refuse_encoding(source: _Source) -> None:
+    if source.encoding != UTF_8:
+        raise UserError(f"--encoding is for CSV and JSON files, and not for {source.dataset}: leave it out")
+
+
+def _of_parquet(
+    splits: Mapping[str, Sequence[Path]], source: _Source, info: datasets.DatasetInfo | None = None
+) -> list[SourcePart]:
+    """``info``: what the folder declares of types and of the number of rows."""
+    _refuse_encoding(source)
+    names = {f"split {split}": column_names(files) for split, files in splits.items()}
+    _check_columns(source.columns, names, source.dataset)
+    first = next(iter(splits.values()))[0]
+    types = (info and info.features) or declared_types(first, source.columns)
+    parts, read = [], 0
+    for split, files in splits.items():
+        found = read_parquet(files, source.columns, types, read, source.free)
+        read = found.read
+        part = SourcePart(
+            split, found.columns, _class_names(types, found.columns), place=_row_of(split, len(splits) > 1)
+        )
+        _check_rows(part, info, source.dataset)
+        parts.append(part)
+    return parts
+
+
+def _check_rows(part: SourcePart, info: datasets.DatasetInfo | None, dataset: str) -> None:
+    declared = ((info and info.splits) or {}).get(part.split)
+    if declared and declared.num_examples not in (None, part.size):
+        raise UserError(
+            f"split {part.split} of {dataset} has {part.size:,} rows and its description says "
+            f"{declared.num_examples:,}: fetch the whole data set, or remove its description"
+        )
 
 
 # -- text files ------------------------------------------------------------------------------------
 
 
 def _of_text_files(
-    splits: Mapping[str, Sequence[Path]], columns: Sequence[str], dataset: str, encoding: str
+    splits: Mapping[str, Sequence[Path]], source: _Source, types: Mapping[str, Any] | None = None
 ) -> list[SourcePart]:
+    """``types``: what the folder declares of JSON files; of it class names are used."""
     files = [(str(split), path) for split, paths in splits.items() for path in paths]
-    tables = [_read_table(path, encoding) for _, path in files]
-    _check_columns(columns, {str(f): t.names for (_, f), t in zip(files, tables, strict=True)}, dataset)
+    check_fits(source.dataset, sum(path.stat().st_size for _, path in files), source.free)
+    tables = [read_table(path, source.encoding) for _, path in files]
+    columns = source.columns
+    _check_columns(
+        columns, {str(f): t.names for (_, f), t in zip(files, tables, strict=True)}, source.dataset
+    )
     parts = []
     for (split, path), table in zip(files, tables, strict=True):
         if twice := [column for column in columns if column in table.ambiguous]:
             raise UserError(f"{path} has several columns called '{twice[0]}': rename all but one")
         where = f" of {path.name}" if len(files) > 1 else ""
+        found = {column: table.column(column) for column in columns if column in table.names}
         parts.append(
             SourcePart(
                 split,
-                {column: table.column(column) for column in columns if column in table.names},
-                is_typed=path.suffix not in _SEPARATORS,
+                {column: _indices(values, (types or {}).get(column)) for column, values in found.items()},
+                _class_names(types or {}, found),
+                is_typed=path.suffix not in SEPARATORS,
                 place=lambda row, table=table, where=where: f"{table.place(row)}{where}",  # type: ignore[misc]
             )
         )
     return parts
 
 
-@dataclass(frozen=True)
-class _Table:
-    """A file of text: the names of its columns, a column's values, and where a row lies."""
-
-    names: Sequence[str]
-    column: Callable[[str], list[Any]]
-    place: Callable[[int], str]
-    ambiguous: Sequence[str] = ()  # names that several columns have
-
-
-def _read_table(path: Path, encoding: str) -> _Table:
-    # -sig: a mark of the byte order, which Windows writes, is no part of the first name
-    codec = "utf-8-sig" if encoding == UTF_8 else encoding
-    try:
-        return (_read_csv if path.suffix in _SEPARATORS else _read_json)(path, codec)
-    except UnicodeError as error:
-        with path.open("rb") as file:
-            guess = "utf-16" if file.read(2) in _UTF_16_MARKS else "cp1252"
-        advice = f"such as --encoding {guess}" if guess != encoding else "with --encoding"
-        raise UserError(f"{path} is not in {encoding}: give the encoding that it has, {advice}") from error
-
-
-def _read_csv(path: Path, codec: str) -> _Table:
-    options: dict[str, Any] = {"sep": _SEPARATORS[path.suffix], "dtype": object, "na_filter": False}
-    names = pd.read_csv(path, header=None, nrows=1, encoding=codec, **options).iloc[0].tolist()
-    if len(names) == 1 and (other := next((each for each in ";\t|" if each in names[0]), "")):
-        raise UserError(f"the columns of {path} are separated by {other!r}: save it with commas")
-    with warnings.catch_warnings():
-        # rows longer than the header: pandas would leave the rest out, and does so in silence where only
-        # some columns are read; so all are, as text, which fits every cell
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        try:
-            frame = pd.read_csv(path, index_col=False, encoding=codec, **options)
-        except pd.errors.ParserWarning:
-            raise UserError(
-                f"a row of {path} has more cells than the header: put texts with commas in quotes"
-            ) from None
-    return _Table(
-        list(dict.fromkeys(names)),
-        lambda name: frame[name].tolist(),
-        lambda row: f"row {_spreadsheet_row(path, codec, row)}",
-        [name for name in names if names.count(name) > 1],
-    )
-
-
-def _spreadsheet_row(path: Path, codec: str, row: int) -> int:
-    """The number that a spreadsheet shows beside a row of data: the header is 1, blank lines count."""
-    csv.field_size_limit(sys.maxsize)
-    with path.open(newline="", encoding=codec) as file:
-        lines = list(file)
-    reader, start, numbers = csv.reader(lines, delimiter=_SEPARATORS[path.suffix]), 0, []
-    for number, _ in enumerate(reader, 1):
-        if "".join(lines[start : reader.line_num]).strip(" \r\n"):  # else pandas passes over it
-            numbers.append(number)
-        start = reader.line_num
-    return numbers[row + 1]
-
-
-def _read_json(path: Path, codec: str) -> _Table:
-    text = path.read_text(encoding=codec)
-    try:
-        found, kind = json.loads(text), "record"
-    except json.JSONDecodeError:
-        found, kind = None, "line"
-    if isinstance(found, dict) and any(isinstance(value, dict | list) for value in found.values()):
-        if not all(isinstance(value, list) for value in found.values()):
-            raise UserError(f"{path} is one JSON object: write a list of objects, or one object a line")
-        if len({len(value) for value in found.values()}) > 1:
-            raise ValueError("its columns have different lengths")
-        return _Table(list(found), lambda name: found[name], lambda row: f"record {row + 1}")
-    if kind == "line":
-        lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-        records, numbers = [_record(line, n) for n, line in lines], [n for n, _ in lines]
-    else:
-        records = found if isinstance(found, list) else [found]
-        numbers = list(range(1, len(records) + 1))
-    for number, record in zip(numbers, records, strict=True):
-        if not isinstance(record, dict):
-            raise ValueError(f"{kind} {number} is not an object with names and values")
-    names = dict.fromkeys(name for record in records for name in record)
-    return _Table(
-        list(names),
-        lambda name: [record.get(name) for record in records],
-        lambda row: f"{kind} {numbers[row]}",
-    )
-
-
-def _record(line: str, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {number} is not JSON: {error.msg}, column {error.colno}") from None
+def _indices(values: list[Any], kind: Any) -> list[Any]:
+    """The values of a column, and where its classes have names, the indices of those."""
+    if not isinstance(kind, datasets.ClassLabel):
+        return values
+    return [kind.str2int(value) if isinstance(value, str) and value else value for value in values]
 
 
 def _check_columns(columns: Sequence[str], found: Mapping[str, Sequence[str]], dataset: str) -> None:

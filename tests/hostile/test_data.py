@@ -1,18 +1,24 @@
 """Reviews that hold anything: read unchanged or refused in one line, tokenised, tabled harmlessly."""
 
 import csv
+import gzip
 import io
 import json
+import subprocess
+import sys
 
+import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from errors import UserError, printable
 from reports.content import csv_text
-from tests.helpers import TINY_MODELS, make_config
+from tests.helpers import TINY_MODELS, make_config, refusal
 from tests.hostile.junk import NASTY
 from trainables.batches import tokenize
 from trainables.encoders import load_encoder
@@ -142,3 +148,235 @@ def test_no_csv_cell_calculates_or_moves(rows):
             assert cell[:1] not in set("=+-@\t\r\n")
             same = value.replace("\r\n", "\n").replace("\r", "\n")
             assert cell.removeprefix("'") == same.removeprefix("'")
+
+
+# -- nested deeply ---------------------------------------------------------------------------------
+
+_READ_EACH = """
+import sys
+from errors import UserError
+from tests.helpers import make_config
+from trainables.reviews import load_reviews
+for place in sys.argv[1:]:
+    try:
+        load_reviews(make_config(dataset=place))
+        print("read")
+    except UserError as error:
+        print("refused:", error)
+"""
+
+
+def read_elsewhere(*places):
+    """What another process says of each; one that dies of a file takes no test with it."""
+    command = [sys.executable, "-c", _READ_EACH, *map(str, places)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+def declaring(folder):
+    """A folder whose README.md says of which types its columns are, as one from the hub does."""
+    features = datasets.Features(
+        text=datasets.Value("string"), label=datasets.ClassLabel(names=["no", "yes"])
+    )
+    folder.mkdir(parents=True)
+    info = datasets.DatasetInfo(features=features)
+    datasets.info.DatasetInfosDict(default=info).write_to_directory(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("depth", [10_000, 1_000_000])
+def test_deeply_nested_json_is_a_line_wherever_it_lies(tmp_path, depth):
+    nested = {"lists": "[" * depth + "]" * depth, "objects": '{"a":' * depth + "1" + "}" * depth}
+    places = []
+    for kind, text in nested.items():
+        row = f'{{"text": "a", "label": 0, "more": {text}}}\n'
+        for name, content in {"whole.json": text, "row.jsonl": row, "in a list.json": f"[{row}]"}.items():
+            places.append(tmp_path / f"{kind} {name}")
+            places[-1].write_text(content)
+        for name in ("train.json", "train.jsonl", "train.ndjson"):
+            places.append(tmp_path / f"{kind} {name} alone")
+            places[-1].mkdir()
+            (places[-1] / name).write_text(row)
+            places.append(declaring(tmp_path / f"{kind} {name} declared"))
+            (places[-1] / name).write_text(row)
+        places.append(tmp_path / f"{kind} packed")
+        places[-1].mkdir()
+        (places[-1] / "train.jsonl.gz").write_bytes(gzip.compress(row.encode()))
+        for name in ("README.md", "dataset_infos.json", "state.json"):
+            places.append(tmp_path / f"{kind} {name}")
+            places[-1].mkdir()
+            (places[-1] / name).write_text(f"---\nconfigs: {text}\n---\n" if name == "README.md" else text)
+            write(places[-1] / "train.jsonl", [("a fine film", 0), ("dull", 1)])
+    said = read_elsewhere(*places)
+    assert [line[:9] for line in said] == ["refused: "] * len(places)
+
+
+def test_the_classes_that_a_readme_declares_are_those_of_json_files(tmp_path):
+    for name, labels in {"numbers": (0, 1), "names": ("no", "yes")}.items():
+        folder = declaring(tmp_path / name)
+        write(folder / "train.jsonl", [("dull", labels[0]), ("a fine film", labels[1])])
+        reviews = read(folder)
+        assert (reviews.label_names, reviews.labels.tolist()) == (("no", "yes"), [0, 1])
+
+
+# -- larger than memory ----------------------------------------------------------------------------
+
+_READ_IN_ROOM = """
+import resource, sys
+import trainables.review_files as files
+from errors import UserError
+files.free_memory = lambda: int(sys.argv[2])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    files.read_parts(sys.argv[1], ["text", "label"], "utf-8")
+except UserError as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+MEGABYTE = 1 << 20
+
+
+def read_in(room, place):
+    """The refusal, and the bytes by which a process grew that has ``room`` bytes of memory left."""
+    command = [sys.executable, "-c", _READ_IN_ROOM, str(place), str(room)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *said, growth = done.stdout.splitlines()
+    return said, int(growth) * 1024
+
+
+def equal_texts(path, rows, size):
+    """A Parquet file that holds a text once, and decodes to as many of it as there are rows."""
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["a" * size]))
+    table = pa.table({"text": text, "label": [i % 2 for i in range(rows)]})
+    pq.write_table(table, path, compression="zstd", store_schema=False, write_statistics=False)
+    return path
+
+
+def long_texts(path, rows, size):
+    """A Parquet file of texts that differ, and of which little is left when they are packed."""
+    table = pa.table({"text": [f"{i}" + "a" * size for i in range(rows)], "label": [0, 1] * (rows // 2)})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, row_group_size=20)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "rows", "size"),
+    [(equal_texts, 30_000, MEGABYTE), (long_texts, 600, MEGABYTE), (equal_texts, 64, 1000 * MEGABYTE)],
+    ids=["30 GB of one text", "600 texts", "a few rows that are large"],
+)
+def test_a_parquet_file_is_read_no_further_than_memory_reaches(tmp_path, make, rows, size):
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    path = make(folder / "train.parquet", rows, size)
+    assert path.stat().st_size < MEGABYTE
+    for place in (path, folder):
+        (said,), growth = read_in(200 * MEGABYTE, place)
+        assert "does not fit into memory" in said
+        assert "0.21 GB are free: give a part of it" in said
+        assert growth < 600 * MEGABYTE  # the groups of rows that are open, beside what was kept
+
+
+def test_packed_text_and_a_file_that_is_large_are_refused_before_memory_ends(tmp_path):
+    rows = "".join(f"{i}{'a' * MEGABYTE},{i % 2}\n" for i in range(300))
+    (tmp_path / "packed").mkdir()
+    packed = tmp_path / "packed" / "train.csv.gz"
+    packed.write_bytes(gzip.compress(f"text,label\n{rows}".encode()))
+    large = tmp_path / "large.csv"
+    large.write_text(f"text,label\n{rows}")
+    for place in (packed.parent, large):
+        (said,), growth = read_in(200 * MEGABYTE, place)
+        assert "does not fit into memory" in said
+        assert growth < 300 * MEGABYTE
+
+
+def test_parquet_brings_what_the_datasets_library_would_read(tmp_path):
+    """Types and names of classes, also those of a README, categories of pandas, and the order of splits."""
+    frame = pd.DataFrame({"text": ["a fine film", "dull"], "label": ["yes", "no"]})
+    declared = declaring(tmp_path / "declared")
+    frame.to_parquet(declared / "train.parquet")
+    assert read(declared).label_names == ("no", "yes")
+    assert read(declared).labels.tolist() == [1, 0]
+    frame.astype({"label": "category"}).to_parquet(tmp_path / "categories.parquet")
+    assert read(tmp_path / "categories.parquet").label_names == ("no", "yes")
+    nested = pd.DataFrame({"text": [{"en": "a"}, {"en": "b"}], "label": [0, 1]})
+    nested.to_parquet(tmp_path / "nested.parquet")
+    assert "2 rows have no text" in refused(tmp_path / "nested.parquet")
+
+
+def test_a_folder_of_which_a_part_is_lacking_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: label\n"
+        "    dtype: int64\n  splits:\n  - name: train\n    num_bytes: 9\n    num_examples: 25000\n---\n"
+    )
+    write(tmp_path / "train.parquet", [("a fine film", 0), ("dull", 1)])
+    assert "2 rows and its description says 25,000" in refused(tmp_path)
+
+
+# -- files that a folder names ---------------------------------------------------------------------
+
+
+def refused(place):
+    return refusal(load_reviews, make_config(dataset=str(place)))
+
+
+NAMES_OUTSIDE = {
+    "a file beside the folder": "data_files: ../secret.csv",
+    "a file anywhere": "data_files: {outside}/secret.csv",
+    "an address": "data_files: http://127.0.0.1:1/secret.csv",
+    "the hub": "data_files: hf://datasets/org/name/secret.csv",
+    "a scheme without slashes": "data_files: file:{outside}/secret.csv",
+    "a file in an archive": "data_files: zip://secret.csv::archive.zip",
+    "a list": "data_files: [train.csv, ../secret.csv]",
+    "a split": "data_files: [{{split: train, path: [train.csv, ../*.csv]}}]",
+    "a folder": "data_dir: ..",
+    "up and down": "data_files: data/../../secret.csv",
+}
+
+
+@pytest.mark.parametrize("source", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize("case", NAMES_OUTSIDE)
+def test_a_folder_reads_no_file_and_no_address_outside_it(tmp_path, case, source):
+    write(tmp_path / "secret.csv", [("mine", 0), ("and mine alone", 1)])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(folder / "train.csv", [("a fine film", 0), ("dull", 1)])
+    config = f"configs:\n- config_name: default\n  {NAMES_OUTSIDE[case].format(outside=tmp_path)}\n"
+    (folder / source).write_text(f"---\n{config}---\n" if source == "README.md" else config)
+    assert f"{source} in {folder} names '" in refused(folder)
+
+
+def test_a_folder_may_name_its_own_files(tmp_path):
+    write(tmp_path / "mine.csv", [("a fine film", 0), ("dull", 1)])
+    for name in ("mine.csv", "./mine.csv", f"{tmp_path}/mine.csv", "*.csv"):
+        config = f"configs:\n- config_name: default\n  data_files: '{name}'\n"
+        (tmp_path / "README.md").write_text(f"---\n{config}---\n")
+        assert read(tmp_path).texts == ["a fine film", "dull"]
+
+
+def test_a_saved_data_set_reads_no_file_outside_it(tmp_path):
+    rows = datasets.Dataset.from_dict({"text": ["a fine film", "dull"], "label": [0, 1]})
+    rows.save_to_disk(tmp_path / "mine")
+    rows.save_to_disk(tmp_path / "theirs")
+    state = json.loads((tmp_path / "theirs" / "state.json").read_text())
+    own = state["_data_files"][0]["filename"]
+    state["_data_files"] = [{"filename": f"../mine/{own}"}]
+    (tmp_path / "theirs" / "state.json").write_text(json.dumps(state))
+    assert "state.json in" in refused(tmp_path / "theirs")
+    assert read(tmp_path / "mine").texts == ["a fine film", "dull"]
+
+
+def test_no_picture_that_a_column_names_is_opened(tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"no picture, and opening it would say so")
+    rows = {"text": [{"bytes": None, "path": str(tmp_path / "secret.png")}] * 2, "label": [0, 1]}
+    features = datasets.Features(text=datasets.Image(), label=datasets.Value("int64"))
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "pictures")
+    assert "2 rows have no text" in refused(tmp_path / "pictures")
+
+
+def test_a_loading_script_is_not_run(tmp_path):
+    write(tmp_path / "train.csv", [("a fine film", 0), ("dull", 1)])
+    (tmp_path / f"{tmp_path.name}.py").write_text(f"open({str(tmp_path / 'proof')!r}, 'w')\n")
+    assert "scripts are no longer supported" in refused(tmp_path)
+    assert not (tmp_path / "proof").exists()

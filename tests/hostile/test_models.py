@@ -1,11 +1,12 @@
 """Models from strangers: nothing in them is run."""
 
+import json
 import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import AutoConfig
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, BertConfig, CLIPConfig
 
 import tune_main
 from sweep.options import SweepOptions
@@ -14,6 +15,7 @@ from tests.helpers import refusal
 from tests.hostile.models import Payload, add_code
 from trainables.encoders import EncoderForClassification, count_parameters, load_encoder
 from trainables.exported_model import ClassifierCard, export_model, load_exported_model
+from trainables.own_config import without_foreign_code
 
 TEXTS = ["a fine film"]
 
@@ -88,3 +90,96 @@ def test_code_beside_an_exported_model_is_left_alone_and_one_that_needs_it_is_re
     add_code(exported, proof, model_type="evil")
     with pytest.raises(ValueError, match=r"trust_remote_code|custom code"):
         load_exported_model(exported)
+
+
+# -- what a model's folder may ask for --------------------------------------------------------------
+
+
+def change(folder, name="config.json", **values):
+    path = folder / name
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | values))
+
+
+FOREIGN = (
+    "org/kernel",
+    "org/kernel:f",
+    "kernels-community/flash-attn",
+    "flash_attention_2",
+    "paged|sdpa",
+    7,
+)
+KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("value", [*FOREIGN, {"": "org/kernel"}], ids=str)
+def test_a_kernel_that_is_not_pytorchs_is_read_as_if_nothing_was_said(model, exported, key, value):
+    expected = load_encoder(str(model), TEXTS)
+    scores = load_exported_model(exported).predict(TEXTS)["score"]
+    change(model, **{key: value})
+    change(exported, **{key: value})
+    assert count_parameters(str(model))
+    assert load_encoder(str(model), TEXTS).config == expected.config
+    assert (load_exported_model(exported).predict(TEXTS)["score"] == scores).all()
+
+
+def test_the_kernels_of_an_encoder_inside_another_config_are_looked_at_too():
+    text = BertConfig(attn_implementation="org/kernel")
+    config = CLIPConfig(attn_implementation={"text_config": "org/kernel", "vision_config": "eager"})
+    config.text_config.inner = text
+    without_foreign_code(config)
+    assert (config.text_config._attn_implementation, text._attn_implementation) == (None, None)
+    assert config.vision_config._attn_implementation == "eager"
+
+
+def test_code_and_kernels_are_not_handed_on(model, proof):
+    add_code(model, proof)
+    change(model, attn_implementation="org/kernel")
+    assets = load_encoder(str(model), TEXTS)
+    everything = json.dumps(assets.config) + "".join(
+        content.decode() for name, content in assets.tokenizer_files.items() if name.endswith(".json")
+    )
+    assert "auto_map" not in everything
+    assert "org/kernel" not in everything
+
+
+def test_quantised_weights_are_refused(model):
+    change(model, quantization_config={"quant_method": "finegrained_fp8"})
+    for call, arguments in ((count_parameters, ()), (load_encoder, (TEXTS,))):
+        assert "quantised weights are not trained" in refusal(call, str(model), *arguments)
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize("place", ["../mine/model.safetensors", "{}/mine/model.safetensors"])
+def test_a_model_reads_no_weights_outside_its_folder(model, tmp_path, index, place):
+    (tmp_path / "mine").mkdir()
+    (model / "model.safetensors").rename(tmp_path / "mine" / "model.safetensors")
+    names = load_file(tmp_path / "mine" / "model.safetensors")
+    weight_map = dict.fromkeys(names, place.format(tmp_path))
+    (model / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    for call, arguments in ((count_parameters, ()), (load_encoder, (TEXTS,))):
+        assert f"{index} in {model} names '" in refusal(call, str(model), *arguments)
+
+
+def test_a_model_may_name_its_own_weights(model):
+    names = load_file(model / "model.safetensors")
+    (model / "model.safetensors").rename(model / "one-of-one.safetensors")
+    weight_map = dict.fromkeys(names, "one-of-one.safetensors")
+    change(model, "model.safetensors.index.json", metadata={}, weight_map=weight_map)
+    assert load_encoder(str(model), TEXTS)
+
+
+def test_an_adapter_does_not_bring_another_model(model):
+    change(model, "adapter_config.json", base_model_name_or_path="org/other")
+    assert "holds an adapter of another model" in refusal(count_parameters, str(model))
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"]
+)
+def test_deeply_nested_json_in_a_model_is_one_line(model, name, depth):
+    if "index" in name:
+        (model / "model.safetensors").unlink()
+    (model / name).write_text('{"a":' * depth + "1" + "}" * depth)
+    assert "cannot be" in refusal(load_encoder, str(model), TEXTS)
