@@ -133,7 +133,7 @@ def write_section(section: Section, folder: Path) -> None:
 
 
 def _written_before(folder: Path) -> list[Path]:
-    """What an earlier ``inside.json`` names, and itself at last; the rest of the folder is somebody's own."""
+    """What an earlier ``inside.json`` names, and itself at last; the rest there is somebody's own."""
     described_by = folder / f"{INSIDE}.json"
     try:
         stored = _StoredSection.model_validate_json(described_by.read_bytes())

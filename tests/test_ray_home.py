@@ -1,5 +1,6 @@
 """Ray's token and folder are the user's own from their first moment, and go when nothing has failed."""
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -67,14 +68,15 @@ def test_of_many_first_commands_one_makes_the_token_and_none_sees_it_unfinished(
         "from sweep.ray_home import make_token, token_file\n"
         "sys.stdin.read()\n"
         "make_token()\n"
-        "print(token_file().read_text())"
+        "print(token_file().read_text(), end='')"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    commands = [subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes) for _ in range(4)]
-    for command in commands:
-        command.stdin.close()  # all at once
-    said = {command.stdout.read().strip() for command in commands}
-    assert [command.wait() for command in commands] == [0] * 4
+    with contextlib.ExitStack() as stack:
+        start = [sys.executable, "-c", script]
+        commands = [stack.enter_context(subprocess.Popen(start, cwd=ROOT, **pipes)) for _ in range(4)]
+        for command in commands:
+            command.stdin.close()  # all at once
+        said = {command.stdout.read() for command in commands}
     assert said == {token.read_text()}
 
 

@@ -24,6 +24,7 @@ SWEEP = (
 ).split()
 ASK = "import ray; from ray._raylet import GcsClient; "  # imported by the time it is told the address
 ASK += "GcsClient(input()).get_all_node_info(timeout=10); print('joined')"
+EMPTY = "torchinductor_"  # torch makes this folder when it is imported, for what it compiles: nothing
 
 
 class Watched:
@@ -53,11 +54,14 @@ class Watched:
         assert self.command.wait() == 0, self.command.said()
         return self
 
+    def in_temporary(self):
+        return [path for path in self.temporary.iterdir() if not path.name.startswith(EMPTY)]
+
     def _look_at_files(self):
         """What another account could reach, were its way to ``temporary`` and ``home`` free, as in /tmp."""
         self.rays |= {path.name for path in self.temporary.glob("*/r/session_[0-9]*/sockets/*")}
         token = self.home / ".ray" / "auth_token"
-        for path in (token, *self.temporary.iterdir()):
+        for path in (token, *self.in_temporary()):
             with contextlib.suppress(FileNotFoundError):
                 if (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
                     self.open_to_others.add(f"{mode:o} {path.name}")
@@ -121,6 +125,7 @@ def test_token_and_files_are_their_owners_alone_at_every_moment(watched):
 def test_nothing_is_left_outside_but_the_token_and_a_list_of_fonts(watched):
     home = {name for name in files(watched.home) if not name.startswith(".cache/matplotlib/fontlist")}
     assert home == {".ray/auth_token"}
-    assert not list(watched.temporary.iterdir())
+    assert not watched.in_temporary()
+    assert not list(watched.temporary.glob("*/*"))
     work = {path.name for path in watched.command.folder.iterdir()}
     assert work <= {"mlflow.db", "mlruns", "ray_results", "results", "output.log"}
