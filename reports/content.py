@@ -119,9 +119,8 @@ class _StoredSection(BaseModel, extra="forbid"):
 def write_section(section: Section, folder: Path) -> None:
     """Write ``folder`` anew: ``inside.json`` describes the PNG and CSV files beside it."""
     make_folder(folder)
-    for earlier in folder.glob("*"):
-        if earlier.suffix in {".png", ".csv", ".json"}:  # of other kinds are somebody's own
-            earlier.unlink()
+    for earlier in _written_before(folder):
+        earlier.unlink(missing_ok=True)
     for picture in section.pictures:
         (folder / f"{picture.name}.png").write_bytes(picture.png)
     tables = {}
@@ -132,6 +131,19 @@ def write_section(section: Section, folder: Path) -> None:
     stored = _StoredSection(prose=section.prose, pictures=section.pictures, tables=tables)
     text = json.dumps(stored.model_dump(), indent=1, ensure_ascii=False)
     (folder / f"{INSIDE}.json").write_text(text, encoding="utf-8")
+
+
+def _written_before(folder: Path) -> list[Path]:
+    """What an earlier ``inside.json`` names, and itself at last; the rest there is somebody's own."""
+    described_by = folder / f"{INSIDE}.json"
+    try:
+        stored = _StoredSection.model_validate_json(described_by.read_bytes())
+    except (OSError, ValueError):
+        return []
+    names = [f"{picture.name}.png" for picture in stored.pictures] + [
+        f"{file}.csv" for file in stored.tables
+    ]
+    return [*(folder / name for name in names), described_by]
 
 
 def read_section(folder: Path) -> Section:

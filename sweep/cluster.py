@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import signal
 import socket
 import warnings
@@ -29,12 +28,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from errors import StoppedError, UserError, first_line, last_line
 from sweep.hardware import cpu_model
 from sweep.options import SweepOptions
+from sweep.ray_home import (
+    NotStartedError,
+    make_token,
+    protect_token,
+    ray_folder,
+    temporary_files_in,
+    token_file,
+)
 from sweep.terminal import say
 
 _ANSWERS_WITHIN = 5.0  # seconds, to take a connection, and to speak as Ray does
 _CLIENT = "ray://"
 _TINY = 1e-9  # 1.0 // 0.1 is 9
-_TOKEN = Path.home() / ".ray" / "auth_token"
 PROJECT = Path(__file__).resolve().parent.parent
 NOT_FOR_WORKERS = ".git .venv mlruns mlflow.db optuna.db results ray_results tests docs".split()
 _PACKAGES = ("torch", "transformers", "accelerate", "ray", "mlflow")
@@ -57,36 +63,36 @@ class Resources:
 @contextmanager
 def ray_session(address: str | None, dashboard_host: str) -> Iterator[str]:
     """Start Ray here, or join the cluster at ``address``; yields the dashboard's address."""
+    protect_token()
     if address:
         check_cluster(address)
-    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
-        arguments["address"] = address
-        if not _job_brings_the_project():
-            arguments["runtime_env"] = {"working_dir": str(PROJECT), "excludes": NOT_FOR_WORKERS}
-    else:
-        # "local": never somebody else's cluster that happens to run on this machine
-        arguments |= {"address": "local", "include_dashboard": True, "dashboard_host": dashboard_host}
+        with _connected({"address": address} | _project(), address) as dashboard:
+            yield dashboard
+        return
+    make_token()
+    # "local": never somebody else's cluster that happens to run on this machine
+    local = {"address": "local", "include_dashboard": True, "dashboard_host": dashboard_host}
+    with ray_folder() as folder, _connected(local | {"_temp_dir": str(folder)}) as dashboard:
+        yield dashboard
+
+
+@contextmanager
+def _connected(arguments: dict[str, Any], address: str | None = None) -> Iterator[str]:
+    arguments |= {"log_to_driver": False, "logging_level": logging.ERROR}
     on_termination = signal.getsignal(signal.SIGTERM)
-    with warnings.catch_warnings(), contextlib.nullcontext() if address else _on_loopback():
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        if not address:
+            stack.enter_context(_on_loopback())
+            stack.enter_context(temporary_files_in(Path(arguments["_temp_dir"]).parent))
         warnings.simplefilter("ignore")
         context = _connect(address, arguments)
     signal.signal(signal.SIGTERM, on_termination)  # Ray puts its own in its place, which stops at once
-    with contextlib.suppress(OSError):  # Ray lets every account of the machine read its token
-        _TOKEN.chmod(0o600)
-    failed = True  # until shown otherwise; then Ray's logs are worth keeping
     try:
         yield context.dashboard_url or ""
-        failed = False
-    except KeyboardInterrupt:
-        failed = False
-        raise
     except ray.exceptions.RayError as error:
         raise StoppedError(f"Ray has failed ({last_line(error)}): run the same command again") from error
     finally:
         ray.shutdown()
-        if not (address or failed):
-            shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)
 
 
 @contextmanager
@@ -103,10 +109,15 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def _job_brings_the_project() -> bool:
-    """Inside ``ray job submit --working-dir``; Ray refuses a driver that names another working_dir."""
+def _project() -> dict[str, Any]:
+    """The workers of a cluster bring this project along, unless it is a job's.
+
+    Ray refuses a driver that names another working_dir than ``ray job submit --working-dir`` has.
+    """
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    return "working_dir" in (job.get("runtime_env") or {})
+    if "working_dir" in (job.get("runtime_env") or {}):
+        return {}
+    return {"runtime_env": {"working_dir": str(PROJECT), "excludes": NOT_FOR_WORKERS}}
 
 
 def check_cluster(address: str) -> None:
@@ -117,9 +128,9 @@ def check_cluster(address: str) -> None:
         raise _unreachable(address, error) from error
 
 
-def _unreachable(address: str | None, error: BaseException) -> UserError:
-    where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-    return UserError(f"{where} cannot be reached ({first_line(error)}): check --ray-address")
+def _unreachable(address: str, error: BaseException) -> UserError:
+    reason = first_line(error)
+    return UserError(f"the Ray cluster at {address} cannot be reached ({reason}): check --ray-address")
 
 
 def _check_answers(address: str) -> None:
@@ -143,7 +154,8 @@ def _check_answers(address: str) -> None:
                 ask(asked, timeout=_ANSWERS_WITHIN, wait_for_ready=True)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-                raise ConnectionError(f"its token is not the one in RAY_AUTH_TOKEN or {_TOKEN}") from None
+                ours = f"the one in RAY_AUTH_TOKEN or {token_file()}"
+                raise ConnectionError(f"its token is not {ours}") from None
             raise ConnectionError("what listens there is no Ray") from None
         except grpc.FutureTimeoutError:
             raise ConnectionError("what listens there is no Ray") from None
@@ -159,7 +171,9 @@ def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
             raise KeyboardInterrupt from error
         if not isinstance(error, OSError | ValueError | RuntimeError | ray.exceptions.RayError):
             raise
-        raise _unreachable(address, error) from error
+        if address:
+            raise _unreachable(address, error) from error
+        raise NotStartedError(f"Ray does not start on this machine ({first_line(error)})") from error
 
 
 def _end_children(before: set[psutil.Process]) -> None:

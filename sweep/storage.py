@@ -3,10 +3,11 @@
 import contextlib
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,14 +20,26 @@ from sweep.plan_summary import gigabytes
 from tracking import sqlite_file
 from trainables.checkpoint import TrialFolder
 
+_MARK = ".batchscale"
+_MARK_LINE = "batchscale keeps a study here: trials, tune and scratch are its own, and it removes them\n"
+_LOCK = re.compile(r"(process \d+ on .*(\n[0-9a-f]{32}(-\d+)?)?)?")  # empty where a kill came in between
+_LONGEST = 1000  # characters of either, and more
+_OURS = {  # what lies in the folders of a study: by this, and a lock, one of an earlier version is known
+    "trials": re.compile("[0-9a-f]{12}"),
+    "tune": re.compile(r"\d{8}-\d{6}-\d{6}"),
+    "scratch": re.compile("tmp[a-z0-9_]{8}"),
+    "journal": re.compile(r"[0-9a-f]{12}\.jsonl"),  # of which this version reads nothing
+}
+_GIVE_ANOTHER = "give another --storage-path or --name"
 _SCRATCH_COPIES = 3  # of weights: best and last model, and the copy that is uploaded
 
 
 class StudyStorage:
     """``trials/`` holds checkpoints, ``tune/`` what Ray Tune notes, ``scratch/`` temporary files.
 
-    Every machine of a cluster must see the folder under the same path. UserError where it is not a
-    folder or cannot be written.
+    Every machine of a cluster must see the folder under the same path. It is marked as this program's:
+    nothing is removed from any other. UserError where it is not a folder, cannot be written, or holds
+    something else.
     """
 
     def __init__(self, storage_path: str, study: str) -> None:
@@ -37,11 +50,14 @@ class StudyStorage:
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"--storage-path {storage_path} is no folder: {first_line(error)}") from error
         self.study = study
-        self.path = writable_folder(root / study, "--storage-path")
+        self.path = root / study
         self.trials = self.path / "trials"
         self.tune = self.path / "tune"
         self._scratch = self.path / "scratch"
+        self._mark = self.path / _MARK
         self._lock = root / f"{study}.lock"
+        self._check_ours()
+        writable_folder(self.path, "--storage-path")
         # tags by which a command with another storage recognises the one that works here
         self.owner: dict[str, str] = {}
 
@@ -51,7 +67,11 @@ class StudyStorage:
 
     def clear(self) -> None:
         """Remove the checkpoints of every trial."""
-        shutil.rmtree(self.trials, ignore_errors=True)
+        for folder in self._trial_folders():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _trial_folders(self) -> list[Path]:
+        return [path for name, path in _names(self.trials).items() if _OURS["trials"].fullmatch(name)]
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
@@ -73,45 +93,100 @@ class StudyStorage:
             raise UserError(
                 f"cannot lock {self._lock} ({first_line(error)}): choose another --storage-path"
             ) from error
-        before = tempfile.tempdir
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(lock.release)
+            self._check_ours()  # the command that had the study may have left it otherwise
+            self._put_mark()
+            stack.callback(self._tidy)
             place = f"-{self._lock.stat().st_ino}"  # a copy of the folder is another storage
             storage_id = storage_id if storage_id.endswith(place) else uuid4().hex + place
             process = f"process {os.getpid()} on {platform.node()}"
             self.owner = {"process": process, "storage_id": storage_id}
             self._lock.write_text("\n".join(self.owner.values()))
             shutil.rmtree(self._scratch, ignore_errors=True)
-            self._scratch.mkdir(parents=True)
+            self._scratch.mkdir()
+            stack.callback(setattr, tempfile, "tempdir", tempfile.tempdir)
             tempfile.tempdir = str(self._scratch)
             yield
-        finally:
-            tempfile.tempdir = before
-            self._tidy()
-            lock.release()
+
+    def _check_ours(self) -> None:
+        """Raise UserError where something is in the way that is not this program's. Writes nothing."""
+        for folder in (self.path, self.trials, self.tune, self._scratch):
+            _check_kind(folder, os.path.isdir, "no folder")
+        for file in (self._mark, self._lock):
+            _check_kind(file, os.path.isfile, "no file")
+        lock, mark = _text(self._lock), _text(self._mark)
+        if not _LOCK.fullmatch(lock):
+            raise UserError(f"{self._lock} is not this program's: {_GIVE_ANOTHER}")
+        if not _MARK_LINE.startswith(mark):  # a kill may have cut it short
+            raise UserError(f"{self._mark} is not this program's: {_GIVE_ANOTHER}")
+        names = _names(self.path)
+        is_earlier = lock and all(map(_is_earlier, names.values()))
+        if names and _MARK not in names and not is_earlier:
+            some = ", ".join(sorted(names)[:3])
+            raise UserError(f"{self.path} holds what is not this program's ({some}): {_GIVE_ANOTHER}")
+        for folder in self._trial_folders():
+            _check_kind(folder, os.path.isdir, "no folder")
+
+    def _put_mark(self) -> None:
+        """Mark the folder, which is empty or this program's, before anything else is written into it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if _text(self._mark) != _MARK_LINE:
+            self._mark.write_text(_MARK_LINE)
 
     def _tidy(self) -> None:
         """Remove what no re-run reads, and the folders that nothing is left in."""
         for folder in (self.tune, self._scratch):
             shutil.rmtree(folder, ignore_errors=True)
-        for folder in (self.trials, self.path):
-            with contextlib.suppress(OSError):  # not empty: unfinished trials, or somebody else's files
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # not empty: unfinished trials
+            self.trials.rmdir()
+        with contextlib.suppress(OSError):
+            if _names(self.path).keys() == {_MARK}:  # else unfinished trials, or somebody's own files
+                self._mark.unlink()
+                self.path.rmdir()
 
     def _holder(self) -> tuple[str, str]:
         """The process that holds the lock, or held it last, and what this storage is called in MLflow."""
-        with contextlib.suppress(OSError, ValueError):
-            process, _, storage_id = self._lock.read_text().partition("\n")
-            return process, storage_id
-        return "", ""
+        process, _, storage_id = _text(self._lock).partition("\n")
+        return process, storage_id
+
+
+def _check_kind(path: Path, is_kind: Callable[[Path], bool], otherwise: str) -> None:
+    """Raise UserError for what is there and is a link, or of another kind."""
+    is_link = os.path.lexists(path) and path.is_symlink()
+    if is_link or (os.path.lexists(path) and not is_kind(path)):
+        what = "a link" if is_link else otherwise
+        raise UserError(f"{path} is {what}: {_GIVE_ANOTHER}")
+
+
+def _is_earlier(path: Path) -> bool:
+    """Whether a folder is one of those that an earlier version, which set no mark, has left of a study."""
+    kind = _OURS.get(path.name)
+    return kind is not None and path.is_dir() and all(map(kind.fullmatch, _names(path)))
+
+
+def _names(folder: Path) -> dict[str, Path]:
+    """What is in a folder; empty where there is none, UserError where it cannot be read."""
+    try:
+        return {path.name: path for path in folder.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise UserError(f"cannot read {folder} ({first_line(error)}): {_GIVE_ANOTHER}") from error
+
+
+def _text(file: Path) -> str:
+    """What a file holds, as far as the program may read it."""
+    with contextlib.suppress(OSError), file.open(errors="replace") as opened:
+        return opened.read(_LONGEST)
+    return ""
 
 
 def writable_folder(folder: Path, flag: str) -> Path:
     """Create the folder; UserError naming the flag where that, or writing into it, is impossible."""
-    probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()  # without a name, where the file system can
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write to {folder} ({first_line(error)}): choose another {flag}") from error
     return folder

@@ -228,9 +228,13 @@ def test_the_command_takes_sentences_rule_layer_and_head(small_study, tmp_path, 
     pictures = {p["name"]: p for p in json.loads((folder / "inside.json").read_text())["pictures"]}
     assert list(pictures) == ["attention_1", "attention_2", "landscape", "error_rates"]
     assert "layer 1, head 2, rule sqrt: given sentence" in pictures["attention_1"]["title"]
-    # the files of this analysis go with the next one
+    # the files of this analysis go with the next one, and nobody else's
+    own = [folder / name for name in ("mine.csv", "mine.png", "mine.json")]
+    for path in own:
+        path.write_text("mine")
     write_inside(small_study, STUDY, str(tmp_path), View(texts=["dull"]))
     assert not (folder / "attention_2.png").exists()
+    assert [path.read_text() for path in own] == ["mine"] * 3
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 """How many trials run at once, and on what: counted per machine, because a trial runs on one."""
 
 import subprocess
+import tempfile
+from pathlib import Path
 
+import psutil
 import pytest
+from ray._private import ray_constants
 
 from errors import UserError
 from sweep.cluster import Resources, fitting_resources, ray_session
@@ -64,14 +68,20 @@ def test_a_driver_that_is_new_enough_is_not_mentioned(cuda):
     check_version("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release", cuda)
 
 
-def test_ray_that_cannot_start_ends_no_process_of_others(monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
+def test_ray_that_cannot_start_says_where_its_logs_are_and_ends_no_process_of_others(monkeypatch, capsys):
+    monkeypatch.setattr(ray_constants, "DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES", 1000)
     somebody_elses = subprocess.Popen(["sleep", "600"])
-    try:
-        with pytest.raises(UserError) as raised, ray_session(None, "127.0.0.1"):
-            pass
-        assert "Ray on this machine cannot be reached" in message(raised)
-        assert somebody_elses.poll() is None
-    finally:
-        somebody_elses.kill()
-        somebody_elses.wait()
+    with tempfile.TemporaryDirectory(prefix="w-", dir="/tmp") as folder:  # short, which Ray's sockets need
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        try:
+            with pytest.raises(UserError) as raised, ray_session(None, "127.0.0.1"):
+                pass
+            assert "Ray does not start on this machine (Attempting to cap object store" in message(raised)
+            alive = {child.pid for child in psutil.Process().children() if child.status() != "zombie"}
+            assert alive == {somebody_elses.pid}
+        finally:
+            somebody_elses.kill()
+            somebody_elses.wait()
+        (logs,) = Path(folder).glob("*/r/session_[0-9]*/logs")
+        assert list(logs.glob("gcs_server*"))
+        assert capsys.readouterr().out == f"Ray's logs are kept in {logs}\n"
