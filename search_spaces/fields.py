@@ -48,7 +48,7 @@ def one_of(kind: str, choices: Iterable[str]) -> AfterValidator:
 
 
 Text = Annotated[str, Field(min_length=1), AfterValidator(showable)]
-Line = Annotated[str, AfterValidator(_one_line)]
+ONE_LINE = AfterValidator(_one_line)  # of a sentence, which a file may break into several
 Encoding = Annotated[str, AfterValidator(_encoding)]
 Count = Annotated[int, Field(gt=0, le=LARGEST)]
 

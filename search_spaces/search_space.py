@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationErro
 from pydantic.dataclasses import dataclass as validated
 
 from errors import UserError, unknown
-from search_spaces.fields import Line, user_error
+from search_spaces.fields import ONE_LINE, user_error
 from search_spaces.trial_config import DATA, FIELDS, LEARN_NOTHING, TrialConfig
 
 SAMPLERS = ("tpe", "random", "qmc", "gp")
@@ -88,8 +88,8 @@ class SearchSpace(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: Line
-    question: Line
+    name: Annotated[str, ONE_LINE]
+    question: Annotated[str, ONE_LINE]
     parameters: Mapping[str, Parameter]
     settings: Mapping[str, Any] = {}
     trials: Annotated[int, Field(ge=1)] = 30

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from errors import UserError, unknown
-from search_spaces.fields import Line, Text, one_of, user_error
+from search_spaces.fields import ONE_LINE, Text, one_of, user_error
 from search_spaces.trial_config import TrialConfig
 
 BUDGETS = ("examples", "steps")
@@ -33,7 +33,7 @@ class Space(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     name: Text
-    question: Annotated[Line, Field(min_length=1)]
+    question: Annotated[str, Field(min_length=1), ONE_LINE]
     models: Annotated[tuple[Text, ...], _LISTED]
     target_batch_sizes: Annotated[tuple[int, ...], _LISTED]
     scaling_rules: Annotated[tuple[str, ...], _LISTED]
