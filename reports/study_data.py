@@ -64,6 +64,8 @@ class StoredPlan(BaseModel):
             raise ValueError("a split without examples")
         if not (self.cells or self.search):
             raise ValueError("no cells")
+        if len({(cell.point, cell.config.seed) for cell in self.cells}) < len(self.cells):
+            raise ValueError("two cells with the same model, target batch size, scaling rule and seed")
         if not set(self.baselines) <= set(GRID):
             raise ValueError(f"a baseline on an axis other than {', '.join(GRID)}")
         return self

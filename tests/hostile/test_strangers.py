@@ -179,8 +179,23 @@ def in_dataset(**changes):
     return lambda plan: plan | {"dataset": plan["dataset"] | changes}
 
 
+def every_model_in(*folders):
+    """Each cell once for every folder that its model may lie in."""
+    return lambda plan: (
+        plan
+        | {
+            "cells": [
+                cell | {"config": cell["config"] | {"model": f"{folder}/{cell['config']['model']}"}}
+                for cell in plan["cells"]
+                for folder in folders
+            ]
+        }
+    )
+
+
 BROKEN_PLANS = {
     "no cells": lambda plan: plan | {"cells": []},
+    "two models of one name": every_model_in("a", "b"),
     "a cell that is a text": lambda plan: plan | {"cells": ["x"]},
     "an axis that is none": lambda plan: plan | {"baselines": {"__class__": 1}},
     "no data set": lambda plan: plan | {"dataset": None},
