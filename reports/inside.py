@@ -1,5 +1,6 @@
 """``analyze``: from a study in MLflow to the section that looks inside its best-epoch models."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,7 +102,9 @@ def write_inside(
         looks[str(trial_hash)] = _look(run, own.drop_duplicates("row_id"), shown, view)
     section = _section(data, answers, looks, sentences, view)
     write_section(section, folder)
-    invocation.log_folder(folder, INSIDE)
+    with tempfile.TemporaryDirectory() as uploaded:  # without what else lies in the folder
+        write_section(section, Path(uploaded))
+        invocation.log_folder(Path(uploaded), INSIDE)
     return section, folder
 
 

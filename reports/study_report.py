@@ -114,24 +114,32 @@ def write_report(
         "mlflow": pages,
         "logged_at": store.run_url(newest.run_id, REPORT_TAB),
     }
-    folder = Path(results_path) / study
-    make_folder(folder / _PICTURES)
-    for picture in _pictures(found.answer, found.galleries):
-        (folder / _PICTURES / f"{picture.name}.png").write_bytes(picture.png)
-    if inside:
-        write_section(inside, folder / INSIDE)
     frames = {name: table.frame for name, table in found.tables.items()} | {"results": results_frame(data)}
     # verdicts have more to say in a file, unrounded, than fits into their tables
     frames |= {name: each.verdicts.assign(sentence=sentences(each)) for name, each in families.items()}
     files = {f"{name}.csv": csv_text(frame) for name, frame in frames.items() if not frame.empty}
     files |= {name: render(template, page) for name, template in _TEMPLATES.items()}
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    newest.log_folder(folder)
+    folder, pictures = Path(results_path) / study, list(_pictures(found.answer, found.galleries))
+    _write(folder, files, pictures, inside)
+    with tempfile.TemporaryDirectory() as uploaded:  # without what else lies in the folder
+        _write(Path(uploaded), files, pictures, inside)
+        newest.log_folder(Path(uploaded))
     newest.describe(render("description.md.jinja", page))
     shown = [found.tables[name] for name in ("steps_to_target",) if name in found.tables]
     results = [*result_tables(data, compact=True), *shown]
     return Report(found.headline, results, outside, folder / "report.html", pages)
+
+
+def _write(
+    folder: Path, files: Mapping[str, str], pictures: Iterable[Picture], inside: Section | None
+) -> None:
+    make_folder(folder / _PICTURES)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for picture in pictures:
+        (folder / _PICTURES / f"{picture.name}.png").write_bytes(picture.png)
+    if inside:
+        write_section(inside, folder / INSIDE)
 
 
 @dataclass

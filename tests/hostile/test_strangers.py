@@ -263,3 +263,16 @@ def test_pictures_of_two_models_never_share_a_file():
     slugs = [slug(name) for name in names]
     assert len(set(slugs)) == len(names)
     assert all(len(s) < 100 and "/" not in s and s.strip(".") for s in slugs)
+
+
+@pytest.mark.parametrize("command", ["report", "analyze"])
+def test_a_file_of_ones_own_beside_a_report_stays_and_is_not_uploaded(strange, command):
+    results = strange.folder / "results" / STUDY
+    for place in (results, results / "pictures", results / "inside"):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "notes.csv").write_text("mine")
+    assert strange.report(command) == 0
+    assert len([path for path in results.rglob("notes.csv") if path.read_text() == "mine"]) == 3
+    uploaded = {path.name for path in (strange.folder / "mlruns").rglob("*")}
+    assert {"report.html", "test_accuracy.png"} <= uploaded
+    assert "notes.csv" not in uploaded
