@@ -273,6 +273,8 @@ def test_a_file_of_ones_own_beside_a_report_stays_and_is_not_uploaded(strange, c
         (place / "notes.csv").write_text("mine")
     assert strange.report(command) == 0
     assert len([path for path in results.rglob("notes.csv") if path.read_text() == "mine"]) == 3
-    uploaded = {path.name for path in (strange.folder / "mlruns").rglob("*")}
-    assert {"report.html", "test_accuracy.png"} <= uploaded
-    assert "notes.csv" not in uploaded
+    run_id = StudyStore(strange.uri, STUDY).read_runs().invocations[0].run_id
+    folders = ("", "pictures", "inside") if command == "analyze" else ("", "pictures")
+    uploaded = {file.path for place in folders for file in strange.client.list_artifacts(run_id, place)}
+    assert {"report.html", "pictures/test_accuracy.png"} <= uploaded
+    assert not [path for path in uploaded if path.endswith("notes.csv")]
