@@ -56,6 +56,7 @@ _NOISE = _Curve(
     "noise scale (examples, log scale)",
     "Few windows are measured in an epoch: read the trend, not the single point.",
 )
+_LOGARITHMIC = (_LEARNING_RATE, _NOISE)
 
 
 def curve_pictures(study: StudyData) -> tuple[list[Picture], list[Picture]]:
@@ -87,7 +88,7 @@ def _curves(metrics: Mapping[str, str]) -> tuple[list[_Curve], list[_Curve]]:
 
 
 def _lines(study: StudyData, model: str, curve: _Curve) -> list[tuple[TrialData, pd.Series]]:
-    """The curve of each trial that has logged it."""
+    """The curve of each trial that has logged it, and on a logarithmic axis something that it can show."""
     lines, examples = [], study.plan.dataset.sizes["train"]
     for trial in study.trials_of(model):
         if curve.over == "epoch":
@@ -96,7 +97,8 @@ def _lines(study: StudyData, model: str, curve: _Curve) -> list[tuple[TrialData,
             line = trial.steps.get(curve.column, pd.Series(dtype=float)).dropna()
         if curve.over == "examples":
             line = line.set_axis([trial.config.examples_seen(step, examples) for step in line.index])
-        if not line.empty:
+        shown = line[(line > 0) & (line < math.inf)] if curve in _LOGARITHMIC else line
+        if not shown.empty:
             lines.append((trial, line))
     return lines
 
@@ -123,7 +125,7 @@ def _line_picture(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if curve.over == "step":
         axes.set_xscale("log")
-    if curve in (_LEARNING_RATE, _NOISE):
+    if curve in _LOGARITHMIC:
         axes.set_yscale("log")
     return model_picture(drawn, model, curve.name, curve.title, caption=curve.caption, alt=alt)
 

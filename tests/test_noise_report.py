@@ -193,6 +193,14 @@ def test_where_nothing_was_measured_there_is_no_row_and_no_picture():
 
 
 def test_a_noise_scale_that_is_nowhere_known_is_a_dash_and_no_point():
-    study, _ = trial_with(epochs([(3.0, -1.0)], [(3.0, -1.0)]).drop(columns="noise_scale"))
-    assert noise_table(study).frame.iloc[0][WHOLE] == "–, 2 windows"
-    assert list(noise_pictures(study)) == []
+    """Not even on the picture by epoch, whose logarithmic axis has no place for it."""
+    for terms in ([(3.0, -1.0)], [(3.0, -1.0)]), ([(3.0, -1.0)],), ([(3.0, 0.0)], [(3.0, -1.0)]):
+        with np.errstate(divide="ignore"):
+            study, _ = trial_with(epochs(*terms))
+        assert noise_table(study).frame.iloc[0][WHOLE].startswith(f"–, {len(terms)} window")
+        assert list(noise_pictures(study)) == []
+
+
+def test_of_a_picture_by_epoch_what_is_positive_is_shown():
+    study, _ = trial_with(epochs([(3.0, -1.0)], [(3.0, 1.0)]))
+    assert [picture.name for picture in noise_pictures(study)] == ["tiny_noise_scale_by_epoch"]

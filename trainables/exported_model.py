@@ -22,6 +22,7 @@ from trainables.batches import TokenTensors, pad_token, tokenize
 from trainables.encoders import EncoderAssets, EncoderForClassification
 from trainables.evaluation import evaluate
 from trainables.own_config import without_foreign_code
+from trainables.own_files import check_model_folder
 
 _WEIGHTS = "model.safetensors"
 _CLASSIFIER = "classifier.json"
@@ -85,6 +86,7 @@ def load_exported_model(folder: Path, attention: str | None = None) -> ExportedM
     """
     values = json.loads((folder / _CLASSIFIER).read_text())
     card = ClassifierCard(**values | {"label_names": tuple(values["label_names"])})
+    check_model_folder(folder)
     stored = AutoConfig.from_pretrained(folder, attn_implementation=attention, trust_remote_code=False)
     config = without_foreign_code(stored)
     model = EncoderForClassification(config, len(card.label_names), card.dropout, seed=0)

@@ -29,13 +29,21 @@ def check_data_folder(folder: Path) -> None:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise UserError where a model's folder names weights outside it, or is a part of another model."""
+    """Raise UserError where a model's folder names files outside it, or is a part of another model."""
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} holds an adapter of another model: merge the two and give the result")
     for name in _WEIGHT_MAPS:
         if (folder / name).is_file():
             index = json.loads((folder / name).read_text(encoding="utf-8"))
             _check(folder, name, _texts(list(index["weight_map"].values())))
+    name = "tokenizer_config.json"
+    if (folder / name).is_file():
+        config = json.loads((folder / name).read_text(encoding="utf-8"))
+        if isinstance(
+            config, dict
+        ):  # where there is no tokenizer.json, these are opened, from where we are
+            named = _texts([config.get(each) for each in ("vocab", "merges", "init_inputs")])
+            _check(folder, name, map(os.path.abspath, named))
 
 
 def _files_of(config: Any) -> list[Any]:

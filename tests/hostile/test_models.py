@@ -169,6 +169,18 @@ def test_a_model_may_name_its_own_weights(model):
     assert load_encoder(str(model), TEXTS)
 
 
+@pytest.mark.parametrize("key", ["vocab", "init_inputs"])
+def test_a_tokenizer_reads_no_vocabulary_outside_its_folder(model, exported, tmp_path, key):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("[UNK]\n[PAD]\nmine\n")
+    for folder in (model, exported):
+        (folder / "tokenizer.json").unlink()
+        value = [str(secret)] if key == "init_inputs" else str(secret)
+        change(folder, "tokenizer_config.json", tokenizer_class="BertTokenizer", **{key: value})
+    assert f"names '{secret}'" in refusal(load_encoder, str(model), TEXTS)
+    assert f"names '{secret}'" in refusal(load_exported_model, exported)
+
+
 def test_an_adapter_does_not_bring_another_model(model):
     change(model, "adapter_config.json", base_model_name_or_path="org/other")
     assert "holds an adapter of another model" in refusal(count_parameters, str(model))
