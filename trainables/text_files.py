@@ -44,6 +44,10 @@ def read_table(path: Path, encoding: str) -> TextTable:
             guess = "utf-16" if file.read(2) in _UTF_16_MARKS else "cp1252"
         advice = f"such as --encoding {guess}" if guess != encoding else "with --encoding"
         raise UserError(f"{path} is not in {encoding}: give the encoding that it has, {advice}") from error
+    except RecursionError as error:
+        raise UserError(
+            f"{path} is nested too deeply: write objects with a text and a label each"
+        ) from error
 
 
 def _read_csv(path: Path, codec: str) -> TextTable:

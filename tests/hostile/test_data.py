@@ -210,6 +210,8 @@ def test_deeply_nested_json_is_a_line_wherever_it_lies(tmp_path, depth):
             write(places[-1] / "train.jsonl", [("a fine film", 0), ("dull", 1)])
     said = read_elsewhere(*places)
     assert [line[:9] for line in said] == ["refused: "] * len(places)
+    files = [line for line, place in zip(said, places, strict=True) if place.is_file()]
+    assert all("nested too deeply: write objects with a text and a label each" in line for line in files)
 
 
 def test_the_classes_that_a_readme_declares_are_those_of_json_files(tmp_path):
