@@ -71,7 +71,7 @@ def test_the_registered_model_is_the_best_by_val_acc_and_not_by_test_acc(plan, e
 
 
 def test_of_equally_good_models_the_earliest_in_the_plan_is_registered(plan, empty_store, tmp_path):
-    assert registered(plan, empty_store, tmp_path, [0.5, 0.75, 0.75], [0.5, 0.5, 0.5]) == 1
+    assert registered(plan, empty_store, tmp_path, [0.5, 0.75, 0.75], [0.25, 0.5, 0.5]) == 1
 
 
 # -- whose study it is -----------------------------------------------------------------------------
