@@ -9,9 +9,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from ray.tune.experiment import Trial as TuneTrial
 
+from search_spaces.search_space import COMPLETE, Outcome
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
 from sweep.progress import Progress
+from sweep.search import Proposer, Search
 from sweep.storage import StudyStorage, check_disk_space
 from sweep.study import Sweep
 from sweep.training import Recorder
@@ -158,20 +160,22 @@ def test_assets_differ_where_only_the_settings_of_the_model_do(splits, tmp_path)
 # -- what a trial reports --------------------------------------------------------------------------
 
 
-def recording(plan, store, storage, assets=MappingProxyType({})):
-    """A recorder of the plan's first trial, its writer, and that trial as Tune would hand it over."""
+def recording(plan, store, storage, assets=MappingProxyType({}), search=None):
+    """A recorder of the first trial, its writer, and that trial as Tune would hand it over."""
+    config = search.next() if search else first(plan)
     invocation = store.start_invocation("title", plan.to_dict(), {})
     writer = store.background()
     recorder = Recorder(
         plan,
         lambda config: store.open_trial([config], "trial", plan.dataset, invocation, {}),
+        search=search,
         assets=assets,
         storage=storage,
         writer=writer,
         progress=Progress(["val_acc"], concurrent=1, expected=1),
     )
-    recorder.trial_proposed(first(plan), "trial")
-    trial = TuneTrial("noop", config={"trial": first(plan).to_dict()}, stub=True)
+    recorder.trial_proposed(config, "trial")
+    trial = TuneTrial("noop", config={"trial": config.to_dict()}, stub=True)
     recorder.on_trial_start(0, [], trial)
     return recorder, writer, trial
 
@@ -204,6 +208,29 @@ def test_a_trial_trained_again_to_other_numbers_gets_a_run_of_its_own(plan, stor
     assert before != after
     assert losses == {1: 0.6, 2: 0.61}
     assert "evaluation 2 of trial is there with another val_loss" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_is_told_again_after_a_death_counts_once(store, storage):
+    options = SweepOptions(space="best_config", name="films", demo=True, epochs=2, eval_size=60, trials=1)
+    plan = make_plan(options, bf16_available=False)
+    search = Search(
+        plan.space,
+        Proposer(plan.space, chance=0.5),
+        resolve=plan.searched,
+        known={},
+        outcomes={},
+        keep=lambda *_: None,
+    )
+    recorder, writer, trial = recording(plan, store, storage, search=search)
+    evaluations = [report(1, train_acc=0.5, val_acc=0.5), report(2, train_acc=0.5, val_acc=0.75)]
+    for each in (evaluations[0], *evaluations):  # the worker died behind the first, which it tells again
+        recorder.on_trial_result(1, [], trial, {"report": each, "earlier": [], "damaged": []})
+    recorder.on_trial_complete(1, [], trial)
+    assert writer.wait(60)
+    (run,) = store.read_runs().trials.values()
+    complete = Outcome(COMPLETE, (0.5, 0.75))
+    assert (run.outcome(), search.outcomes) == (complete, {run.tags["trial_hash"]: complete})
+    assert run.metrics["best_epoch"] == 2
 
 
 def train_and_report(plan, store, storage, assets):

@@ -8,11 +8,14 @@ import threading
 from functools import partial
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED
+from mlflow.tracking import MlflowClient
 
 from errors import StoreAwayError, StoreFailedError
 from tests.faults.servers import mlflow_server
 from tests.helpers import make_config
-from tests.test_tracking import BEST, DATASET, LABELS, ROWS, model_files, report
+from tests.test_tracking import BEST, DATASET, LABELS, RESULTS, ROWS, model_files, report
 from tracking import StudyStore, connection
 
 WAIT = 60.0
@@ -88,6 +91,39 @@ def test_a_call_waits_until_the_store_is_back_and_the_user_is_told_once(here, ca
     assert away.startswith("the tracking store does not answer (")
     assert back == "the tracking store answers again"
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_call_ends_once_the_store_is_away_for_longer_than_the_patience(empty_store):
+    here = Store(empty_store, patience=0.5)
+    here.take()
+    rescue = threading.Timer(20.0, here.bring_back)  # a call that waits for ever then succeeds
+    rescue.start()
+    with pytest.raises(StoreAwayError, match="does not answer"):
+        here.run.interrupt()
+    rescue.cancel()
+
+
+def test_a_server_that_has_too_many_requests_is_asked_again(here, monkeypatch):
+    write, refused = MlflowClient.log_batch, []
+
+    def refuse_twice(*args, **kwargs):
+        if len(refused) < 2:
+            refused.append(1)
+            raise MlflowException("Too Many Requests", REQUEST_LIMIT_EXCEEDED)  # HTTP's 429
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", refuse_twice)
+    here.run.log_evaluations([report(1)])
+    assert here.epochs() == [1]
+    assert len(refused) == 2
+
+
+def test_a_trial_whose_results_cannot_be_written_does_not_look_trained(here, tmp_path):
+    here.take("metrics")
+    with pytest.raises(StoreFailedError):
+        here.run.log_models(model_files(tmp_path / "best"), None, RESULTS)
+    (found,) = here.store.read_runs().trials.values()
+    assert not found.is_trained
 
 
 def test_writes_wait_longer_than_calls_do_and_are_then_made_in_order(empty_store):

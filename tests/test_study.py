@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from mlflow.tracking import MlflowClient
 from transformers import AutoModel, AutoTokenizer
 
 from reports.study_data import read_study
+from sweep.options import parse_options
+from sweep.plan import make_plan
 from tests.faults import processes
 from tests.faults.study import Command
 from tests.hostile.models import write_encoder
@@ -86,6 +89,21 @@ def test_test_accuracy_is_that_of_the_stored_predictions(study):
         for which, name in {"best": "test_acc", "last": "last_test_acc"}.items():
             assert len(trial.predictions[which]) == 60
             assert trial.metrics[name] == pytest.approx(trial.correct(which).mean(), abs=1e-12)
+
+
+def test_the_card_of_a_model_has_the_epoch_and_the_val_acc_of_its_own_evaluation(study):
+    last_is_best = set()
+    for trial in runs(study)[0]:
+        history = client(study).get_metric_history(trial.info.run_id, "val_acc")
+        val_accs = {metric.step: metric.value for metric in history}
+        best = max(val_accs, key=lambda epoch: (val_accs[epoch], -epoch))
+        last_is_best.add(val_accs[best] == val_accs[2])
+        for which, epoch in {"best_model": best, "last_model": 2}.items():
+            model_id = trial.data.tags[which].removeprefix("models:/")
+            (file,) = (study / "mlruns").rglob(f"{model_id}/artifacts/**/classifier.json")
+            card = json.loads(file.read_text())
+            assert (card["epoch"], card["val_acc"]) == (epoch, val_accs[epoch])
+    assert False in last_is_best  # else a mix-up of the two could not be seen
 
 
 def test_tables_are_printed_and_written_and_logged(study, tmp_path):
@@ -167,22 +185,100 @@ def broken_model(folder):
     encoder.save_pretrained(folder)
 
 
-def test_a_diverged_trial_fails_alone_and_is_named(tmp_path):
-    broken_model(tmp_path / "broken")
-    arguments = (
-        "--space fixed_lr --name diverging --epochs 1 --target-batch-sizes 64 --models bert-tiny ./broken"
-    )
-    code, text = run(tmp_path, *arguments.split(), *SMALL)
-    trials, parents = runs(tmp_path, "diverging")
-    assert code == 1
-    by_model = {Path(run.data.params["model"]).name: run for run in trials}
-    assert by_model["bert-tiny"].info.status == "FINISHED"
-    assert "test_acc" in by_model["bert-tiny"].data.metrics
-    assert by_model["broken"].info.status == "FAILED"
-    assert by_model["broken"].data.tags["failure"].startswith("train_loss is nan at step 1 (epoch 1)")
-    assert "failed: broken · 64 · fixed: train_loss is nan at step 1" in text
-    assert parents[0].info.status == "FAILED"
-    assert "scaling rule: fixed" in text  # the tables are printed all the same
+HARMED = (
+    "--space fixed_lr --name harmed --epochs 2 --target-batch-sizes 64 128 256 --precision fp32 "
+    "--max-failures 1 --store-patience 60"
+).split() + SMALL
+WAITS = "waiting for the tracking store to take what is left"
+HOPELESS = "(failure 2)"  # one attempt more than is allowed
+
+
+def take_store(folder):
+    """Take the store's tables away; returns what brings them back."""
+    tables = ("experiments", "runs")
+
+    def execute(command):
+        with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
+            for table in tables:
+                database.execute(command.format(table=table))
+            database.commit()
+
+    execute("ALTER TABLE {table} RENAME TO {table}_taken")
+    return lambda: execute("ALTER TABLE {table}_taken RENAME TO {table}")
+
+
+@pytest.fixture(scope="module")
+def harmed(tmp_path_factory):
+    """A command in which only the trial of bert-tiny at 64 could come to its end.
+
+    The other model diverges. At 128 a file stands where checkpoints would go, so every attempt fails. At
+    256 the last checkpoint is damaged before the upload. MLflow is away until all training has ended.
+    """
+    folder = tmp_path_factory.mktemp("harmed")
+    plan = make_plan(parse_options("sweep", [*HARMED, "--models", "bert-tiny"]), bf16_available=False)
+    by_size = {config.target_batch_size: trial_hash for trial_hash, config in plan.configs.items()}
+    trials = folder / "ray_results" / "harmed" / "trials"
+    trials.mkdir(parents=True)
+    (trials / by_size[128]).touch()
+    broken_model(folder / "broken")
+    with Command(folder, study=[*HARMED, "--models", "bert-tiny", "./broken"]) as command:
+        assert command.start().wait_for("Ray dashboard"), command.output()
+        bring_back = take_store(folder)
+        command.wait_until(lambda: WAITS in command.said() or HOPELESS in command.said(), 400, WAITS)
+        for file in (trials / by_size[256] / "evaluation-000002").glob("*"):
+            file.write_bytes(file.read_bytes()[:-1])
+        bring_back()
+        command.wait_until(lambda: HOPELESS in command.said(), 400, "the end")
+    return command
+
+
+def by_trial(folder):
+    """The runs of the trials by model and target batch size."""
+    found = {}
+    for run in runs(folder, "harmed")[0]:
+        params = run.data.params
+        found[Path(params["model"]).name, int(params["target_batch_size"])] = run
+    return found
+
+
+def test_a_diverged_trial_fails_alone_and_is_named(harmed):
+    assert harmed.process.returncode == 1
+    trials = by_trial(harmed.folder)
+    assert trials["bert-tiny", 64].info.status == "FINISHED"
+    assert "test_acc" in trials["bert-tiny", 64].data.metrics
+    for size in (64, 128, 256):
+        broken = trials["broken", size]
+        assert broken.info.status == "FAILED"
+        assert broken.data.tags["failure"].startswith("train_loss is nan at step 1 (epoch 1)")
+    assert "failed: broken · 64 · fixed: train_loss is nan at step 1" in harmed.said()
+    assert runs(harmed.folder, "harmed")[1][0].info.status == "FAILED"
+    assert "scaling rule: fixed" in harmed.said()  # the tables are printed all the same
+
+
+def test_the_command_waits_until_all_that_was_trained_is_in_mlflow(harmed):
+    assert WAITS in harmed.said()
+    run = by_trial(harmed.folder)["bert-tiny", 64]
+    history = client(harmed.folder).get_metric_history(run.info.run_id, "val_acc")
+    assert [metric.step for metric in history] == [1, 2]
+    assert run.data.tags["trained"] == "true"
+
+
+def test_a_trial_that_cannot_be_trained_is_tried_again_as_often_as_was_allowed(harmed):
+    again = [line for line in harmed.said().splitlines() if "(failure " in line]
+    assert len(again) == 1
+    assert again[0].startswith("bert-tiny · 128 · fixed: ")
+    assert again[0].endswith("(failure 1)")
+    run = by_trial(harmed.folder)["bert-tiny", 128]
+    assert run.info.status == "FAILED"
+    assert "File exists" in run.data.tags["failure"]
+
+
+def test_a_checkpoint_that_is_not_the_last_is_no_trained_model(harmed):
+    run = by_trial(harmed.folder)["bert-tiny", 256]
+    assert run.info.status == "FAILED"
+    assert "the last checkpoint is missing or damaged" in run.data.tags["failure"]
+    assert "trained" not in run.data.tags
+    assert not run.outputs or not run.outputs.model_outputs
 
 
 def is_up(server):

@@ -190,6 +190,16 @@ def test_a_second_run_that_a_slow_server_made_goes_and_the_one_with_results_stay
     assert store.client.get_run(second.info.run_id).info.lifecycle_stage == "deleted"
 
 
+def test_of_two_runs_of_a_trial_that_hold_results_both_stay_and_the_fuller_one_goes_on(store):
+    fuller = open_trial(store)
+    fuller.log_evaluations([report(1), report(2)])
+    tags = {"trial_hash": make_config().trial_hash}
+    other = store.client.create_run(store.client.get_run(fuller.run_id).info.experiment_id, tags=tags)
+    store.client.log_metric(other.info.run_id, "val_acc", 0.5, step=1)
+    assert open_trial(store).run_id == fuller.run_id
+    assert store.client.get_run(other.info.run_id).info.lifecycle_stage == "active"
+
+
 def test_a_test_finishes_the_run_and_its_predictions_come_back_by_row(store, model):
     run = open_trial(store)
     run.log_evaluations([report(1), report(2)])
