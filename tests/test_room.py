@@ -28,8 +28,8 @@ def test_checkpoints_and_models_on_one_disk_need_room_together(storage, tmp_path
     options = SweepOptions(space="fixed_lr", demo=True, models=["bert-tiny"], target_batch_sizes=[64, 256])
     plan = make_plan(options, bf16_available=False)
     configs = list(plan.configs.values())
-    # for each parameter: two checkpoints of four tensors while one trial is trained, one of two for the other
-    # when it is, and three copies of weights, 52 bytes; thirteen times two models, 104. The disk has 130
+    # bytes for each parameter: 52 for two checkpoints of four tensors (a trial in training), one of two (a
+    # trained one) and three copies of weights; 104 for thirteen times two models. The disk has 130
     large = replace(plan, parameters={"bert-tiny": shutil.disk_usage(tmp_path).free // 130})
     kept, here = [configs[0]] * 13, "sqlite:///mlflow.db"
     assert "make room" in refusal(check_disk_space, large, configs, 1, storage, here, kept=kept)
