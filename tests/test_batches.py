@@ -1,9 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from tests.helpers import CPU, TINY_MODELS
-from trainables.batches import TokenArrays, TokenTensors, epoch_windows, pad_token, tokenize
+from trainables.batches import TokenArrays, TokenTensors, derive_seed, epoch_windows, pad_token, tokenize
 
 PAD = 99
 
@@ -37,6 +39,14 @@ def order(target=64, seed=1, epoch=1):
 def test_order_is_seeded_differs_per_epoch_and_seed_and_not_with_the_target_batch_size():
     assert order(target=1) == order(target=7) == order(target=256) == order()
     assert len({tuple(order(seed=seed, epoch=epoch)) for seed in (1, 2) for epoch in (1, 2)}) == 4
+
+
+def test_no_two_purposes_share_a_seed():
+    numbers = range(25)
+    seeds = [derive_seed(seed, "dropout", *place) for seed, *place in itertools.product(*[numbers] * 3)]
+    seeds += [derive_seed(*each) for each in itertools.product(numbers, ("order", "head"), numbers)]
+    assert len(set(seeds)) == len(seeds) == 25**3 + 2 * 25**2
+    assert 0 <= min(seeds) < max(seeds) < 2**63  # what a generator takes
 
 
 def test_batch_is_padded_to_its_longest_example(data):

@@ -70,6 +70,13 @@ def test_examples_seen_are_those_of_the_windows():
     assert [config.examples_seen(step, 200) for step in range(10)] == [sum(sizes[:n]) for n in range(10)]
 
 
+@pytest.mark.parametrize(("examples", "last"), [(640, 64), (641, 1), (703, 63), (64, 64), (63, 63), (1, 1)])
+def test_a_last_window_that_is_full_is_not_empty(examples, last):
+    assert make_config(target_batch_size=64).last_window(examples) == last
+    *_, window = epoch_windows(examples, 64, seed=1, epoch=1)
+    assert len(window) == last
+
+
 def test_windows_between_two_steps_are_those_of_their_epochs():
     expected = [
         (epoch, number, window.tolist())

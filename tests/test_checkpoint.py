@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 from dataclasses import replace
@@ -257,3 +258,36 @@ def test_what_a_killed_worker_left_is_not_taken_for_a_checkpoint(folder, digest)
     assert folder.newest(digest).folder.name == "evaluation-000003"
     folder.remove_unfinished()
     assert names(folder) == ["evaluation-000002", "evaluation-000003"]
+
+
+def test_the_tenth_evaluation_is_newer_than_the_ninth_and_the_hundredth_than_the_99th(tmp_path):
+    folder = TrialFolder(tmp_path, "0123456789ab")
+    for evaluation in (8, 9, 10, 11, 99, 100, 101):
+        saved = folder.save(evaluation, checkpoint().save)
+        again = TrialFolder(tmp_path, "0123456789ab")  # as another process finds it
+        assert again.newest("fedcba").folder == saved
+    folder.keep_newest()
+    assert [folder.path / name for name in names(folder)] == [saved]
+
+
+def test_a_checkpoint_is_on_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    """A power cut must not leave a complete name over files that are empty: each was flushed as it is."""
+    flushed, placed = {}, []
+    flush, rename = os.fsync, os.rename
+
+    def note_flush(descriptor):
+        flush(descriptor)
+        status = os.fstat(descriptor)
+        flushed[status.st_ino] = (status.st_size, status.st_mtime_ns)
+
+    def note_rename(partial, complete):
+        whole = [Path(partial), *Path(partial).iterdir()]
+        found = {path.stat().st_ino: (path.stat().st_size, path.stat().st_mtime_ns) for path in whole}
+        placed.append((len(found), found.items() <= flushed.items()))
+        rename(partial, complete)
+
+    monkeypatch.setattr(os, "fsync", note_flush)
+    monkeypatch.setattr(os, "rename", note_rename)
+    folder = TrialFolder(tmp_path, "0123456789ab").save(1, checkpoint().save)
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert placed == [(1 + len(FILES), True)]

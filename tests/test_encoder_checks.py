@@ -159,6 +159,20 @@ def test_positions_that_padding_takes_are_no_tokens(folder, words, prepare, mode
     prepare(folder, max_length=128)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [("roberta", 0, 129), ("roberta", 1, 128), ("roberta", 7, 122), ("bert", 0, 130), ("bert", 1, 130)],
+)
+def test_a_roberta_loses_the_positions_up_to_its_padding_and_a_bert_none(folder, words, prepare, case):
+    """RoBERTa as published has pad token 1, and 514 positions for 512 tokens."""
+    model_type, pad, works = case
+    write_small_model(folder, model_type, words, max_position_embeddings=130, pad_token_id=pad)
+    check_max_length(str(folder), works)
+    prepare(folder, max_length=works)  # it runs
+    assert f"{works} works" in refusal(check_max_length, str(folder), works + 1)
+    assert f"{works} works" in refusal(prepare, folder, max_length=works + 1)
+
+
 @pytest.mark.parametrize("length", [161, 1000])
 def test_the_longest_that_works_is_found_by_running(folder, words, prepare, length):
     write_small_model(folder, "bert", words)

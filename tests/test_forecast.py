@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+import time
 
 import numpy as np
 import pytest
@@ -30,9 +31,12 @@ from sweep import calibration
 from sweep.hardware import cpu_model, ran_as_here
 from sweep.options import SweepOptions, parse_options
 from sweep.plan import make_plan
-from tests.helpers import TINY_MODELS, refusal
+from tests.helpers import CPU, TINY_MODELS, refusal, train
 from tests.small_study import OPTIONS, STUDY, write_small_study
 from tracking import StudyStore
+from trainables.assets import prepare_assets
+from trainables.batches import TokenTensors
+from trainables.trial import Trial
 from tune_main import main
 
 CHANCE = assumed(seed_points=0.5, disagreement=0.06)
@@ -71,6 +75,15 @@ def test_the_smallest_difference_of_a_study_with_seeds(of_seeds):
 def test_with_one_seed_it_is_that_of_the_discordant_examples():
     found = smallest_differences(planned("batch_lr_grid"), assumed(None, 0.06))
     assert found == (TrainingsDifference(12, 12, 400).detectable(0.05 / 10),) * 2
+
+
+@pytest.mark.parametrize(("seed_points", "is_found"), [(20, True), (30, False)])
+def test_one_comparison_that_can_find_nothing_is_not_hidden_by_the_others(of_seeds, seed_points, is_found):
+    """At 30 points, those with a control cell's six seeds still find a difference; those of three none."""
+    chance = assumed(seed_points, disagreement=0.3)
+    smallest = power_lines(of_seeds, chance)[1]
+    assert ("80 %: none, however large" in smallest) != is_found
+    assert (forecast(of_seeds, chance, Durations({}, "")).smallest_points is not None) == is_found
 
 
 def test_the_seeds_that_the_margin_takes():
@@ -276,6 +289,35 @@ def test_calibration_times_every_trial(capsys, tmp_path, monkeypatch):
     low, high, total = (float(value) for value in (found[1], found[2] or found[1], found[3]))
     assert 3 * low - 0.25 <= total <= 3 * high + 0.25
     assert 0 < total < 10
+
+
+def test_calibration_reckons_with_every_example_that_a_trial_trains_on_and_is_evaluated_on(
+    capsys, tmp_path, monkeypatch
+):
+    """On a machine where each example takes a second, whatever is done with it."""
+    monkeypatch.chdir(tmp_path)
+    seconds, batch = 0, TokenTensors.batch
+
+    def slow_batch(self, indices):
+        nonlocal seconds
+        seconds += len(indices)
+        return batch(self, indices)
+
+    monkeypatch.setattr(TokenTensors, "batch", slow_batch)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(seconds))
+    words = (
+        "--space fixed_lr --demo --models bert-tiny --target-batch-sizes 64 --train-size 640 "
+        "--eval-size 240 --epochs 2 --evaluations 5 --set noise_every=0 --gpus-per-trial 0"
+    ).split()
+    assert main([*words, "--dry-run", "--calibrate"]) == 0
+    said = re.search(r"minutes a trial: bert-tiny ([\d.]+);", capsys.readouterr().out)[1]
+
+    plan = make_plan(parse_options("sweep", words), bf16_available=False)
+    (config,) = plan.configs.values()
+    trial, seconds = Trial(config, prepare_assets(config, plan.splits).trial, CPU), 0
+    train(trial)
+    assert seconds == 2 * 640 + 5 * (240 + 240)
+    assert float(said) == pytest.approx(seconds / 60, abs=0.05)
 
 
 def test_calibration_is_of_this_machine_and_trains_nothing():

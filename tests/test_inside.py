@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 import tune_main
+from benchmarks.null_studies import Truth, simulated_study
 from reports.attention import Reading, readings, reload_model, text_statistics
 from reports.content import INSIDE, read_section
 from reports.inside import View, write_inside
@@ -19,6 +21,7 @@ from reports.mistakes import (
     NEGATION,
     choose_sentences,
     length_bins,
+    mistakes,
     overlaps,
     read_answers,
     readable,
@@ -118,6 +121,27 @@ def test_shared_and_lone_errors():
     alone = {"64 alone": [11], "256 alone": [12]}
     assert wrong_sets(wrong) == {EVERY: [10], **alone, "1024 alone": [], "some, not all": [14]}
     assert wrong_sets(wrong[[64, 256]]) == {EVERY: [10, 14], **alone}
+
+
+def test_another_seed_adds_no_mistakes():
+    """Three trainings of a cell err on other texts each; what is counted are those of the first seed."""
+    truth = Truth(seeds=3, scaling_rules=("fixed",), deviation=2.0)
+    simulated = simulated_study(truth, np.random.default_rng(0))
+    trials = {}
+    for name, trial in simulated.trials.items():
+        predicted = trial.predictions["best"].assign(margin=0.5)
+        trials[name] = replace(trial, predictions={"best": predicted, "last": predicted})
+    texts = pd.DataFrame({"row_id": range(300), "label": 1, "text": [f"review {i}" for i in range(300)]})
+    answers = read_answers(replace(simulated, trials=trials), texts)
+
+    first = simulated.cells[simulated.cells["seed"] == 0].set_index("target_batch_size")["trial_hash"]
+    wrong = {batch: ~trials[name].correct() for batch, name in first.items()}
+    assert answers.groupby("target_batch_size")["wrong"].agg(["size", "sum"]).to_dict("index") == {
+        batch: {"size": 300, "sum": own.sum()} for batch, own in wrong.items()
+    }
+    assert not mistakes(answers).duplicated(["target_batch_size", "kind", "row_id"]).any()
+    (sentence,) = shared_errors_sentences(overlaps(answers)[0])
+    assert f"of {np.any([*wrong.values()], axis=0).sum()} test texts" in sentence
 
 
 def test_one_batch_size_shares_no_errors(runs):

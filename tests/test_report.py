@@ -1,6 +1,7 @@
 """The report of a study that was really trained, rebuilt from its MLflow store, and of simulated ones."""
 
 import io
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -21,7 +22,14 @@ from reports.content import Gallery, Picture, Section, Table, csv_text
 from reports.sentences import headline
 from reports.study_data import Forecast, StudyData, read_study
 from reports.study_report import render
-from reports.tables import facts, finding_tables, result_tables, results_frame, seed_spread_table
+from reports.tables import (
+    facts,
+    finding_tables,
+    result_tables,
+    results_frame,
+    runs_table,
+    seed_spread_table,
+)
 from reports.verdicts import compare_cells, compare_epochs
 from search_spaces.space import GRID
 from tests.small_study import STUDY
@@ -103,6 +111,30 @@ def test_what_was_expected_stands_beside_what_came(study):
     beside = facts(replace(study, plan=plan), [], compare_cells(study))
     assert beside[time] == f"{told[time]} (1 h 1 min expected)"
     assert beside[smallest] == f"{told[smallest]} (2.3 to 5.0 points expected)"
+
+
+def test_one_comparison_that_could_have_found_nothing_is_not_hidden_by_the_others(study):
+    plan = study.plan.model_copy(update={"forecast": Forecast(smallest_points=(2.34, 5.0))})
+    family, none = compare_cells(study), math.nan
+    for found, said in (
+        ([12.34, 2.0, 3.0], "2.0 to 12.3 points"),
+        ([12.34, none, 3.0], "none, however large"),
+        ([none, none, none], "none, however large"),
+    ):
+        verdicts = family.verdicts.assign(smallest_detectable_points=found)
+        told = facts(replace(study, plan=plan), [], replace(family, verdicts=verdicts))
+        told_smallest = told["Smallest difference found with a probability of 80 %"]
+        assert told_smallest == f"{said} (2.3 to 5.0 points expected)"
+
+
+def test_a_trial_whose_memory_ran_out_is_listed_with_the_size_that_fitted(study, small_study):
+    """Its physical batch size was 16 and is halved in the first evaluation, and in the second again."""
+    (halved, *others) = study.trials
+    evaluations = study.trials[halved].evaluations.assign(physical_batch_size=[8.0, 4.0])
+    trials = {**study.trials, halved: replace(study.trials[halved], evaluations=evaluations)}
+    table = runs_table(replace(study, trials=trials), StudyStore(small_study, STUDY)).frame
+    sizes = dict(zip(table["trial hash"], table["physical batch size"], strict=True))
+    assert sizes == {halved: 4, **dict.fromkeys(others, 16)}
 
 
 def tables(study):

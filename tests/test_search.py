@@ -248,6 +248,33 @@ def test_numbers_are_those_that_are_written_down():
     assert json.loads(json.dumps(store.generations[2])) == store.generations[2]
 
 
+def bounded(low, high, sampler="random"):
+    """A search over one number of a range."""
+    settings = {"model": "bert-tiny", "target_batch_size": 64, "scaling_rule": "fixed", "epochs": EPOCHS}
+    return space(sampler, parameters={"head_dropout": Uniform(low, high)}, settings=settings, trials=12)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_rounding_leaves_no_range(sampler):
+    """To six digits a fifth of this one is 0.123456, below it, and a fifth 0.123458, above."""
+    low, high = 0.1234561, 0.1234579
+    search = Store().open(bounded(low, high, sampler))
+    run(search)
+    assert search.is_finished
+    assert all(low <= each.values["head_dropout"] <= high for each in search.proposals)
+
+
+@pytest.mark.parametrize("end", [0.0, 0.5])
+def test_both_ends_of_a_range_belong_to_it(end):
+    store = Store()
+    run(store.open(bounded(0.0, 0.5)), 5)
+    store.outcomes.popitem()
+    store.generations[1][0]["head_dropout"] = end  # proposed by a command that was killed
+    search = store.open(bounded(0.0, 0.5))
+    assert run(search)[0].head_dropout == end
+    assert search.is_finished
+
+
 def test_tpe_finds_the_optimum_in_fewer_trials_than_random_search():
     needed = defaultdict(list)
     for sampler in ("tpe", "random"):

@@ -440,6 +440,19 @@ def test_the_demo_changes_what_a_file_of_ones_own_does_not_say(tmp_path):
     assert (cell.dataset, cell.precision) == ("mine.csv", "bf16")
 
 
+@pytest.mark.parametrize("said", [{"assignments": ["base_lr=0.002", "epochs=3"]}, {"base_lr": 0.002}])
+def test_the_demo_does_not_change_what_set_or_a_flag_says(tmp_path, said):
+    """Without, base_lr would be the demo's 5e-4, or the file's 3e-5, or searched."""
+    own = written(tmp_path, OWN.replace("    baselines", f"    {SAYS}\n    baselines"))
+    for space in ("batch_lr_grid", own):
+        assert {cell.base_lr for cell in resolved(space=space, demo=True, **said).cells()} == {0.002}
+    own = written(tmp_path, OWN_SEARCH.replace('("bert-tiny",)', '("a", "b")'))
+    for space in ("best_config", own):
+        search = resolved(space=space, demo=True, **said)
+        assert "base_lr" not in search.parameters
+        assert search.settings["base_lr"] == 0.002
+
+
 def test_the_demo_changes_what_the_spaces_here_say():
     (cell, *_) = resolved(space="batch_lr_grid", demo=True).cells()
     assert (cell.model, cell.base_lr, cell.dataset) == ("bert-tiny", 5e-4, "demo-reviews")

@@ -6,8 +6,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.helpers import CPU, TINY_MODELS, assert_identical, learnt, tiny_config, train, trained, weights
-from trainables.batches import TokenTensors
+from tests.helpers import (
+    CPU,
+    TINY_MODELS,
+    assert_identical,
+    learnt,
+    tiny_config,
+    train,
+    trained,
+    weights,
+    without_dropout,
+)
+from trainables.batches import TokenArrays, TokenTensors
 from trainables.checkpoint import Checkpoint
 from trainables.evaluation import METRICS, Metric, evaluate
 from trainables.trial import CURVE_POINTS, NonFiniteLossError, Trial, best_evaluation
@@ -145,6 +155,44 @@ def test_a_part_of_the_training_split_is_evaluated_with_dropout_off(assets, monk
     seen = [[report["train_eval_which"] for report in train(trial).history] for trial in trials]
     assert seen == [[seen[0][0]] * 2] * 3  # at every evaluation of every trial
     assert seen[0][0] // 1000 >= 60  # as many as the val split has
+
+
+def one_text(assets, times):
+    """All splits are of one text, so many times."""
+    arrays = assets.train
+    tokens, same = arrays.tokens[: arrays.offsets[1]], np.zeros(times, np.int64)
+    offsets = np.arange(times + 1) * len(tokens)
+    repeated = TokenArrays(np.tile(tokens, times), offsets, arrays.labels[same], np.arange(times))
+    return replace(assets, train=repeated, val=repeated)
+
+
+def test_dropout_draws_other_masks_in_every_window_of_every_epoch(assets):
+    """One text again and again, at a learning rate that moves nothing: only its dropout can differ."""
+    few = one_text(assets["bert-tiny"], times=12)
+    config = tiny_config(target_batch_size=1, reference_batch_size=1, epochs=12, base_lr=1e-30)
+
+    def losses(config, few):
+        return [row[1] for report in trained(config, few).history for row in report["step_curve"]]
+
+    found = losses(config, few)
+    assert len(found) == len(set(found)) == 12 * 12
+    assert len(set(losses(config.replace(head_dropout=0.0, epochs=2), without_dropout(few)))) == 1
+
+
+def test_a_bf16_trial_is_evaluated_in_bf16(assets):
+    trial = new_trial(assets, precision="bf16", epochs=1)
+    report = trial.run_to_evaluation()
+    found = {precision: evaluate(trial.model, trial.val, precision) for precision in ("bf16", "fp32")}
+    assert report["val_loss"] == found["bf16"].metrics["loss"] != found["fp32"].metrics["loss"]
+    trial.model.eval()
+    for precision, evaluation in found.items():
+        batch = trial.val.batch(torch.arange(len(trial.val)))
+        is_bf16 = precision == "bf16"
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+            logits = trial.model(batch.input_ids, batch.attention_mask).double()
+        assert evaluation.metrics["loss"] == pytest.approx(
+            F.cross_entropy(logits, batch.labels).item(), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize(("target", "width", "rows"), [(64, 1, 4), (4, 1, 50), (3, 2, 34)])

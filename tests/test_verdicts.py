@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -229,6 +230,21 @@ def test_a_headline_lists_the_largest_differences_first_and_counts_the_rest():
         "with 64 by 33.3 points (95 % 20.8 to 48.8; fixed). "
         "Undecided in the other 1 of 3 comparisons: a difference of more"
     )
+
+
+def test_the_largest_difference_comes_first_be_it_a_gain_or_a_loss():
+    right = {64: 50, 16: 70, 256: 20, 512: 90, 1024: 0}  # of 100
+    points = {(batch, "fixed", 1): answers(n, 100 - n) for batch, n in right.items()}
+    paragraph = headline(compare_cells(make_study(points, BATCH)))[0]
+    claims = re.findall(
+        r"batch size (\d+) is (better|worse) than the one with 64 by ([\d.]+) points", paragraph
+    )
+    assert claims == [
+        ("1024", "worse", "50.0"),
+        ("512", "better", "40.0"),
+        ("256", "worse", "30.0"),
+        ("16", "better", "20.0"),
+    ]
 
 
 def test_one_training_of_several_is_not_judged_yet():
