@@ -103,6 +103,7 @@ class Untested:
         self.checkpoints = [folder / "ray_results" / STUDY / "trials" / h for h in plan.trials]
         for checkpoint in self.checkpoints:
             (checkpoint / "evaluation-000001").mkdir(parents=True)
+        (folder / "ray_results" / STUDY / ".batchscale").touch()  # the folder is the program's
         self.run_ids = [run.run_id for run in runs]
         self.models = [run.tags["best_model"].removeprefix("models:/") for run in runs]
         self.refused, self.asked_for = [], []  # run ids, models

@@ -211,15 +211,16 @@ def take_store(folder):
 def harmed(tmp_path_factory):
     """A command in which only the trial of bert-tiny at 64 could come to its end.
 
-    The other model diverges. At 128 a file stands where checkpoints would go, so every attempt fails. At
+    The other model diverges. At 128 a file stands where a checkpoint would go, so every attempt fails. At
     256 the last checkpoint is damaged before the upload. MLflow is away until all training has ended.
     """
     folder = tmp_path_factory.mktemp("harmed")
     plan = make_plan(parse_options("sweep", [*HARMED, "--models", "bert-tiny"]), bf16_available=False)
     by_size = {config.target_batch_size: trial_hash for trial_hash, config in plan.configs.items()}
     trials = folder / "ray_results" / "harmed" / "trials"
-    trials.mkdir(parents=True)
-    (trials / by_size[128]).touch()
+    (trials / by_size[128]).mkdir(parents=True)
+    (trials / by_size[128] / "evaluation-000001").touch()
+    (trials.parent / ".batchscale").touch()  # the folder is the program's
     broken_model(folder / "broken")
     with Command(folder, study=[*HARMED, "--models", "bert-tiny", "./broken"]) as command:
         assert command.start().wait_for("Ray dashboard"), command.output()
@@ -270,7 +271,7 @@ def test_a_trial_that_cannot_be_trained_is_tried_again_as_often_as_was_allowed(h
     assert again[0].endswith("(failure 1)")
     run = by_trial(harmed.folder)["bert-tiny", 128]
     assert run.info.status == "FAILED"
-    assert "File exists" in run.data.tags["failure"]
+    assert "Not a directory" in run.data.tags["failure"]
 
 
 def test_a_checkpoint_that_is_not_the_last_is_no_trained_model(harmed):

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sqlite3
+from collections import OrderedDict
 from pathlib import Path
 
 import pandas as pd
@@ -45,7 +46,6 @@ class Strange:
             for place in places.split():
                 table, column = place.split(".")
                 store.execute(f"update {table} set {column} = replace({column}, '{old}', '{folder}')")
-        mlflow_caches._artifact_repos_cache.clear()  # by run, which is now in two stores of this process
         self.client = MlflowClient(self.uri)
         runs = StudyStore(self.uri, STUDY).read_runs()
         self.trials, self.plan = runs.trials, runs.invocations[0].plan()
@@ -73,6 +73,8 @@ class Strange:
 @pytest.fixture
 def strange(small_study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # MLflow's, by run, and each run is now in two stores of this process
+    monkeypatch.setattr(mlflow_caches, "_artifact_repos_cache", OrderedDict())
     return Strange(small_study, tmp_path)
 
 
