@@ -48,6 +48,12 @@ def pytest_xdist_make_scheduler(config, log):
     return OneRayAtATime(config, log)
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("slow", "campaign", "image")):
+            item.add_marker(pytest.mark.timeout(7200))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)

@@ -12,6 +12,7 @@ from trainables.checkpoint import TrialFolder
 from trainables.encoder_trainable import EncoderTrainable
 from trainables.trial import Trial
 
+pytestmark = pytest.mark.timeout(method="thread")  # ray.get() ignores what the signal of the other raises
 CONFIG = tiny_config(epochs=3, train_size=64)
 
 

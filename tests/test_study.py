@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import requests
@@ -24,10 +25,15 @@ from tests.faults import processes
 from tests.faults.study import Command
 from tests.hostile.models import write_encoder
 from tracking import StudyStore
+from trainables.evaluation import evaluate
+from trainables.exported_model import load_exported_model
 
 STUDY = "small"
 SMALL = "--demo --train-size 320 --eval-size 60 --max-length 32".split()
-COMMAND = [*f"--space batch_lr_grid --name {STUDY} --epochs 2 --models bert-tiny".split(), *SMALL]
+COMMAND = [
+    *f"--space batch_lr_grid --name {STUDY} --epochs 2 --models bert-tiny --precision bf16".split(),
+    *SMALL,
+]
 ASSUMED = ["--assume-disagreement", "0.2"]
 
 
@@ -104,6 +110,22 @@ def test_the_card_of_a_model_has_the_epoch_and_the_val_acc_of_its_own_evaluation
             card = json.loads(file.read_text())
             assert (card["epoch"], card["val_acc"]) == (epoch, val_accs[epoch])
     assert False in last_is_best  # else a mix-up of the two could not be seen
+
+
+def test_a_bf16_trial_is_tested_in_bf16(study, tmp_path):
+    """The model that is loaded anew comes to the stored loss in bf16, and to another in fp32."""
+    found = StudyStore(f"sqlite:///{study}/mlflow.db", STUDY).read_runs()
+    split, run = found.invocations[0].test_split(), next(iter(found.trials.values()))
+    with contextlib.chdir(study):  # where its artifacts lie
+        exported = load_exported_model(run.download_model("best", tmp_path))
+    texts, labels = exported.token_tensors(split["text"].tolist()), split["label"].to_numpy()
+
+    def loss(precision):
+        probabilities = evaluate(exported.model, texts, precision).probabilities
+        return -np.log(probabilities[range(len(labels)), labels]).mean()
+
+    assert run.metrics["test_loss"] == pytest.approx(loss("bf16"), rel=1e-6)
+    assert run.metrics["test_loss"] != pytest.approx(loss("fp32"), rel=1e-6)
 
 
 def test_tables_are_printed_and_written_and_logged(study, tmp_path):
