@@ -39,9 +39,8 @@ def check_model_folder(folder: Path) -> None:
     name = "tokenizer_config.json"
     if (folder / name).is_file():
         config = json.loads((folder / name).read_text(encoding="utf-8"))
-        if isinstance(
-            config, dict
-        ):  # where there is no tokenizer.json, these are opened, from where we are
+        # without a tokenizer.json, these are opened, from where we are
+        if isinstance(config, dict):
             named = _texts([config.get(each) for each in ("vocab", "merges", "init_inputs")])
             _check(folder, name, map(os.path.abspath, named))
 
