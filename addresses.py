@@ -13,7 +13,6 @@ _TOKEN_AS_USER = re.compile(r"(?i)(?<=http://|ttps://)[^/?#\s@:]+@")
 _SECRETS = "token|password|passwd|pass|pwd|secret|key|sig|signature|odbc_connect"
 _QUERY = re.compile(rf"(?i)([?&](?:[\w.-]*[_.-])?(?:{_SECRETS})=)[^&#\s]+")
 _HANDED_ON = "BATCHSCALE_CREDENTIALS"
-
 _PORTS = {"http": 80, "https": 443}
 
 _whole: dict[str, str] = {}  # what is shown of an address -> the address
@@ -79,12 +78,13 @@ def trust_artifact_hosts(hosts: Sequence[str]) -> None:
 
 def is_trusted(address: str, store: str) -> bool:
     """Whether what lies at an address may get the password of the store: it is the store, or was named."""
-    place, own = urlsplit(address), urlsplit(store)
-    scheme = place.scheme if place.scheme in _PORTS else own.scheme
-    port = place.port or _PORTS.get(scheme)
-    is_own = (scheme, place.hostname, port) == (
-        own.scheme,
-        own.hostname,
-        own.port or _PORTS.get(own.scheme),
-    )
-    return is_own or bool({place.hostname, f"{place.hostname}:{port}"} & _trusted)
+    own = _origin(store)
+    place = _, host, port = _origin(address, own[0])
+    return place == own or bool({host, f"{host}:{port}"} & _trusted)
+
+
+def _origin(address: str, default_scheme: str = "") -> tuple[str, str | None, int | None]:
+    """Scheme, host and port; the default for a scheme that is none of HTTP, such as mlflow-artifacts."""
+    parts = urlsplit(address)
+    scheme = parts.scheme if parts.scheme in _PORTS else default_scheme
+    return scheme, parts.hostname, parts.port or _PORTS.get(scheme)

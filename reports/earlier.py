@@ -12,7 +12,7 @@ from reports.forecast import Chance, Durations, Known, trials_by_model
 from reports.study_data import StoredPlan, StudyData, read_study
 from search_spaces import TrialConfig
 from search_spaces.trial_config import model_name
-from tracking import EarlierTrial, StudyStore, earlier_trials, nobody
+from tracking import EarlierTrial, Say, StudyStore, earlier_trials, nobody
 
 _SAME_SPEED = ("precision", "max_length")  # trials that differ in these say nothing of each other's time
 
@@ -20,9 +20,7 @@ _SAME_SPEED = ("precision", "max_length")  # trials that differ in these say not
 class Earlier:
     """The studies in a tracking store but for one; none where there is no store, or it is away."""
 
-    def __init__(
-        self, tracking_uri: str, leave_out: str = "", say: Callable[[str], object] = nobody
-    ) -> None:
+    def __init__(self, tracking_uri: str, leave_out: str = "", say: Say = nobody) -> None:
         self.tracking_uri = tracking_uri
         self.trials = [each for each in earlier_trials(tracking_uri, say) if each.study != leave_out]
 

@@ -1,7 +1,7 @@
 """``analyze``: from a study in MLflow to the section that looks inside its best-epoch models."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from reports.mistakes import (
 from reports.prose import axis_words
 from reports.study_data import StudyData, read_study
 from search_spaces.space import GRID
-from tracking import StudyStore, TrialRun, check_store_exists, nobody
+from tracking import Say, StudyStore, TrialRun, check_store_exists, nobody
 
 _ATTENTION_TEXTS = 256
 _LANDSCAPE_TEXTS = 600  # at most 1,000: more points hide each other
@@ -73,7 +73,7 @@ def write_inside(
     study: str,
     results_path: str,
     view: View | None = None,
-    say: Callable[[str], object] = nobody,
+    say: Say = nobody,
 ) -> tuple[Section, Path]:
     """Write ``results/<study>/inside/`` and log it to the newest parent run under ``inside/``.
 

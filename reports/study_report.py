@@ -2,7 +2,7 @@
 
 import base64
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from reports.tables import (
     runs_table,
 )
 from reports.verdicts import Family, compare_cells, compare_epochs
-from tracking import InvocationRun, StudyStore, check_store_exists, nobody
+from tracking import InvocationRun, Say, StudyStore, check_store_exists, nobody
 from tracking.markdown import markdown_address, markdown_text
 from tracking.study_store import StudyRuns
 
@@ -81,7 +81,7 @@ def write_report(
     study: str,
     results_path: str,
     target_val_acc: float | None = None,
-    say: Callable[[str], object] = nobody,
+    say: Say = nobody,
 ) -> Report:
     """Write ``results/<study>/`` and log it to the newest parent run.
 

@@ -153,10 +153,11 @@ class StudyStorage:
 
 def _check_kind(path: Path, is_kind: Callable[[Path], bool], otherwise: str) -> None:
     """Raise UserError for what is there and is a link, or of another kind."""
-    is_link = os.path.lexists(path) and path.is_symlink()
-    if is_link or (os.path.lexists(path) and not is_kind(path)):
-        what = "a link" if is_link else otherwise
-        raise UserError(f"{path} is {what}: {_GIVE_ANOTHER}")
+    if not os.path.lexists(path):  # Path raises for long names
+        return
+    is_link = path.is_symlink()
+    if is_link or not is_kind(path):
+        raise UserError(f"{path} is {'a link' if is_link else otherwise}: {_GIVE_ANOTHER}")
 
 
 def _is_earlier(path: Path) -> bool:

@@ -9,7 +9,7 @@ from tracking.artifacts import ChangedModelError, ModelFiles
 from tracking.connection import BackgroundWriter
 from tracking.earlier import EarlierTrial, earlier_trials
 from tracking.runs import InvocationRun
-from tracking.store_address import check_store_exists, nobody, sqlite_file
+from tracking.store_address import Say, check_store_exists, nobody, sqlite_file
 from tracking.study_store import DatasetFacts, StudyRuns, StudyStore, check_study_name
 from tracking.trial_run import OtherTrainingError, TrialRun
 from tracking.views import colour_tag
@@ -22,6 +22,7 @@ __all__ = [
     "InvocationRun",
     "ModelFiles",
     "OtherTrainingError",
+    "Say",
     "StudyRuns",
     "StudyStore",
     "TrialRun",

@@ -23,7 +23,7 @@ from tracking.artifacts import follow_move
 from tracking.connection import BackgroundWriter, Connection, retried
 from tracking.markdown import markdown_text
 from tracking.runs import DESCRIPTION, SUPERSEDED, InvocationRun, TrackedRun
-from tracking.store_address import Say, check_store, client_of, nobody, quiet_mlflow
+from tracking.store_address import Say, check_store, nobody, quiet_mlflow
 from tracking.trial_run import TrialRun
 from tracking.views import CURVES, TRIALS, view_address, view_tag, view_tags
 
@@ -73,13 +73,11 @@ class StudyStore:
         check_study_name(study)
         quiet_mlflow()
         check_store(tracking_uri, say)
-        mlflow.set_tracking_uri(
-            client_of(tracking_uri).tracking_uri
-        )  # where mlflow.pyfunc.log_model logs to
         self.tracking_uri = tracking_uri
         self.study = study
         self.connection = Connection(tracking_uri, say, patience)
         self.client = self.connection.client
+        mlflow.set_tracking_uri(self.client.tracking_uri)  # where mlflow.pyfunc.log_model logs to
         self._experiment = self.connection.repeat(self._find_experiment)
 
     def background(self) -> BackgroundWriter:

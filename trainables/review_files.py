@@ -18,8 +18,16 @@ from trainables.text_files import JSON_SUFFIXES, SEPARATORS, TEXT_SUFFIXES, UTF_
 
 _FILE_FORMATS = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
 _AS_USUAL: dict[str, Any] = {
-    **{"sep": ",", "delimiter": None, "header": "infer", "names": None, "column_names": None},  # of text
-    **{"columns": None, "filters": None, "on_bad_files": "error"},  # of Parquet
+    # of text
+    "sep": ",",
+    "delimiter": None,
+    "header": "infer",
+    "names": None,
+    "column_names": None,
+    # of Parquet
+    "columns": None,
+    "filters": None,
+    "on_bad_files": "error",
 }
 
 
