@@ -192,10 +192,6 @@ class TrialConfig(BaseModel):
         """Training examples from one measurement of the gradient noise to the next; 0: never."""
         return self.noise_every * _NOISE_UNIT
 
-    def cuts_in_groups(self, window: int) -> bool:
-        """Whether a window of an epoch, counted from 0, is cut into groups (trainables.window_groups)."""
-        return self.noise_every > 0 and window % self.noise_every == 0
-
     @property
     def model_name(self) -> str:
         return model_name(self.model)

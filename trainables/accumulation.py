@@ -58,13 +58,10 @@ class TorchEngine:
         self.optimizer = optimizer
         self.precision = precision
 
-    def accumulate(
-        self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = lambda: None
-    ) -> StepResult:
+    def accumulate(self, micro_batches: Sequence[Batch]) -> StepResult:
         """Leave in ``.grad`` the gradient of the mean loss over all examples of ``micro_batches``.
 
-        ``after_backward`` is called after each of them, when ``.grad`` holds its share. Starts from
-        nothing, also where an earlier call was cut short, and does not touch the weights.
+        Starts from nothing, also if an earlier call was cut short, and does not touch the weights.
         """
         examples = sum(map(len, micro_batches))
         losses, hits = [], []
@@ -74,7 +71,6 @@ class TorchEngine:
                 logits = self.model(batch.input_ids, batch.attention_mask)
             loss_sum, correct = summed_loss(logits, batch)
             (loss_sum / examples).backward()
-            after_backward()
             losses.append(loss_sum.detach())
             hits.append(correct)
         return StepResult(torch.stack(losses).sum(), torch.stack(hits).sum(), examples)
@@ -97,9 +93,7 @@ class AccelerateEngine:
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
-    def accumulate(
-        self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = lambda: None
-    ) -> StepResult:
+    def accumulate(self, micro_batches: Sequence[Batch]) -> StepResult:
         """Do what ``TorchEngine.accumulate`` does.
 
         Accelerate divides by the number of accumulation steps that it was told. A short last window has
@@ -117,7 +111,6 @@ class AccelerateEngine:
                 logits = self.model(batch.input_ids, batch.attention_mask)
                 loss_sum, correct = summed_loss(logits, batch)
                 self.accelerator.backward(loss_sum * steps / examples)
-                after_backward()
             losses.append(loss_sum.detach())
             hits.append(correct)
         return StepResult(torch.stack(losses).sum(), torch.stack(hits).sum(), examples)

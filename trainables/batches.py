@@ -110,15 +110,13 @@ class TokenTensors:
         """``indices`` by the length of their texts; equal lengths keep their order."""
         return indices[torch.argsort(self.lengths[indices], descending=True, stable=True)]
 
-    def batches(self, indices: Tensor, size: int, groups: int = 1) -> list[Batch]:
+    def batches(self, indices: Tensor, size: int) -> list[Batch]:
         """Cut ``indices`` into batches of at most ``size`` examples of similar length, longest first.
 
         Nothing that is summed over the examples depends on their order, so sorting removes padding
-        at no statistical cost; and what does not fit into memory fails at once, not later. With
-        ``groups`` the indices are first split into so many equal parts, each sorted on its own.
+        at no statistical cost; and what does not fit into memory fails at once, not later.
         """
-        parts = indices.split(len(indices) // groups)
-        return [self.batch(chunk) for part in parts for chunk in self.longest_first(part).split(size)]
+        return [self.batch(chunk) for chunk in self.longest_first(indices).split(size)]
 
 
 def epoch_windows(examples: int, target_batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:

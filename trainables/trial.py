@@ -27,7 +27,6 @@ from trainables.noise_scale import (
     squared_norm,
     window_parts,
 )
-from trainables.window_groups import GradientGroups, grouped_cut
 
 CURVE_POINTS = 50  # of one report
 
@@ -110,9 +109,8 @@ class Trial:
         with torch.random.fork_rng(devices=[self.device] if on_gpu else []):
             for epoch, number, window in self._windows(before.step, now.step):
                 dropout_seed = derive_seed(config.seed, "dropout", epoch, number)
-                cut = config.cuts_in_groups(number)
                 measured = number in measured_windows(config, len(self.train), epoch)
-                result, sample = self.accumulate(window, dropout_seed, measured, cut)
+                result, sample = self.accumulate(window, dropout_seed, measured)
                 self._update()
                 steps.append(result)
                 if sample:
@@ -171,7 +169,7 @@ class Trial:
                 )
 
     def accumulate(
-        self, window: Tensor, dropout_seed: int, measure: bool, cut_in_groups: bool = False
+        self, window: Tensor, dropout_seed: int, measure: bool
     ) -> tuple[StepResult, NoiseSample | None]:
         """Accumulate the gradient of ``window``, indices of training examples, (n,) int64 on the CPU.
 
@@ -181,14 +179,11 @@ class Trial:
         """
         physical = min(self.physical_batch_size, len(window))
         while True:
-            groups, size = grouped_cut(len(window), physical) if cut_in_groups else (1, physical)
             try:
                 parts = window_parts(window) if measure else ()
                 norms = self._squared_norms(parts, physical, derive_seed(dropout_seed, "noise"))
                 torch.manual_seed(dropout_seed)
-                micro_batches = self.train.batches(window, size, groups)
-                summed = GradientGroups(self.model.parameters(), groups, len(micro_batches))
-                step = self.engine.accumulate(micro_batches, summed.after_backward)
+                step = self.engine.accumulate(self.train.batches(window, physical))
                 if not norms:
                     return step, None
                 whole, part = squared_norm(self.model), len(parts[0])
