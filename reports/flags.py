@@ -12,7 +12,7 @@ from reports.prose import accuracy_text, counted, learning_rate_text, listed
 from reports.statistics import TrainingsDifference, difference, pooled_seed_variance
 from reports.study_data import StudyData, TrialData, seeds_by_point
 from reports.verdicts import ALPHA
-from search_spaces.optimization import OPTIMIZERS, half_life
+from search_spaces.update import OPTIMIZERS, half_life
 
 _GRID_VALUES = 3  # with two values either is an edge
 _NAMED = 6  # trials; more are counted
@@ -173,21 +173,22 @@ def last_window_flags(study: StudyData) -> list[str]:
 
 def short_training_flags(study: StudyData) -> list[str]:
     """Target batch sizes with fewer steps than the half-life of the optimizer's second-moment average."""
-    optimizer = OPTIMIZERS[study.plan.shared.optimizer]  # all cells share it
-    if optimizer.beta2 is None:
+    examples, steps, limits = study.plan.dataset.sizes["train"], {}, set()
+    for config in (trial.config for trial in study.trials.values()):
+        total, limit = config.total_steps(examples), half_life(config.update.beta2 or 0.0)
+        if total < limit:
+            steps[config.target_batch_size] = total
+            limits.add(limit)
+    if not steps:
         return []
-    limit = half_life(optimizer.beta2)
-    examples = study.plan.dataset.sizes["train"]
-    configs = [trial.config for trial in study.trials.values()]
-    steps = {c.target_batch_size: c.total_steps(examples) for c in configs}
-    short = [f"{counted(n, 'step')} at {batch}" for batch, n in sorted(steps.items()) if n < limit]
-    if not short:
-        return []
+    short = [f"{counted(n, 'step')} at {batch}" for batch, n in sorted(steps.items())]
+    name = OPTIMIZERS[study.plan.shared.optimizer].torch_name
+    forgets = " to ".join(f"{limit:.0f}" for limit in sorted({min(limits), max(limits)}))
     equal = study.plan.budget == "steps"
     after = "" if equal else ": what a larger target batch size loses there may be lost to too few steps"
     return [
-        f"Training takes only {listed(short)}, fewer than the {limit:.0f} steps in which "
-        f"{optimizer.torch_name} forgets half of its second-moment average{after}."
+        f"Training takes only {listed(short)}, fewer than the {forgets} steps in which "
+        f"{name} forgets half of its second-moment average{after}."
     ]
 
 

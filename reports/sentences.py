@@ -10,9 +10,9 @@ from reports.content import rows
 from reports.prose import axis_words, counted, learning_rate_text, listed, number, p_text, signed
 from reports.study_data import StudyData
 from reports.verdicts import BETTER, DIVERGED, EQUIVALENT, UNDECIDED, WORSE, Family
-from search_spaces.optimization import OPTIMIZERS
 from search_spaces.space import AXES
 from search_spaces.trial_config import epoch_text
+from search_spaces.update import OPTIMIZERS
 
 _CLAIMS = 6  # of a headline; where there are more, the table is easier to read
 
@@ -61,10 +61,12 @@ def scope(study: StudyData) -> str:
     rates = {cell.config.learning_rate for cell in plan.cells}
     at = "everywhere" if len(rates) == 1 else f"at {config.reference_batch_size}, scaled"
     text = f"{budget}. Learning rate {learning_rate_text(config.base_lr)} {at}, not tuned."
-    optimizer = OPTIMIZERS[config.optimizer]
-    if optimizer.beta2 is None:
+    decays = {beta2 for cell in plan.cells if (beta2 := cell.config.update.beta2) is not None}
+    if not decays:
         return text
-    return f"{text} {optimizer.torch_name}'s β₂ {optimizer.beta2} everywhere."
+    shown = " to ".join(f"{each:.4g}" for each in sorted({min(decays), max(decays)}))
+    everywhere = " everywhere" if len(decays) == 1 else ""
+    return f"{text} {OPTIMIZERS[config.optimizer].torch_name}'s β₂ {shown}{everywhere}."
 
 
 def headline(family: Family) -> list[str]:

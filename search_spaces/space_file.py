@@ -20,7 +20,7 @@ def space_in(path: str) -> Space | SearchSpace:
     except (Exception, SystemExit) as error:
         raise UserError(f"{path}{_line(error, path)}: {_reason(error)}") from error
     if found is None:
-        raise UserError(f"{path} has no SPACE: write SPACE = Space(...), as search_spaces/fixed_lr.py does")
+        raise UserError(f"{path} has no SPACE: write SPACE = Space(...), as search_spaces/grids.py does")
     if not isinstance(found, Space | SearchSpace):
         raise UserError(f"{path}: SPACE is a {type(found).__name__}: make it a Space or a SearchSpace")
     return found

@@ -19,8 +19,7 @@ from pydantic import (
 
 from errors import UserError, unknown
 from search_spaces.fields import LARGEST, Count, Encoding, Text, one_of, showable, user_error
-from search_spaces.lr_scaling import SCALING_RULES, scaled_learning_rate
-from search_spaces.optimization import OPTIMIZERS, SCHEDULERS
+from search_spaces.update import OPTIMIZERS, SCALING_RULES, SCHEDULERS, Update
 
 ENGINES = ("torch", "accelerate")
 PRECISIONS = ("fp32", "bf16")
@@ -123,13 +122,23 @@ class TrialConfig(BaseModel):
             raise UserError(
                 f"base_lr {self.base_lr} is scaled to {self.learning_rate}: make it {direction}"
             )
+        if not self.update.is_possible:
+            raise UserError(
+                f"scaling rule {self.scaling_rule} gives {self.update} at target batch size "
+                f"{self.target_batch_size}, which no optimizer takes: leave that size out"
+            )
         return self
 
     @property
     def learning_rate(self) -> float:
-        return scaled_learning_rate(
-            self.scaling_rule, self.base_lr, self.target_batch_size, self.reference_batch_size
-        )
+        return self.update.learning_rate
+
+    @property
+    def update(self) -> Update:
+        """The optimizer's settings: what the scaling rule makes of those at the reference batch size."""
+        base = OPTIMIZERS[self.optimizer].update(self.base_lr, self.weight_decay)
+        ratio = self.target_batch_size / self.reference_batch_size
+        return SCALING_RULES[self.scaling_rule](base, ratio)
 
     @property
     def accumulation_steps(self) -> int:
@@ -205,7 +214,9 @@ class TrialConfig(BaseModel):
             if name not in _NOT_IN_HASH
             and (name in _ALWAYS_IN_HASH or value != type(self).model_fields[name].default)
         }
-        facts["learning_rate"] = self.learning_rate
+        own = vars(OPTIMIZERS[self.optimizer].update(self.base_lr, self.weight_decay))
+        always = ("learning_rate", "weight_decay")
+        facts |= {k: v for k, v in vars(self.update).items() if k in always or v != own[k]}
         if self.model_digest:
             facts["model"] = f"sha256:{self.model_digest}"
         text = json.dumps(facts, sort_keys=True)

@@ -169,7 +169,7 @@ def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
         _end_children(before)  # Ray gives up without taking its own processes along
         if isinstance(error, SystemExit):  # Ray's own answer to SIGTERM while it starts
             raise KeyboardInterrupt from error
-        if not isinstance(error, OSError | ValueError | RuntimeError | ray.exceptions.RayError):
+        if not isinstance(error, Exception):  # Ctrl-C; Ray raises errors of many kinds, also plain ones
             raise
         if address:
             raise _unreachable(address, error) from error

@@ -1,14 +1,12 @@
 """What the command says of a plan before anything is trained."""
 
-import inspect
-from typing import NamedTuple
+from dataclasses import replace
 
-import torch
 from rich.table import Column, Table
 
 from search_spaces import SearchSpace, TrialConfig
-from search_spaces.optimization import OPTIMIZERS, half_life
 from search_spaces.trial_config import epoch_text
+from search_spaces.update import Update, half_life
 from sweep.hardware import bf16_available
 from sweep.options import SweepOptions
 from sweep.plan import Plan, make_plan
@@ -121,36 +119,23 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-class Memory(NamedTuple):
-    """What an optimizer remembers: the decays per step of its moments, and ε; None where it has none."""
-
-    beta1: float | None
-    beta2: float | None
-    epsilon: float | None
-
-
-def memory(optimizer: str) -> Memory:
-    """Of an optimizer as trials build it: what its options say, else PyTorch's defaults."""
-    spec = OPTIMIZERS[optimizer]
-    parameters = inspect.signature(getattr(torch.optim, spec.torch_name)).parameters
-    found = {name: each.default for name, each in parameters.items()} | dict(spec.options)
-    beta1, beta2 = found.get("betas", (None, None))
-    return Memory(beta1, beta2, found.get("eps"))
-
-
 def companions_table(plan: Plan) -> Table:
-    """A row per target batch size, of settings that mean something else at another one."""
-    title = "warm-up, and what the optimizer remembers; half-life: when it has forgotten half"
-    table = Table("target\nbatch\nsize", "warm-up", title=title, title_justify="left")
-    for column in ("β₁", "its half-life", "β₂", "its half-life", "ε"):
+    """A row per target batch size, and rules that differ there, of settings beside the learning rate."""
+    title = "beside the learning rate; half-life: when the optimizer has forgotten half"
+    table = Table("target\nbatch\nsize", "rules", title=title, title_justify="left")
+    for column in ("weight\ndecay", "warm-up", "β₁", "its half-life", "β₂", "its half-life", "ε"):
         table.add_column(column)
-    for config in {cell.target_batch_size: cell for cell in plan.cells}.values():
-        beta1, beta2, epsilon = memory(config.optimizer)
-        window = min(config.target_batch_size, plan.train_examples)
-        row = [str(config.target_batch_size), _warmup(plan, config)]
-        for beta in (beta1, beta2):
+    rows: dict[tuple[int, Update], list[TrialConfig]] = {}
+    for cell in plan.cells:
+        alike = replace(cell.update, learning_rate=0.0)
+        rows.setdefault((cell.target_batch_size, alike), []).append(cell)
+    for (batch, update), cells in rows.items():
+        rules = "=".join(dict.fromkeys(cell.scaling_rule for cell in cells))
+        row = [str(batch), rules, f"{update.weight_decay:g}", _warmup(plan, cells[0])]
+        for beta in (update.beta1, update.beta2):
+            window = min(batch, plan.train_examples)
             row += ["none", ""] if beta is None else [f"{beta:g}", _forgotten(half_life(beta), window)]
-        table.add_row(*row, "none" if epsilon is None else f"{epsilon:g}")
+        table.add_row(*row, "none" if update.epsilon is None else f"{update.epsilon:g}")
     return table
 
 

@@ -19,7 +19,7 @@ from reports.flags import (
 from reports.study_data import StudyData
 from reports.tables import generalisation_gap_table
 from search_spaces import TrialConfig
-from search_spaces.optimization import OPTIMIZERS, OptimizerSpec
+from search_spaces.update import OPTIMIZERS, Optimizer
 
 RISING = (0.6, 0.7, 0.8)
 FALLING = (0.8, 0.7, 0.6)
@@ -85,7 +85,7 @@ def test_short_training_by_hand():
 
 @pytest.mark.parametrize(("beta2", "flagged"), [(None, 0), (0.9, 0), (0.99, 1)])
 def test_training_is_short_or_long_by_its_optimizers_own_memory(monkeypatch, beta2, flagged):
-    monkeypatch.setitem(OPTIMIZERS, "new", OptimizerSpec("New", beta2=beta2))
+    monkeypatch.setitem(OPTIMIZERS, "new", Optimizer("New", beta2=beta2))
     # 2 epochs of 10 steps; the half-lives are 7 and 69 steps
     assert len(short_training_flags(batches([0.9], train_examples=640, optimizer="new"))) == flagged
 

@@ -1,11 +1,12 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from search_spaces import SPACES, SearchSpace, Space, TrialConfig, find_space, unique_trials
-from search_spaces.optimization import learning_rate_factor
 from search_spaces.search_space import LogUniform
 from search_spaces.trial_config import parse_setting
+from search_spaces.update import SCALING_RULES, learning_rate_factor
 from sweep.options import SweepOptions
 from sweep.resolve import first_said, resolve_space
 from tests.helpers import TINY_MODELS, make_config, refusal
@@ -456,7 +457,7 @@ def test_the_demo_does_not_change_what_set_or_a_flag_says(tmp_path, said):
 def test_the_demo_changes_what_the_spaces_here_say():
     (cell, *_) = resolved(space="batch_lr_grid", demo=True).cells()
     assert (cell.model, cell.base_lr, cell.dataset) == ("bert-tiny", 5e-4, "demo-reviews")
-    assert resolved(space="search_spaces/batch_lr_grid.py", demo=True).models == TINY_MODELS  # by its path
+    assert resolved(space="search_spaces/best_config.py", demo=True).models == TINY_MODELS  # by its path
 
 
 def test_the_demo_searches_in_the_box_of_ones_own(tmp_path):
@@ -467,3 +468,25 @@ def test_the_demo_searches_in_the_box_of_ones_own(tmp_path):
     shipped = resolved(space="best_config", demo=True)
     assert shipped.models == TINY_MODELS
     assert shipped.parameters["base_lr"].ends == (1e-4, 1e-2)
+
+
+# -- a rule that moves more than the learning rate --------------------------------------------------
+
+
+def test_whatever_a_rule_sets_is_hashed_and_what_no_optimizer_takes_is_refused(monkeypatch):
+    def moving(base, ratio):
+        return replace(base, beta2=1 - ratio * (1 - base.beta2), weight_decay=base.weight_decay / ratio)
+
+    monkeypatch.setitem(SCALING_RULES, "moving", moving)
+    fixed, moved = (make_config(scaling_rule=rule, weight_decay=0.1) for rule in ("fixed", "moving"))
+    assert fixed.trial_hash == moved.trial_hash  # at the reference batch size
+    fixed, moved = (config.replace(target_batch_size=256) for config in (fixed, moved))
+    assert moved.update.arguments() == {
+        "lr": fixed.learning_rate,
+        "weight_decay": 0.025,
+        "betas": (0.9, pytest.approx(0.996)),
+        "eps": 1e-8,
+    }
+    without_decay = moved.replace(weight_decay=0.0)
+    assert len({config.trial_hash for config in (fixed, moved, without_decay)}) == 3
+    assert "which no optimizer takes" in refusal(moved.replace, target_batch_size=128_000)

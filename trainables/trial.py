@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from search_spaces import TrialConfig
-from search_spaces.optimization import OPTIMIZERS, learning_rate_factor
 from search_spaces.trial_config import Position, epoch_text
+from search_spaces.update import OPTIMIZERS, learning_rate_factor
 from trainables.accumulation import ENGINES, DoesNotFitError, StepResult, half_after, is_out_of_memory
 from trainables.assets import TrialAssets
 from trainables.batches import TokenTensors, derive_seed, generator, windows_between
@@ -67,10 +67,7 @@ class Trial:
         self.model = assets.encoder.build(assets.classes, config.head_dropout, config.seed).to(device)
         spec = OPTIMIZERS[config.optimizer]
         self.optimizer = getattr(torch.optim, spec.torch_name)(
-            self.model.parameters(),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            **spec.options,
+            self.model.parameters(), **config.update.arguments(), **spec.options
         )
         steps = config.total_steps(len(self.train))
         warmup_steps = config.warmup_steps(len(self.train))
