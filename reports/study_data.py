@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from errors import UserError
 from search_spaces import SearchSpace, TrialConfig
@@ -19,16 +19,11 @@ from tracking.study_store import StudyRuns
 Point = tuple[Any, ...]  # the coordinates GRID of a cell
 
 
-def _config(values: Any) -> Any:
-    """Read the settings of any version; whatever else it is, pydantic checks."""
-    return TrialConfig.from_stored(values) if isinstance(values, dict) else values
-
-
 class StoredCell(BaseModel):
     """A cell of the plan."""
 
     trial_hash: str
-    config: Annotated[TrialConfig, BeforeValidator(_config)]
+    config: TrialConfig
 
     @property
     def point(self) -> Point:
@@ -107,8 +102,7 @@ class TrialData:
     @property
     def best_evaluation(self) -> int:
         """The evaluation of the highest val_acc, from 1; 0 where the trial has not come to it."""
-        # earlier versions evaluated after every epoch
-        return int(self.metrics.get("best_evaluation", self.best_epoch))
+        return int(self.metrics.get("best_evaluation", 0))
 
     @property
     def best_epoch(self) -> float:
@@ -117,10 +111,9 @@ class TrialData:
 
     def by_epoch(self, name: str) -> pd.Series:
         """A metric of the evaluations over the epochs trained, without those that lack it."""
-        values = self.evaluations.get(name, pd.Series(dtype=float)).dropna()
-        # earlier versions evaluated after every epoch, and logged no number of it
-        numbers = pd.Series(self.evaluations.index, self.evaluations.index, dtype=float)
-        return values.set_axis(self.evaluations.get("epoch", numbers).fillna(numbers)[values.index])
+        if name not in self.evaluations:
+            return pd.Series(dtype=float)
+        return self.evaluations.set_index("epoch")[name].dropna()
 
     @property
     def rules(self) -> str:
@@ -223,7 +216,7 @@ class StudyData:
 
 
 def read_study(runs: StudyRuns) -> StudyData:
-    """The study that the newest invocation planned; UserError for what no version would have stored."""
+    """The study that the newest invocation planned; UserError for what this program does not store."""
     plan = _read_plan(runs.invocations[0].plan())
     cells: dict[str, list[TrialConfig]] = {}
     for cell in plan.cells:

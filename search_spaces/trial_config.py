@@ -26,7 +26,6 @@ PRECISIONS = ("fp32", "bf16")
 EXACT, FOLDED, KEEP = DUPLICATES = ("exact", "folded", "keep")  # which texts count as one, if any
 # all splits of a data set cut anew, or used as it has them
 POOLED, OWN = SPLITTINGS = ("pooled", "own")
-RENAMED = {"dropout": "head_dropout"}  # old key -> field
 
 # The hash identifies what is learned. These fields say how a trial is computed, or where its data lie,
 # for which the digest stands in.
@@ -37,13 +36,12 @@ LEARN_NOTHING = DATA | {"physical_batch_size", "noise_every"}
 # the learning rate stands in for the three that it derives from, the digest of a folder for the model
 _NOT_IN_HASH = LEARN_NOTHING | {"scaling_rule", "base_lr", "reference_batch_size", "model_digest"}
 # A field added after these enters the hash only where it differs from its default, so that nobody's
-# finished study is trained again; a renamed field is hashed under its old key.
+# finished study is trained again.
 _ALWAYS_IN_HASH = frozenset(
     "model target_batch_size epochs seed optimizer weight_decay scheduler warmup_ratio head_dropout engine "
     "precision max_length split_seed dataset_digest".split()
 )
 _NOISE_UNIT = 256  # examples
-_HASHED_AS = {field: key for key, field in RENAMED.items()}
 
 
 class Position(NamedTuple):
@@ -209,11 +207,12 @@ class TrialConfig(BaseModel):
     def trial_hash(self) -> str:
         """12 hex digits that identify what is learned, whatever the configuration was called."""
         facts = {
-            _HASHED_AS.get(name, name): value
+            name: value
             for name, value in self.to_dict().items()
             if name not in _NOT_IN_HASH
             and (name in _ALWAYS_IN_HASH or value != type(self).model_fields[name].default)
         }
+        facts["dropout"] = facts.pop("head_dropout")  # the name under which trials have their hashes
         own = vars(OPTIMIZERS[self.optimizer].update(self.base_lr, self.weight_decay))
         always = ("learning_rate", "weight_decay")
         facts |= {k: v for k, v in vars(self.update).items() if k in always or v != own[k]}
@@ -231,19 +230,11 @@ class TrialConfig(BaseModel):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
         """Build from exactly the fields: an unknown or a missing key is a UserError."""
-        config = cls.from_stored(values)
+        config = cls(**{str(name): value for name, value in values.items()})
         missing = [name for name in FIELDS if name not in values]
         if missing:
             raise UserError(f"configuration lacks {', '.join(missing)}")
         return config
-
-    @classmethod
-    def from_stored(cls, values: Mapping[str, Any]) -> "TrialConfig":
-        """Build from what any version of this program stored: old keys are read, new ones may be absent."""
-        found = {RENAMED.get(str(name), str(name)): value for name, value in values.items()}
-        if (kept := found.pop("keep_duplicates", None)) is not None:
-            found["duplicates"] = KEEP if kept else EXACT
-        return cls(**found)
 
 
 def epoch_text(epoch: float) -> str:
@@ -266,12 +257,11 @@ FIELDS: tuple[str, ...] = tuple(TrialConfig.model_fields)
 
 def parse_setting(text: str) -> tuple[str, Any]:
     """``"head_dropout=0.2"`` -> ``("head_dropout", 0.2)``, typed as the TrialConfig field of that name."""
-    key, equals, value = text.partition("=")
-    name = RENAMED.get(key, key)
+    name, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"'{text}' is not of the form key=value")
     if name not in FIELDS:
-        raise unknown("configuration key", key, FIELDS)
+        raise unknown("configuration key", name, FIELDS)
     field = TrialConfig.model_fields[name]
     if field.default is None and value.lower() in {"", "none", "all"}:
         return name, None

@@ -9,7 +9,7 @@ from errors import UserError
 from search_spaces import SPACES, SearchSpace, Space, find_space
 from search_spaces.search_space import SAMPLERS
 from search_spaces.space import AXES, MOST_SEEDS
-from search_spaces.trial_config import FIELDS, RENAMED, parse_setting
+from search_spaces.trial_config import FIELDS, parse_setting
 from sweep.command_line import Options, flag_of, option
 
 _RESOLVED = ("physical_batch_size", "precision")  # from "auto" to a TrialConfig field
@@ -169,12 +169,6 @@ class SweepOptions(Options):
         given = {name: value for name, value in self if name in FIELDS and value is not None}
         assigned = _assigned(self.assignments)
         return {k: v for k, v in given.items() if k not in _RESOLVED} | assigned
-
-    @property
-    def notes(self) -> list[str]:
-        """What to tell the user about keys that are called otherwise by now."""
-        keys = {text.partition("=")[0] for text in self.assignments}
-        return [f"note: {key} is called {RENAMED[key]} now" for key in sorted(keys & RENAMED.keys())]
 
 
 _ADDRESS = option("of the cluster's dashboard: http://host:8265", _PLACES, "URL", default=...)

@@ -35,7 +35,6 @@ class Plan:
     splits: ReviewSplits
     parameters: dict[str, int]  # of each model
     shared: TrialConfig  # any trial, for the settings that all have in common
-    notes: Sequence[str] = ()
     sized_for_gpu: bool = False
     forecast: Mapping[str, Any] = field(default_factory=dict)  # of the study, to be held against its truth
 
@@ -240,7 +239,7 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> Plan:
     sized_for_gpu = sizes_passes(options) and gpu_expected(options)
     if sized_for_gpu:
         cells = [_sized_for_gpu(cell) for cell in cells]
-    return Plan(options.study, space, cells, splits, parameters, shared, options.notes, sized_for_gpu)
+    return Plan(options.study, space, cells, splits, parameters, shared, sized_for_gpu)
 
 
 def _canonical(space: Space | SearchSpace) -> Space | SearchSpace:

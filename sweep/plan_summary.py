@@ -39,7 +39,6 @@ def plan_summary(plan: Plan) -> str:
         f"{_extent(plan)}, {shared.engine} engine, {shared.precision}",
         f"disk: checkpoints {gigabytes(checkpoints)} at most, until their trial is "
         f"tested; models in MLflow {gigabytes(models)} at most",
-        *plan.notes,
     ]
     largest = max(plan.target_batch_sizes)
     if largest > sizes["train"]:

@@ -148,7 +148,7 @@ def check_same_search(ours: Mapping[str, str], earlier: Iterable[Mapping[str, st
     """Raise UserError where an earlier invocation, by its tags, began another search."""
     now = json.loads(ours[IDENTITY])
     for tags in earlier:
-        before = _identity(tags.get(IDENTITY, ours[IDENTITY]))
+        before = _identity(tags.get(IDENTITY, ""))
         if key := next((key for key in before | now if before.get(key) != now.get(key)), ""):
             raise UserError(
                 f"this search was begun with another {key}, {_shown(before.get(key))} and not "

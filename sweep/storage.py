@@ -17,19 +17,15 @@ from errors import UserError, first_line
 from search_spaces import TrialConfig
 from sweep.plan import Plan
 from sweep.plan_summary import gigabytes
-from tracking import sqlite_file
+from tracking import FORMAT, sqlite_file
 from trainables.checkpoint import TrialFolder
 
 _MARK = ".batchscale"
-_MARK_LINE = "batchscale keeps a study here: trials, tune and scratch are its own, and it removes them\n"
+_OURS = "batchscale keeps a study here: trials, tune and scratch are its own, and it removes them\n"
+_MARK_TEXT = f"{_OURS}format {FORMAT}\n"
+_TRIAL = re.compile("[0-9a-f]{12}")
 _LOCK = re.compile(r"(process \d+ on .*(\n[0-9a-f]{32}(-\d+)?)?)?")  # empty where a kill came in between
 _LONGEST = 1000  # characters of either, and more
-_OURS = {  # what lies in the folders of a study: by this, and a lock, one of an earlier version is known
-    "trials": re.compile("[0-9a-f]{12}"),
-    "tune": re.compile(r"\d{8}-\d{6}-\d{6}"),
-    "scratch": re.compile("tmp[a-z0-9_]{8}"),
-    "journal": re.compile(r"[0-9a-f]{12}\.jsonl"),  # of which this version reads nothing
-}
 _GIVE_ANOTHER = "give another --storage-path or --name"
 _SCRATCH_COPIES = 3  # of weights: best and last model, and the copy that is uploaded
 
@@ -66,12 +62,21 @@ class StudyStorage:
         return TrialFolder(self.trials, trial_hash)
 
     def clear(self) -> None:
-        """Remove the checkpoints of every trial."""
+        """Remove the checkpoints of every trial, those of another version of this program included."""
         for folder in self._trial_folders():
             shutil.rmtree(folder, ignore_errors=True)
+        self._mark.write_text(_MARK_TEXT)
+
+    def check_format(self) -> None:
+        """Raise UserError if another version of this program left its unfinished trials here."""
+        if _text(self._mark) != _MARK_TEXT:
+            raise UserError(
+                f"{self.path} holds unfinished trials of another version of this program: give --fresh to "
+                "train them anew, or another --name"
+            )
 
     def _trial_folders(self) -> list[Path]:
-        return [path for name, path in _names(self.trials).items() if _OURS["trials"].fullmatch(name)]
+        return [path for name, path in _names(self.trials).items() if _TRIAL.fullmatch(name)]
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
@@ -118,11 +123,10 @@ class StudyStorage:
         lock, mark = _text(self._lock), _text(self._mark)
         if not _LOCK.fullmatch(lock):
             raise UserError(f"{self._lock} is not this program's: {_GIVE_ANOTHER}")
-        if not _MARK_LINE.startswith(mark):  # a kill may have cut it short
+        if not (mark.startswith(_OURS) or _OURS.startswith(mark)):  # a kill may have cut it short
             raise UserError(f"{self._mark} is not this program's: {_GIVE_ANOTHER}")
         names = _names(self.path)
-        is_earlier = lock and all(map(_is_earlier, names.values()))
-        if names and _MARK not in names and not is_earlier:
+        if names and _MARK not in names:
             some = ", ".join(sorted(names)[:3])
             raise UserError(f"{self.path} holds what is not this program's ({some}): {_GIVE_ANOTHER}")
         for folder in self._trial_folders():
@@ -131,8 +135,8 @@ class StudyStorage:
     def _put_mark(self) -> None:
         """Mark the folder, which is empty or this program's, before anything else is written into it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if _text(self._mark) != _MARK_LINE:
-            self._mark.write_text(_MARK_LINE)
+        if not _text(self._mark).startswith(_OURS):  # one of another version stays until it is cleared
+            self._mark.write_text(_MARK_TEXT)
 
     def _tidy(self) -> None:
         """Remove what no re-run reads, and the folders that nothing is left in."""
@@ -158,12 +162,6 @@ def _check_kind(path: Path, is_kind: Callable[[Path], bool], otherwise: str) -> 
     is_link = path.is_symlink()
     if is_link or not is_kind(path):
         raise UserError(f"{path} is {'a link' if is_link else otherwise}: {_GIVE_ANOTHER}")
-
-
-def _is_earlier(path: Path) -> bool:
-    """Whether a folder is one of those that an earlier version, which set no mark, has left of a study."""
-    kind = _OURS.get(path.name)
-    return kind is not None and path.is_dir() and all(map(kind.fullmatch, _names(path)))
 
 
 def _names(folder: Path) -> dict[str, Path]:

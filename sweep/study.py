@@ -164,11 +164,11 @@ class Sweep:
 
     def read(self) -> None:
         """Read the study, having made sure that nobody else is at work on it."""
-        read = self.store.read_runs()
+        read = self.store.read_runs(any_format=self.options.fresh)
         earlier = [run for run in read.invocations if run.run_id != self.invocation.run_id]
         running = [run for run in earlier if run.is_running]
         for other in running:
-            elsewhere = other.storage_id not in {"", self.storage.owner["storage_id"]}
+            elsewhere = other.storage_id != self.storage.owner["storage_id"]
             if elsewhere and not self.options.take_over:
                 raise UserError(
                     f"study '{self.plan.study}' is being run by {other.process} with another "
@@ -179,6 +179,7 @@ class Sweep:
         if self.options.fresh:
             self.superseded = [*earlier, *read.trials.values()]
             return
+        self.storage.check_format()
         self.runs = dict(read.trials)
         if isinstance(self.plan.space, SearchSpace):
             # one that was stopped before it proposed anything has begun nothing
@@ -222,7 +223,7 @@ class Sweep:
         return {
             trial_hash
             for trial_hash, (run, now) in pairs.items()
-            if run and now and run.assets_digest not in {"", now.trial.digest}
+            if run and now and run.tags.get("assets_digest") != now.trial.digest
         }
 
     def start_anew(self, changed: set[str]) -> None:

@@ -34,7 +34,7 @@ settings.load_profile("quick")
 # each of these takes both cores: one after the other, while the second process runs the rest
 _STARTS_RAY = (
     "faults/test_studies faults/test_machines hostile/test_footprint hostile/test_secrets test_study "
-    "test_earlier_version faults/test_service test_search_study test_pages test_run_study"
+    "faults/test_service test_search_study test_pages test_run_study"
 ).split()
 
 

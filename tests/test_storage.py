@@ -241,18 +241,6 @@ def test_only_trials_are_cleared(storage):
     assert [path.name for path in storage.trials.iterdir()] == ["notes.txt"]
 
 
-def test_what_an_earlier_version_left_unfinished_is_taken_over(tmp_path):
-    (tmp_path / "films.lock").write_text(OUR_LOCK)
-    checkpoint = tmp_path / "films" / "trials" / "0123456789ab" / "epoch-000001"
-    checkpoint.mkdir(parents=True)
-    for made in ("scratch/tmp9qq0t_c3", "tune/20261129-111600-123456"):
-        (tmp_path / "films" / made).mkdir(parents=True)
-    with (storage := StudyStorage(str(tmp_path), "films")).owned():
-        assert list((storage.path / "scratch").iterdir()) == []
-    assert checkpoint.is_dir()
-    assert {path.name for path in storage.path.iterdir()} == {".batchscale", "trials"}
-
-
 def test_whether_a_folder_can_be_written_is_tried_beside_what_is_in_it(tmp_path):
     (tmp_path / ".writable").write_text("mine")
     writable_folder(tmp_path, "--results-path")

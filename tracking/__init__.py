@@ -8,13 +8,14 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 from tracking.artifacts import ChangedModelError, ModelFiles
 from tracking.connection import BackgroundWriter
 from tracking.earlier import EarlierTrial, earlier_trials
-from tracking.runs import InvocationRun
+from tracking.runs import FORMAT, InvocationRun
 from tracking.store_address import Say, check_store_exists, nobody, sqlite_file
 from tracking.study_store import DatasetFacts, StudyRuns, StudyStore, check_study_name
 from tracking.trial_run import OtherTrainingError, TrialRun
 from tracking.views import colour_tag
 
 __all__ = [
+    "FORMAT",
     "BackgroundWriter",
     "ChangedModelError",
     "DatasetFacts",

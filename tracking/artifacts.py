@@ -152,12 +152,12 @@ def models_of(client: MlflowClient, run: Run) -> list[LoggedModel]:
 def download_model(client: MlflowClient, model_id: str, digest: str, folder: Path) -> Path:
     """Fetch a model into ``folder``; returns where the files lie that were given as ModelFiles.
 
-    Raises ChangedModelError where they are not those; an empty digest, of older studies, is not checked.
+    Raises ChangedModelError where they are not those.
     """
     folder.mkdir(parents=True, exist_ok=True)
     download(client, client.get_logged_model(model_id).artifact_location, "", folder)
     found = list(folder.glob("data/*"))
-    if len(found) != 1 or digest not in {"", folder_digest(found[0])}:
+    if len(found) != 1 or folder_digest(found[0]) != digest:
         raise ChangedModelError(f"models:/{model_id} is not what was uploaded")
     return found[0]
 

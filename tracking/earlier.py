@@ -7,7 +7,7 @@ from mlflow.entities import ViewType
 
 from errors import StoppedError, UserError, printable
 from tracking.connection import Connection
-from tracking.runs import SUPERSEDED
+from tracking.runs import FORMAT, SUPERSEDED
 from tracking.store_address import Say, check_store, check_store_exists, nobody, quiet_mlflow
 from tracking.trial_run import TrialRun
 
@@ -43,9 +43,8 @@ def _search(connection: Connection) -> list[EarlierTrial]:
     client = connection.client
     names = {each.experiment_id: printable(each.name) for each in client.search_experiments()}
     newest_first = ["attributes.start_time DESC"]
-    found = client.search_runs(
-        list(names), "tags.trained = 'true'", ViewType.ACTIVE_ONLY, _MOST, newest_first
-    )
+    trained = f"tags.trained = 'true' and tags.format = '{FORMAT}'"  # of another, nothing can be read
+    found = client.search_runs(list(names), trained, ViewType.ACTIVE_ONLY, _MOST, newest_first)
     return [
         EarlierTrial(names[run.info.experiment_id], TrialRun(connection, run))
         for run in found

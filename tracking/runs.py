@@ -16,6 +16,8 @@ from errors import UserError, all_printable, first_line, printable
 from tracking.artifacts import download
 from tracking.connection import Connection, retried
 
+FORMAT = 1  # of what a study stores; one more where the program cannot read what it stored before
+FORMAT_TAG = {"format": str(FORMAT)}  # of every run
 SUPERSEDED = "superseded"  # the tag of runs that no longer count
 DESCRIPTION = "mlflow.note.content"  # the tag of what MLflow's page shows above a run, Markdown
 PLAN = "plan.json"
@@ -125,7 +127,7 @@ class InvocationRun(TrackedRun):
 
     @property
     def storage_id(self) -> str:
-        """Names the storage path whose lock the invocation holds; empty in older studies."""
+        """Names the storage path whose lock the invocation holds."""
         return self.tags.get("storage_id", "")
 
     @retried

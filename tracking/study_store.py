@@ -22,10 +22,10 @@ from search_spaces.trial_config import epoch_text
 from tracking.artifacts import follow_move
 from tracking.connection import BackgroundWriter, Connection, retried
 from tracking.markdown import markdown_text
-from tracking.runs import DESCRIPTION, SUPERSEDED, InvocationRun, TrackedRun
+from tracking.runs import DESCRIPTION, FORMAT_TAG, SUPERSEDED, InvocationRun, TrackedRun
 from tracking.store_address import Say, check_store, nobody, quiet_mlflow
 from tracking.trial_run import TrialRun
-from tracking.views import CURVES, TRIALS, view_address, view_tag, view_tags
+from tracking.views import CURVES, TRIALS, view_address, view_tags
 
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which pages the UI shows
 _SOURCE = {"mlflow.source.name": "tune_main.py", "mlflow.source.type": "LOCAL"}
@@ -85,8 +85,12 @@ class StudyStore:
         return BackgroundWriter(self.connection)
 
     @retried
-    def read_runs(self) -> StudyRuns:
-        """All runs of a study, in one reading; UserError where there is no such study."""
+    def read_runs(self, any_format: bool = False) -> StudyRuns:
+        """All runs of a study, in one reading; UserError if there is no such study.
+
+        UserError also if another version of this program wrote it, whose runs this one cannot read;
+        with ``any_format`` they are returned all the same, to be superseded.
+        """
         if self._experiment is None:
             names = [experiment.name for experiment in self.client.search_experiments()]
             raise unknown(f"study in {self.tracking_uri}", self.study, names)
@@ -96,6 +100,13 @@ class StudyStore:
             raise UserError(f"study '{self.study}' has no runs yet")
         # of two runs of one trial, the one with more results counts
         trials = sorted((run for run in runs if "trial_hash" in run.data.tags), key=_results)
+        if not any_format and not all(
+            FORMAT_TAG.items() <= run.data.tags.items() for run in invocations + trials
+        ):
+            raise UserError(
+                f"study '{self.study}' was written by another version of this program: run its command "
+                "with --fresh, which trains it anew, or with another --name"
+            )
         return StudyRuns(
             [InvocationRun(self.connection, run) for run in invocations],
             {run.data.tags["trial_hash"]: TrialRun(self.connection, run) for run in trials},
@@ -123,7 +134,6 @@ class StudyStore:
         """
         for key, value in view_tags(parameters).items():
             self.client.set_experiment_tag(self._experiment_id(), key, value)
-        self._experiment = self._find_experiment()
 
     @retried
     def open_trial(
@@ -138,8 +148,9 @@ class StudyStore:
 
         ``name`` is what MLflow shows.
         """
-        config = cells[0]
-        run = self._only_run("trial_hash", config.trial_hash, name, {"mlflow.parentRunId": parent.run_id})
+        config, own = cells[0], tags or {}
+        created = {"mlflow.parentRunId": parent.run_id, **own}
+        run = self._only_run("trial_hash", config.trial_hash, name, created)
         run_id = run.info.run_id
         params = config.to_dict() | {
             "learning_rate": config.learning_rate,
@@ -149,13 +160,8 @@ class StudyStore:
         coordinates = [
             {axis: getattr(cell, axis) for axis in AXES} | {"model": cell.model_name} for cell in cells
         ]
-        tags = {
-            "cells": json.dumps(coordinates),
-            "failure": "",
-            DESCRIPTION: _description(cells),
-            **(tags or {}),
-        }
-        self.client.log_batch(run_id, params=new, tags=[RunTag(*tag) for tag in tags.items()])
+        own = {"cells": json.dumps(coordinates), "failure": "", DESCRIPTION: _description(cells), **own}
+        self.client.log_batch(run_id, params=new, tags=[RunTag(*tag) for tag in own.items()])
         if not (run.inputs and run.inputs.dataset_inputs):
             self.client.log_inputs(run_id, [_dataset_input(dataset)])
         self.client.update_run(run_id, status="RUNNING")
@@ -198,11 +204,8 @@ class StudyStore:
         uri = self.tracking_uri
         start = {"MLflow": bare(uri) if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"}
         views = {"  trials": TRIALS, "  curves": CURVES}
-        saved = self._experiment.tags if self._experiment else {}  # older studies have none
         return start | {
-            label: view_address(self._server, self._experiment_id(), key)
-            for label, key in views.items()
-            if view_tag(key) in saved
+            label: view_address(self._server, self._experiment_id(), key) for label, key in views.items()
         }
 
     @property
@@ -233,7 +236,7 @@ class StudyStore:
                 self.client.delete_run(run.info.run_id)
         if found:
             return found[-1]
-        tags = {tag: value, "mlflow.user": _user(), **_SOURCE, **tags}
+        tags = {tag: value, "mlflow.user": _user(), **_SOURCE, **FORMAT_TAG, **tags}
         return self.client.create_run(self._experiment_id(), tags=tags, run_name=name)
 
     def _experiment_id(self) -> str:

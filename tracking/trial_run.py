@@ -27,7 +27,7 @@ _LONGEST_REASON = 5000  # characters
 _PREDICTIONS = "predictions.parquet"
 _PREDICTION_COLUMNS = {
     **dict.fromkeys(("row_id", "label", "prediction"), is_integer_dtype),
-    "probability": is_float_dtype,
+    **dict.fromkeys(("probability", "margin"), is_float_dtype),
 }
 _MODEL_URI = re.compile(r"models:/(m-[0-9a-zA-Z]+)")  # not file:, not http:, not somebody else's name
 
@@ -63,17 +63,11 @@ class TrialRun(TrackedRun):
         """The fields of its TrialConfig, as MLflow keeps them."""
         return all_printable(dict(self._run.data.params))
 
-    @property
-    def assets_digest(self) -> str:
-        """Of the pretrained weights and tokens it is trained from; empty in older studies."""
-        return self.tags.get("assets_digest", "")
-
     @retried
     def log_evaluations(self, reports: Iterable[Mapping[str, Any]]) -> None:
         """Write the evaluations that are not there yet: every number of a report at step ``evaluation``.
 
-        ``reported_at`` (ms; absent in older histories) makes writing twice harmless: MLflow keeps one of
-        two equal metrics. Raises OtherTrainingError where one that is there was trained to another
+        ``reported_at`` (ms) makes writing twice harmless: MLflow keeps one of two equal metrics. Raises OtherTrainingError where one that is there was trained to another
         val_loss: a run must not hold parts of two trainings.
         """
         for report in reports:
@@ -174,8 +168,7 @@ class TrialRun(TrackedRun):
         """What the ``best`` or ``last`` model said of each test example.
 
         Columns ``row_id``, ``label``, ``prediction``, ``probability`` (of the predicted class) and
-        ``margin`` (its lead over the second; absent from studies tested before it was stored). UserError
-        where they cannot be read.
+        ``margin`` (its lead over the second). UserError if they cannot be read.
         """
         return self._read_table(_PREFIXES[which] + _PREDICTIONS, _PREDICTION_COLUMNS)
 
@@ -201,7 +194,7 @@ class TrialRun(TrackedRun):
 
 
 def _report_metrics(report: Mapping[str, Any]) -> list[Metric]:
-    evaluation, when = report["evaluation"], report.get("reported_at") or get_current_time_millis()
+    evaluation, when = report["evaluation"], report["reported_at"]
     numbers = {
         name: value
         for name, value in report.items()

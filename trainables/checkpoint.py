@@ -91,9 +91,7 @@ def read_progress(folder: Path) -> dict[str, Any]:
     """``trial_hash``, ``assets_digest`` and ``history``, without the tensors."""
     try:
         found = json.loads((folder / _PROGRESS).read_text())
-        # earlier versions evaluated after every epoch, and said no more
-        history = [{"evaluation": report["epoch"], **report} for report in found["history"]]
-        return {name: found[name] for name in _PROGRESS_FIELDS} | {"history": history}
+        return {name: found[name] for name in _PROGRESS_FIELDS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptCheckpointError(f"{folder} does not say where it comes from") from error
 
@@ -188,9 +186,7 @@ class TrialFolder:
         _remove([self.path])
 
     def _newest_first(self) -> list[Path]:
-        kinds = ("evaluation", "epoch")  # as earlier versions called it
-        found = [folder for kind in kinds for folder in self.path.glob(f"{kind}-*[0-9]")]
-        return sorted(found, key=lambda folder: folder.name.partition("-")[2], reverse=True)
+        return sorted(self.path.glob("evaluation-*[0-9]"), reverse=True)
 
     def _check_origin(self, folder: Path, assets_digest: str) -> None:
         found = read_progress(folder)

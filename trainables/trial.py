@@ -148,8 +148,8 @@ class Trial:
         found: Report = {f"val_{name}": value for name, value in val.metrics.items()}
         found |= {f"train_eval_{name}": value for name, value in part.metrics.items()}
         found["val_correct"] = np.packbits(val.correct).tobytes().hex()
-        if before := self.history and self.history[-1].get("val_correct"):  # earlier versions kept none
-            changed = int(before, 16) ^ int(found["val_correct"], 16)
+        if self.history:
+            changed = int(self.history[-1]["val_correct"], 16) ^ int(found["val_correct"], 16)
             found["val_flips"] = changed.bit_count()
         if not math.isfinite(found["val_loss"]):
             where = f"after epoch {epoch_text(position.epoch)}"
@@ -235,9 +235,7 @@ class Trial:
             raise CorruptCheckpointError(f"{folder} lacks the optimizer's state")
         self.model.load_state_dict(checkpoint.weights)
         self.history = checkpoint.history
-        # reports of earlier versions hold no size
-        size = self.history[-1].get("physical_batch_size", self.physical_batch_size)
-        self.physical_batch_size = min(self.physical_batch_size, size)
+        self.physical_batch_size = min(self.physical_batch_size, self.history[-1]["physical_batch_size"])
         best = checkpoint.best_weights or checkpoint.weights
         # what was loaded is mapped from the file, which goes when newer checkpoints take its place
         self._best_weights = {name: value.clone() for name, value in best.items()}

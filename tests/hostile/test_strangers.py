@@ -23,7 +23,7 @@ from tests.hostile.junk import NASTY
 from tests.small_study import STUDY
 from tests.test_markdown import parsed
 from tests.test_report import Reader
-from tracking import StudyStore
+from tracking import FORMAT, StudyStore
 
 EVIL = '"><img src=x onerror=alert(1)><script>alert(1)</script>[x](javascript:alert(1))'
 # the title of a window, colours, the cursor, another order of letters, what is not seen; Rich's own marks
@@ -54,7 +54,8 @@ class Strange:
     def write(self, plan, **tables):
         """A new invocation: a report is made of the newest one."""
         experiment = self.client.get_experiment_by_name(STUDY)
-        run = self.client.create_run(experiment.experiment_id, tags={"role": "invocation"})
+        tags = {"role": "invocation", "format": str(FORMAT)}
+        run = self.client.create_run(experiment.experiment_id, tags=tags)
         self.client.log_dict(run.info.run_id, plan, "plan.json")
         for name, table in tables.items():
             table.to_parquet(f"{name}.parquet")
