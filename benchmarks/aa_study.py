@@ -52,7 +52,7 @@ def trained(config: TrialConfig, assets: ModelAssets) -> TrialData:
         name=f"{config.model_name} · {config.seed}",
         config=config,
         scaling_rules=(config.scaling_rule,),
-        metrics={"best_epoch": float(best["epoch"]), "best_val_acc": best["val_acc"]},
+        metrics={f"best_{name}": float(best[name]) for name in ("evaluation", "epoch", "val_acc")},
         evaluations=pd.DataFrame(),
         steps=pd.DataFrame(),
         predictions={"best": predictions, "last": predictions},

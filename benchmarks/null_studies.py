@@ -144,7 +144,9 @@ def simulated_plan(
         question="Is there a difference?",
         dataset=DatasetFacts("simulated", "nowhere", "", sizes, ("wrong", "right"), 0),
         cells=[StoredCell(trial_hash=cell.trial_hash, config=cell) for cell in cells],
+        budget="examples",
         baselines=baselines,
+        metrics={"loss": "cross entropy (nats)", "acc": "accuracy"},
     )
 
 
@@ -159,7 +161,11 @@ def simulated_trial(
         name=f"{config.model_name} · {config.target_batch_size} · {config.scaling_rule}",
         config=config,
         scaling_rules=(config.scaling_rule,),
-        metrics={"best_epoch": 3.0, **{name: float(value) for name, value in accuracies.items()}},
+        metrics={
+            "best_epoch": 3.0,
+            "best_evaluation": 3.0,
+            **{name: float(value) for name, value in accuracies.items()},
+        },
         evaluations=_NO_STEPS,
         steps=_NO_STEPS,
         predictions={"best": predictions(correct), "last": predictions(last)},

@@ -46,11 +46,11 @@ class StoredPlan(BaseModel):
     question: str
     dataset: DatasetFacts
     cells: list[StoredCell]  # of a search: what confirms its best, empty before
-    budget: str = "examples"  # what all cells spend alike
+    budget: str  # what all cells spend alike
     baselines: dict[str, str | int] = {}
     search: SearchSpace | None = None
     margin: Annotated[float, Field(gt=0)] = 1.0  # points of accuracy within which cells are equivalent
-    metrics: dict[str, str] = {"loss": "cross entropy (nats)", "acc": "accuracy"}  # name -> axis label
+    metrics: dict[str, str]  # name -> axis label
     forecast: Forecast = Forecast()
 
     @model_validator(mode="after")

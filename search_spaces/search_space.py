@@ -1,9 +1,7 @@
 """A search: a box of settings, how it is searched, and what became of a trial. Plain data."""
 
 import itertools
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, model_validator
@@ -11,11 +9,12 @@ from pydantic.dataclasses import dataclass as validated
 
 from errors import UserError, unknown
 from search_spaces.fields import ONE_LINE, user_error
+from search_spaces.search_stages import Confirm, Search
+from search_spaces.stages import Around, Stage
 from search_spaces.trial_config import DATA, FIELDS, LEARN_NOTHING, TrialConfig
 
 SAMPLERS = ("tpe", "random", "qmc", "gp")
 STOPPING_RULES = ("none", "median")
-COMPLETE, STOPPED, DIVERGED = "complete", "stopped", "diverged"
 DIGITS = 6  # significant: the hash, MLflow's text and the sampler's number are then one number
 
 # The splits and tokens are prepared once for a study, and the seed is what a confirmation varies.
@@ -129,6 +128,38 @@ class SearchSpace(BaseModel):
         parameter = self.parameters.get("model")
         return tuple(map(str, parameter.ends)) if parameter else (self.settings["model"],)
 
+    @property
+    def target_batch_sizes(self) -> Sequence[Any]:
+        """The sizes that must all be possible."""
+        parameter = self.parameters.get("target_batch_size")
+        return parameter.ends if parameter else [next(self.corners()).target_batch_size]
+
+    @property
+    def scaling_rules(self) -> Sequence[str]:
+        """None: its trials are not compared by rule."""
+        return ()
+
+    @property
+    def varied(self) -> list[str]:
+        """The parameters that trials differ in, as MLflow names them."""
+        return list(self.parameters)
+
+    def stages(self, around: Around) -> list[Stage]:
+        """The search, then its best again."""
+        search = Search(self, around)
+        return [search, Confirm(search, self.confirm_seeds)]
+
+    def budget_line(self) -> str:
+        """None: the budget itself may be searched."""
+        return ""
+
+    def with_models(self, named: Callable[[str], str]) -> "SearchSpace":
+        """The search with its models under other names."""
+        models = tuple(map(named, self.models))
+        if "model" in self.parameters:
+            return self.replace(parameters={**self.parameters, "model": Choice(models)})
+        return self.replace(settings={**self.settings, "model": models[0]})
+
     def config(self, values: Mapping[str, Any]) -> TrialConfig:
         """The trial with these values of the parameters."""
         return TrialConfig(**{**self.settings, "seed": self.seed, **values})
@@ -153,18 +184,6 @@ class SearchSpace(BaseModel):
 
     def replace(self, **changes: Any) -> "SearchSpace":
         return SearchSpace(**dict(self) | changes)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended: ``complete``, ``stopped`` early or ``diverged``; val_acc at each evaluation."""
-
-    state: str
-    val_accs: tuple[float, ...]
-
-    @property
-    def best_val_acc(self) -> float:
-        return max(self.val_accs, default=math.nan)
 
 
 def _check_parameter(name: str, parameter: Parameter) -> None:

@@ -1,13 +1,14 @@
 """Space -> cells -> unique trials."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from errors import UserError, unknown
 from search_spaces.fields import ONE_LINE, Text, one_of, user_error
+from search_spaces.stages import Around, Grid, Stage
 from search_spaces.trial_config import TrialConfig
 
 BUDGETS = ("examples", "steps")
@@ -116,21 +117,45 @@ class Space(BaseModel):
     def _is_control(self, cell: TrialConfig) -> bool:
         return all(getattr(cell, axis) == baseline for axis, baseline in self.baselines.items())
 
+    def stages(self, around: Around) -> list[Stage]:
+        """All cells at once."""
+        seeds, control = len(self.seeds), self.control_seeds or 0
+        further = f" ({control} seeds of a control cell, {seeds} of any other)" if control > seeds else ""
+        return [Grid(map(around.resolve, self.cells()), further)]
+
+    def corners(self) -> Iterator[TrialConfig]:
+        """Trials of which each must be possible."""
+        return iter(self.cells())
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """None that is searched."""
+        return {}
+
+    @property
+    def varied(self) -> list[str]:
+        """The parameters that trials differ in, as MLflow names them."""
+        several = len(self.seeds) > 1
+        return [axis for axis in AXES if axis != "seed" or several] + ["learning_rate"]
+
+    def budget_line(self) -> str:
+        """``equal examples: epochs 5; evaluations 5``."""
+        config = next(self.corners())
+        epochs = f"{config.epochs}"
+        if self.budget == "steps":
+            epochs += f" at target batch size {config.reference_batch_size}, all with as many steps"
+        return f"equal {self.budget}: epochs {epochs}; evaluations {config.evaluation_count}"
+
+    def with_models(self, named: Callable[[str], str]) -> "Space":
+        """The grid with its models under other names."""
+        baselines = dict(self.baselines)
+        if "model" in baselines:
+            baselines["model"] = named(str(baselines["model"]))
+        return self.replace(models=tuple(map(named, self.models)), baselines=baselines)
+
+    def identity(self) -> dict[str, Any]:
+        """Nothing: a grid may grow and shrink."""
+        return {}
+
     def replace(self, **changes: Any) -> "Space":
         return Space(**dict(self) | changes)
-
-
-def unique_trials(cells: Iterable[TrialConfig]) -> dict[str, list[TrialConfig]]:
-    """Group cells by what they learn: trial hash -> the cells that this one trial serves."""
-    trials: dict[str, list[TrialConfig]] = {}
-    for cell in cells:
-        trials.setdefault(cell.trial_hash, []).append(cell)
-    return trials
-
-
-def trial_name(cells: Sequence[TrialConfig], seeds: int = 1) -> str:
-    """``modernbert-base · 256 · sqrt``; rules that agree are joined, ``fixed=sqrt=linear``."""
-    config = cells[0]
-    rules = "=".join(dict.fromkeys(cell.scaling_rule for cell in cells))
-    parts = [config.model_name, str(config.target_batch_size), rules]
-    return " · ".join(parts + ([f"seed {config.seed}"] if seeds > 1 else []))

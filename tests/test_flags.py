@@ -33,10 +33,11 @@ def make_study(curves, train_examples=640_000, models=("tiny",), **settings):
             axes = {"model": model, "target_batch_size": batch, "scaling_rule": rule, "seed": seed}
             cell = TrialConfig(base_lr=rate, epochs=len(curve), **axes, **settings)
             cells.append(cell)
+            best = float(np.argmax(curve)) + 1
             trials[cell.trial_hash] = replace(
                 simulated_trial(cell, np.ones(4, dtype=bool)),
                 evaluations=pd.DataFrame({"train_acc": 0.9, "val_acc": curve}, range(1, len(curve) + 1)),
-                metrics={"best_epoch": float(np.argmax(curve)) + 1, "best_val_acc": max(curve)},
+                metrics={"best_epoch": best, "best_evaluation": best, "best_val_acc": max(curve)},
             )
     return StudyData(simulated_plan(cells, {}, train_examples), trials)
 

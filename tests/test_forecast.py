@@ -175,6 +175,11 @@ def test_an_earlier_study_on_the_same_splits_stands_in_for_assumptions(tmp_path)
     assert Earlier(f"sqlite:///{tmp_path}/none.db").chance(planned("batch_lr_grid")) == UNKNOWN
     assert not (tmp_path / "none.db").exists()
     assert Earlier(uri, leave_out=STUDY).chance(planned(**OPTIONS | options)) == UNKNOWN
+    store = StudyStore(uri, STUDY)
+    for run in store.read_runs().trials.values():
+        store.client.delete_tag(run.run_id, "format")
+    assert Earlier(uri).trials == []  # of another version, which nothing can be read of
+    assert Earlier(uri).chance(planned(**OPTIONS | options)) == UNKNOWN
 
 
 def test_earlier_trials_of_the_model_say_how_long_it_will_take(small_study):

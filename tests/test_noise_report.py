@@ -35,7 +35,8 @@ def moments(terms):
 
 def epochs(*windows):
     table = pd.DataFrame([moments(terms) for terms in windows], index=range(1, len(windows) + 1))
-    return table.assign(noise_scale=table["gradient_variance"] / table["gradient_norm_squared"])
+    ratio = table["gradient_variance"] / table["gradient_norm_squared"]
+    return table.assign(epoch=table.index, noise_scale=ratio)
 
 
 def drawn_terms(rng, studies, windows, batch, scale):
@@ -178,7 +179,7 @@ def test_halves_leave_out_the_middle_of_an_odd_number_of_epochs():
 
 
 def test_a_study_of_an_earlier_version_has_ratios_without_intervals():
-    terms = ["gradient_variance", "gradient_norm_squared", "noise_scale"]
+    terms = ["epoch", "gradient_variance", "gradient_norm_squared", "noise_scale"]
     table = epochs([(3.0, 1.0)], [(5.0, 3.0)])
     for earlier in (table[terms], table.assign(noise_windows=[math.nan, 1])):  # wholly, or begun by one
         study, _ = trial_with(earlier)

@@ -216,7 +216,7 @@ def test_a_further_metric_has_curves_and_columns(study):
     trials = {
         name: replace(
             trial,
-            evaluations=pd.DataFrame({"val_f1": trial.evaluations["val_acc"]}),
+            evaluations=trial.evaluations[["epoch"]].assign(val_f1=trial.evaluations["val_acc"]),
             steps=pd.DataFrame(),
             metrics={**trial.metrics, "test_f1": 0.25, "last_test_f1": 0.5},
         )

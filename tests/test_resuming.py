@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from ray.tune.experiment import Trial as TuneTrial
 
+from reports import write_report
 from search_spaces.search_space import COMPLETE, Outcome
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
@@ -111,6 +112,48 @@ def test_fresh_leaves_earlier_runs_in_mlflow_and_they_no_longer_count(plan, stor
     assert kept(storage) == []
     for run in earlier.values():
         assert store.client.get_run(run.run_id).info.status == "KILLED"
+
+
+def without_number(client, run):
+    client.delete_tag(run.run_id, "format")
+
+
+def with_another_number(client, run):
+    client.set_tag(run.run_id, "format", "0")
+
+
+@pytest.mark.parametrize("change", [without_number, with_another_number])
+@pytest.mark.parametrize("whose", ["invocations", "trials"])
+def test_a_study_of_another_version_is_refused_and_starts_anew_under_fresh(
+    plan, store, storage, change, whose
+):
+    trials = open_all(plan, store, storage, "digest")
+    invocations = {run.run_id: run for run in store.read_runs().invocations}
+    for run in {"invocations": invocations, "trials": trials}[whose].values():
+        change(store.client, run)
+    places = (store.tracking_uri, "films", str(storage.path.parent / "results"))
+    for read in (lambda: sweep(plan, store, storage), lambda: write_report(*places)):
+        assert refusal(read) == (
+            "study 'films' was written by another version of this program: run its command with --fresh, "
+            "which trains it anew, or with another --name"
+        )
+    now = sweep(plan, store, storage, fresh=True)
+    assert now.left() == (set(plan.trials), set())
+    now.start_anew(set())
+    found = store.read_runs()
+    assert (found.trials, [run.run_id for run in found.invocations]) == ({}, [now.invocation.run_id])
+    for run in [*trials.values(), *invocations.values()]:  # still there
+        assert store.client.get_run(run.run_id).data.tags["superseded"] == "true"
+
+
+def test_checkpoints_of_another_version_are_not_resumed_from(plan, store, storage):
+    checkpoints(plan, storage)
+    mark = storage.path / ".batchscale"
+    mark.write_text(mark.read_text().replace("format", "another format"))
+    assert "of another version of this program: give --fresh" in refusal(sweep, plan, store, storage)
+    sweep(plan, store, storage, fresh=True).start_anew(set())
+    assert kept(storage) == []
+    sweep(plan, store, storage)
 
 
 # -- what is left to do ----------------------------------------------------------------------------

@@ -241,6 +241,24 @@ def test_only_trials_are_cleared(storage):
     assert [path.name for path in storage.trials.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize("other", ["", "format 0\n"], ids=["no number", "another number"])
+def test_unfinished_trials_of_another_version_are_refused_until_they_are_cleared(storage, other):
+    with storage.owned():
+        (storage.trials / "0123456789ab" / "evaluation-000001").mkdir(parents=True)
+    mark = storage.path / ".batchscale"
+    mark.write_text(mark.read_text().splitlines(keepends=True)[0] + other)
+    before = everything(storage.path)
+    for _ in range(2):  # a command that was refused has left it as it was
+        with storage.owned():
+            reason = refusal(storage.check_format)
+        assert "unfinished trials of another version of this program" in reason
+        assert "--fresh to train them anew, or another --name" in reason
+        assert everything(storage.path) == before
+    with storage.owned():
+        storage.clear()
+        storage.check_format()
+
+
 def test_whether_a_folder_can_be_written_is_tried_beside_what_is_in_it(tmp_path):
     (tmp_path / ".writable").write_text("mine")
     writable_folder(tmp_path, "--results-path")

@@ -67,8 +67,9 @@ class TrialRun(TrackedRun):
     def log_evaluations(self, reports: Iterable[Mapping[str, Any]]) -> None:
         """Write the evaluations that are not there yet: every number of a report at step ``evaluation``.
 
-        ``reported_at`` (ms) makes writing twice harmless: MLflow keeps one of two equal metrics. Raises OtherTrainingError where one that is there was trained to another
-        val_loss: a run must not hold parts of two trainings.
+        ``reported_at`` (ms) makes writing twice harmless: MLflow keeps one of two equal metrics. Raises
+        OtherTrainingError where one that is there was trained to another val_loss: a run must not hold
+        parts of two trainings.
         """
         for report in reports:
             evaluation, val_loss = report["evaluation"], report["val_loss"]

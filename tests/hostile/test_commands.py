@@ -15,7 +15,18 @@ from tests.hostile.junk import NASTY, any_text, texts
 from tests.small_study import STUDY
 
 SWEEP = ["--space", "fixed_lr", "--demo", "--dry-run"]
-GOOD = ("64", "1", "0.5", "fixed", "bert-tiny", "fp32", "torch", "dropout=0.2", "epochs=0", "demo-reviews")
+GOOD = (
+    "64",
+    "1",
+    "0.5",
+    "fixed",
+    "bert-tiny",
+    "fp32",
+    "torch",
+    "head_dropout=0.2",
+    "epochs=0",
+    "demo-reviews",
+)
 # none of them leaves this machine, and nothing listens at port 1
 HTTP = ("http://127.0.0.1:1", "https://127.0.0.1:1/../x", "http://[::1", "http://127.0.0.1:99999")
 SQL = ("sqlite:///", "sqlite:///nothing.db", "sqlite:////dev/null", "sqlite:///.")

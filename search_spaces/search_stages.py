@@ -1,0 +1,143 @@
+"""The stages of a search: generations of trials, then the best of them again under fresh seeds."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from errors import StoppedError, UserError
+from search_spaces.stages import (
+    COMPLETE,
+    ROLE,
+    Around,
+    Outcomes,
+    Proposal,
+    Proposer,
+    Stage,
+    Values,
+    proposals_of,
+)
+
+if TYPE_CHECKING:  # which makes these stages
+    from search_spaces.search_space import SearchSpace
+
+
+class Search(Stage):
+    """Proposes generations of trials, each a function of how the trials of earlier ones ended.
+
+    A generation is kept in MLflow before any of it is trained, because another machine may round otherwise.
+    """
+
+    role = "search"
+    keeps_models = False
+    of_the_stage = " of the search"
+
+    def __init__(self, space: "SearchSpace", around: Around) -> None:
+        self.space = space
+        self.trials = space.trials
+        self.at_once = min(space.generation_size, space.trials)
+        self._around = around
+        self._proposals: list[Proposal] = []  # the generations that were opened
+        self._values: list[Values] = []  # of each of them
+
+    @cached_property
+    def _proposer(self) -> Proposer:
+        return self._around.proposer(self.space)
+
+    def propose(self, outcomes: Outcomes) -> Sequence[Proposal]:
+        self._advance(outcomes, may_ask=True)
+        return self._proposals
+
+    def proposed(self, outcomes: Outcomes) -> Sequence[Proposal]:
+        self._advance(outcomes, may_ask=False)
+        return self._proposals
+
+    def should_stop(self, val_accs: Sequence[float]) -> bool:
+        return self._proposer.should_stop(val_accs)
+
+    def note(self, outcomes: Outcomes) -> None:
+        self._around.note(self, outcomes)
+
+    @property
+    def extent(self) -> str:
+        space = self.space
+        return (
+            f"{space.trials} trials in generations of {space.generation_size}, sampler {space.sampler}, "
+            f"stopping {space.stopping}"
+        )
+
+    def values(self, number: int) -> Values:
+        """The parameters of a trial, by its number from 0."""
+        return self._values[number]
+
+    def winner(self, outcomes: Outcomes) -> Proposal:
+        """The complete trial with the highest val_acc, the earliest on ties; StoppedError if none is."""
+        ended = [each for each in self._proposals if each.trial_hash in outcomes]
+        complete = [each for each in ended if outcomes[each.trial_hash].state == COMPLETE]
+        if not complete:
+            raise StoppedError(
+                "no trial of the search came to its last epoch: search smaller learning rates"
+            )
+        return max(complete, key=lambda each: outcomes[each.trial_hash].best_val_acc)
+
+    def _advance(self, outcomes: Outcomes, may_ask: bool) -> None:
+        """Open generations until one has something to train; without asking, only those that are known."""
+        size = self.space.generation_size
+        while len(self._proposals) < self.trials:
+            opened, rest = divmod(len(self._proposals), size)
+            newest = self._proposals[-size:] if opened else []
+            assert not rest  # only the last generation is cut short
+            if any(each.trial_hash not in outcomes for each in newest):
+                return
+            if opened not in self._around.known and not may_ask:
+                return
+            if newest:
+                ended = [outcomes[each.trial_hash] for each in newest]
+                self._proposer.tell(self._values[-size:], ended)
+            self._open(opened, outcomes)
+
+    def _open(self, generation: int, outcomes: Outcomes) -> None:
+        space, first = self.space, len(self._proposals)
+        values = self._around.known.get(generation)
+        if values is None:
+            values = self._proposer.ask(generation)
+            self._around.keep(generation, values)
+            self.note(outcomes)
+        if len(values) != space.generation_size or not all(map(space.holds, values)):
+            raise UserError(f"generation {generation} in MLflow is not of this search: give --fresh")
+        for number, each in enumerate(values[: self.trials - first], start=first):
+            config = self._around.resolve(space.config(each))
+            name = f"#{number} · {config.model_name} · {config.target_batch_size}"
+            tags = {ROLE: self.role, "generation": str(generation), "number": str(number)}
+            self._proposals.append(Proposal([config], name, tags))
+            self._values.append(each)
+
+
+class Confirm(Stage):
+    """Trains the best of a search again with fresh seeds, which is tested."""
+
+    role = "confirm"
+    meets_others = False
+
+    def __init__(self, search: Search, seeds: int) -> None:
+        self._search = search
+        self.trials = self.at_once = seeds
+
+    def propose(self, outcomes: Outcomes) -> Sequence[Proposal]:
+        if not self._search.is_over(outcomes):
+            return []
+        best = self._search.winner(outcomes).config
+        seeds = range(best.seed + 1, best.seed + 1 + self.trials)
+        return proposals_of([best.replace(seed=seed) for seed in seeds], {ROLE: self.role})
+
+    @property
+    def extent(self) -> str:
+        return f"the best is trained again with {self.trials} seeds and tested"
+
+    def lines(self, outcomes: Outcomes) -> list[str]:
+        best = self._search.winner(outcomes)
+        val_acc = outcomes[best.trial_hash].best_val_acc
+        seeds = ", ".join(str(each.config.seed) for each in self.propose(outcomes))
+        return [
+            f"best of {self._search.trials}: {best.name}, val_acc {val_acc:.4f}",
+            f"trained again with seeds {seeds}",
+        ]

@@ -1,0 +1,166 @@
+"""Stages: what is trained next, given how earlier trials have ended. Plain data in, plain data out."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from search_spaces.trial_config import TrialConfig
+
+COMPLETE, STOPPED, DIVERGED = "complete", "stopped", "diverged"
+ROLE = "role"  # the tag of a run that says which stage its trial is of
+
+Values = dict[str, Any]  # of the parameters of one trial of a search
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: ``complete``, ``stopped`` early or ``diverged``; val_acc at each evaluation."""
+
+    state: str
+    val_accs: tuple[float, ...]
+
+    @property
+    def best_val_acc(self) -> float:
+        return max(self.val_accs, default=math.nan)
+
+
+Outcomes = Mapping[str, Outcome]  # by trial hash
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial that a stage wants trained: the cells that it serves, its name, the tags of its run."""
+
+    cells: Sequence[TrialConfig]  # one at least
+    name: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def config(self) -> TrialConfig:
+        """What is trained."""
+        return self.cells[0]
+
+    @cached_property
+    def trial_hash(self) -> str:
+        return self.config.trial_hash
+
+
+class Stage(ABC):
+    """A part of a study: its proposals are a function of the space, its seed and earlier outcomes alone.
+
+    So a stage has no state to lose: the same outcomes lead to the same proposals. A trial that failed
+    otherwise than by diverging has no outcome, and is proposed again by the next command.
+    """
+
+    role: str
+    trials: int  # at most
+    at_once: int  # trials that may have checkpoints at the same time
+    keeps_models: bool = True  # whether models are kept in MLflow and tested; else the outcome is all
+    of_the_stage: str = ""  # what a sentence about its trials adds: "of the search"
+    meets_others: bool = True  # whether its best competes with finished trials that the plan leaves out
+
+    @abstractmethod
+    def propose(self, outcomes: Outcomes) -> Sequence[Proposal]:
+        """All trials so far, in their order; those without an outcome are to be trained.
+
+        Raises StoppedError if the outcomes allow none.
+        """
+
+    def proposed(self, outcomes: Outcomes) -> Sequence[Proposal]:
+        """The same without what would have to be decided first."""
+        return self.propose(outcomes)
+
+    @property
+    @abstractmethod
+    def extent(self) -> str:
+        """How much is trained, as the plan says it."""
+
+    def should_stop(self, val_accs: Sequence[float]) -> bool:
+        """Whether a trial with these val_accs, one an evaluation, is ended early."""
+        return False
+
+    def lines(self, outcomes: Outcomes) -> list[str]:
+        """What the user is told when the stage begins."""
+        return []
+
+    def note(self, outcomes: Outcomes) -> None:
+        """Called when trials have ended, for what a stage shows elsewhere."""
+
+    def is_over(self, outcomes: Outcomes) -> bool:
+        known = self.proposed(outcomes)
+        return len(known) >= self.trials and all(each.trial_hash in outcomes for each in known)
+
+
+class Grid(Stage):
+    """Cells that are all known before anything is trained."""
+
+    role = "grid"
+
+    def __init__(self, cells: Iterable[TrialConfig], note: str = "") -> None:
+        """``note`` is added to what the plan says of its extent."""
+        self._proposals = proposals_of(cells)
+        self._note = note
+        self.trials = self.at_once = len(self._proposals)
+
+    @property
+    def extent(self) -> str:
+        cells = sum(len(each.cells) for each in self._proposals)
+        return f"{cells} cells, {self.trials} unique trials{self._note}"
+
+    def propose(self, outcomes: Outcomes) -> Sequence[Proposal]:
+        return self._proposals
+
+
+class Proposer(Protocol):
+    """Who proposes a search's trials, a generation at a time."""
+
+    def ask(self, generation: int) -> list[Values]:
+        """The generation's proposals, given that all earlier ones were told."""
+
+    def tell(self, proposals: Sequence[Values], outcomes: Sequence[Outcome]) -> None:
+        """How a whole generation ended, in its order."""
+
+    def should_stop(self, val_accs: Sequence[float]) -> bool:
+        """Whether a trial with these val_accs is ended early."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a study gives to its stages.
+
+    ``resolve`` makes a trial of a configuration, with all that depends on data and machine. ``known`` are
+    the generations of a search that are in MLflow, and ``keep`` gets a new one before any of it is trained.
+    ``proposer`` is asked for once, if at all. ``note`` hears of a search whose trials have ended.
+    """
+
+    resolve: Callable[[TrialConfig], TrialConfig]
+    proposer: Callable[[Any], Proposer]
+    known: Mapping[int, list[Values]] = field(default_factory=dict)
+    keep: Callable[[int, list[Values]], object] = lambda generation, values: None
+    note: Callable[[Any, Outcomes], object] = lambda search, outcomes: None
+
+
+def unique_trials(cells: Iterable[TrialConfig]) -> dict[str, list[TrialConfig]]:
+    """Group cells by what they learn: trial hash -> the cells that this one trial serves."""
+    trials: dict[str, list[TrialConfig]] = {}
+    for cell in cells:
+        trials.setdefault(cell.trial_hash, []).append(cell)
+    return trials
+
+
+def trial_name(cells: Sequence[TrialConfig], seeds: int = 1) -> str:
+    """``modernbert-base · 256 · sqrt``; rules that agree are joined, ``fixed=sqrt=linear``."""
+    config = cells[0]
+    rules = "=".join(dict.fromkeys(cell.scaling_rule for cell in cells))
+    parts = [config.model_name, str(config.target_batch_size), rules]
+    return " · ".join(parts + ([f"seed {config.seed}"] if seeds > 1 else []))
+
+
+def proposals_of(cells: Iterable[TrialConfig], tags: Mapping[str, str] | None = None) -> list[Proposal]:
+    """A proposal for each unique trial of some cells."""
+    cells = list(cells)
+    seeds = len({cell.seed for cell in cells})
+    return [Proposal(own, trial_name(own, seeds), tags or {}) for own in unique_trials(cells).values()]
