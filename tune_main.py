@@ -10,6 +10,7 @@ from typing import Any
 
 from addresses import clean_command_line, trust_artifact_hosts
 from errors import StoppedError, UserError, is_mendable
+from search_spaces.plan import Forecast, Plan
 from sweep.command_line import USAGE_ERROR
 from sweep.options import SweepOptions, list_spaces, parse_options
 from sweep.resolve import resolve_space
@@ -59,16 +60,22 @@ def run_sweep(options: SweepOptions) -> int:
 def _show_plan(options: SweepOptions) -> int:
     """The plan, what the study will be able to tell, and how long it will take."""
     from reports.earlier import Earlier
-    from reports.forecast import Durations, power_lines, stored_plan, time_line
+    from reports.forecast import Durations, power_lines, time_line
     from sweep.calibration import calibrate
-    from sweep.plan_summary import show_plan
+    from sweep.hardware import bf16_available
+    from sweep.plan import make_plan
+    from sweep.plan_summary import plan_summary, plan_tables
+    from tracking import check_study_name
 
-    shown = show_plan(options)
-    plan = stored_plan(shown.to_dict())
+    check_study_name(options.study)
+    planned = make_plan(options, bf16_available(options))
+    say(plan_summary(planned))
+    for table in plan_tables(plan := planned.plan):
+        show(table)
     earlier = Earlier(options.tracking_uri, say=say)
     chance = _chance(plan, options, earlier)
     if options.calibrate:
-        durations = Durations(calibrate(shown, options), "by a few steps timed here")
+        durations = Durations(calibrate(planned, options), "by a few steps timed here")
     else:
         durations = _durations(plan, options, earlier)
     for line in (*power_lines(plan, chance), time_line(plan, durations)):
@@ -76,27 +83,26 @@ def _show_plan(options: SweepOptions) -> int:
     return 0
 
 
-def _forecast(options: SweepOptions, plan: Any) -> dict[str, Any]:
+def _forecast(options: SweepOptions, plan: Plan) -> Forecast:
     """What other studies let expect of this one."""
     from reports.earlier import Earlier
-    from reports.forecast import forecast, stored_plan
+    from reports.forecast import forecast
 
-    stored = stored_plan(plan.to_dict())
-    if stored.search:  # nothing is forecast, so the store need not be read
-        return {}
+    if not plan.cells:  # nothing is forecast, so the store need not be read
+        return Forecast()
     others = Earlier(options.tracking_uri, leave_out=plan.study, say=say)
-    chance, durations = _chance(stored, options, others), _durations(stored, options, others)
-    return forecast(stored, chance, durations).model_dump()
+    chance, durations = _chance(plan, options, others), _durations(plan, options, others)
+    return forecast(plan, chance, durations)
 
 
-def _chance(plan: Any, options: SweepOptions, earlier: Any) -> Any:
+def _chance(plan: Plan, options: SweepOptions, earlier: Any) -> Any:
     """How far trainings vary by chance: as assumed, else as in earlier studies."""
     from reports.forecast import assumed
 
     return assumed(options.assume_seed_sd, options.assume_disagreement).or_else(earlier.chance(plan))
 
 
-def _durations(plan: Any, options: SweepOptions, earlier: Any) -> Any:
+def _durations(plan: Plan, options: SweepOptions, earlier: Any) -> Any:
     """How long trials take, as in earlier studies."""
     from sweep.hardware import ran_as_here
 

@@ -23,10 +23,10 @@ from scipy.special import expit
 
 from reports.content import rows
 from reports.statistics import accuracy_interval, difference, pooled_seed_variance, wilson_interval
-from reports.study_data import StoredCell, StoredPlan, StudyData, TrialData
+from reports.study_data import StudyData, TrialData
 from reports.verdicts import ALPHA, BETTER, EQUIVALENT, WORSE, Family, compare_cells
-from search_spaces import TrialConfig
-from tracking import DatasetFacts
+from search_spaces import Space, TrialConfig
+from search_spaces.plan import Cell, DatasetFacts, Plan
 
 BATCHES = (64, 256, 1024)
 _NO_STEPS = pd.DataFrame()
@@ -136,18 +136,31 @@ def simulated_study(truth: Truth, generator: np.random.Generator) -> StudyData:
 
 def simulated_plan(
     cells: Iterable[TrialConfig], baselines: dict[str, Any], train_examples: int = 1000
-) -> StoredPlan:
+) -> Plan:
     """The plan of a study with these cells; its validation and test splits have 300 examples."""
     sizes = {"train": train_examples, "val": 300, "test": 300}
-    return StoredPlan(
-        study="simulated",
+    cells = list(cells)
+    space = Space(
+        name="simulated",
         question="Is there a difference?",
-        dataset=DatasetFacts("simulated", "nowhere", "", sizes, ("wrong", "right"), 0),
-        cells=[StoredCell(trial_hash=cell.trial_hash, config=cell) for cell in cells],
-        budget="examples",
+        models=_values(cells, "model"),
+        target_batch_sizes=_values(cells, "target_batch_size"),
+        scaling_rules=_values(cells, "scaling_rule"),
+        seeds=_values(cells, "seed"),
         baselines=baselines,
-        metrics={"loss": "cross entropy (nats)", "acc": "accuracy"},
     )
+    return Plan(
+        study="simulated",
+        space=space,
+        shared=cells[0],
+        dataset=DatasetFacts("simulated", "nowhere", "", sizes, ("wrong", "right"), 0),
+        metrics={"loss": "cross entropy (nats)", "acc": "accuracy"},
+        cells=tuple(Cell(config=cell) for cell in cells),
+    )
+
+
+def _values(cells: Iterable[TrialConfig], axis: str) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(getattr(cell, axis) for cell in cells))
 
 
 def simulated_trial(

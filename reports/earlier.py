@@ -9,8 +9,9 @@ import numpy as np
 from errors import StoppedError, UserError
 from reports.comparisons import answers, planned_comparisons, seed_variance
 from reports.forecast import Chance, Durations, Known, trials_by_model
-from reports.study_data import StoredPlan, StudyData, read_study
+from reports.study_data import StudyData, read_study
 from search_spaces import TrialConfig
+from search_spaces.plan import Plan
 from search_spaces.trial_config import model_name
 from tracking import EarlierTrial, Say, StudyStore, earlier_trials, nobody
 
@@ -24,7 +25,7 @@ class Earlier:
         self.tracking_uri = tracking_uri
         self.trials = [each for each in earlier_trials(tracking_uri, say) if each.study != leave_out]
 
-    def chance(self, plan: StoredPlan) -> Chance:
+    def chance(self, plan: Plan) -> Chance:
         """Of the newest study of the same reviews and splits that has tested trials to compare."""
         digest = plan.shared.dataset_digest
         same = [each.study for each in self.trials if each.params.get("dataset_digest") == digest]
@@ -35,7 +36,7 @@ class Earlier:
                     return chance
         return Chance()
 
-    def durations(self, plan: StoredPlan, ran_as_here: Callable[[Mapping[str, str]], bool]) -> Durations:
+    def durations(self, plan: Plan, ran_as_here: Callable[[Mapping[str, str]], bool]) -> Durations:
         """By the seconds an example of the newest study that trained a model, on hardware as it is here.
 
         Those of the same target batch size, or of the next smaller one that it has; a trial with a smaller

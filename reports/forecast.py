@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize
@@ -16,9 +16,10 @@ from reports.statistics import (
     TrainingsDifference,
     difference_over_seeds,
 )
-from reports.study_data import Forecast, StoredPlan, StudyData
+from reports.study_data import StudyData
 from reports.verdicts import ALPHA
 from search_spaces import TrialConfig
+from search_spaces.plan import Forecast, Plan
 from search_spaces.space import MOST_SEEDS
 
 MANY = 10**6  # seeds: more than anybody trains
@@ -77,9 +78,9 @@ def assumed(seed_points: float | None, disagreement: float | None) -> Chance:
     )
 
 
-def forecast(plan: StoredPlan, chance: Chance, durations: Durations) -> Forecast:
+def forecast(plan: Plan, chance: Chance, durations: Durations) -> Forecast:
     """What the report sets beside the truth."""
-    if plan.search:
+    if not plan.cells:
         return Forecast()
     found = Forecast()
     comparisons = _comparisons(plan)
@@ -93,11 +94,11 @@ def forecast(plan: StoredPlan, chance: Chance, durations: Durations) -> Forecast
     return found
 
 
-def power_lines(plan: StoredPlan, chance: Chance) -> list[str]:
+def power_lines(plan: Plan, chance: Chance) -> list[str]:
     """What a plan's comparisons will find; of a search, whose trials are not compared, nothing."""
-    if plan.search:
+    if not plan.cells:
         return []
-    trials = plan.trials
+    trials = plan.configs
     evaluations = sum(config.evaluation_count for config in trials.values())
     comparisons = _comparisons(plan)
     extent = f"{counted(len(trials), 'trial')}, {counted(evaluations, 'evaluation')}"
@@ -108,7 +109,7 @@ def power_lines(plan: StoredPlan, chance: Chance) -> list[str]:
     return [*lines, _smallest_line(plan, chance, several), _seeds_line(plan, chance)]
 
 
-def _smallest_line(plan: StoredPlan, chance: Chance, several_seeds: bool) -> str:
+def _smallest_line(plan: Plan, chance: Chance, several_seeds: bool) -> str:
     start = "smallest difference that it will find with a probability of 80 %:"
     if missing := _missing(chance, several_seeds):
         return f"{start} {missing}"
@@ -117,7 +118,7 @@ def _smallest_line(plan: StoredPlan, chance: Chance, several_seeds: bool) -> str
     return f"{start} {found}, {_basis(chance, several_seeds)}"
 
 
-def _seeds_line(plan: StoredPlan, chance: Chance) -> str:
+def _seeds_line(plan: Plan, chance: Chance) -> str:
     start = f"seeds of every cell for the margin of {plan.margin:g} point{'s' * (plan.margin != 1)}:"
     if missing := _missing(chance, several_seeds=True):
         return f"{start} {missing}"
@@ -151,9 +152,9 @@ def _basis(chance: Chance, several_seeds: bool) -> str:
     return f"with {listed(parts)}"
 
 
-def time_line(plan: StoredPlan, durations: Durations) -> str:
+def time_line(plan: Plan, durations: Durations) -> str:
     """How long each model's trials take, and all together."""
-    if plan.search:
+    if not plan.cells:
         return "minutes: unknown: a search proposes its trials as it goes"
     expected = expected_durations(plan, durations)
     if not any(each.seconds for each in expected.values()):
@@ -173,16 +174,16 @@ def time_line(plan: StoredPlan, durations: Durations) -> str:
     return f"minutes a trial: {', '.join(parts)}; all, one after the other: {total} ({basis})"
 
 
-def expected_durations(plan: StoredPlan, durations: Durations) -> dict[str, Expected]:
+def expected_durations(plan: Plan, durations: Durations) -> dict[str, Expected]:
     """Model -> its trials: what is known as it is, the rest estimated from what is known of the model."""
     known, train = durations.seconds, plan.dataset.sizes["train"]
     return {name: _expected(configs, known, train) for name, configs in trials_by_model(plan).items()}
 
 
-def trials_by_model(plan: StoredPlan) -> dict[str, dict[str, TrialConfig]]:
+def trials_by_model(plan: Plan) -> dict[str, dict[str, TrialConfig]]:
     """Model -> its trials' hashes and configurations."""
     models: dict[str, dict[str, TrialConfig]] = {}
-    for trial_hash, config in plan.trials.items():
+    for trial_hash, config in plan.configs.items():
         models.setdefault(config.model_name, {})[trial_hash] = config
     return models
 
@@ -215,7 +216,7 @@ def _minutes(seconds: Collection[float]) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
-def smallest_differences(plan: StoredPlan, chance: Chance) -> tuple[float, float]:
+def smallest_differences(plan: Plan, chance: Chance) -> tuple[float, float]:
     """What the most and the least sensitive comparison finds with a power of 80 %; NaN: however large, not.
 
     At the level of Holm's first step. ``chance`` must say what the plan's seeds need.
@@ -229,7 +230,7 @@ def smallest_differences(plan: StoredPlan, chance: Chance) -> tuple[float, float
     return (math.nan, math.nan) if any(map(math.isnan, found)) else (min(found), max(found))
 
 
-def seeds_needed(plan: StoredPlan, chance: Chance) -> Seeds:
+def seeds_needed(plan: Plan, chance: Chance) -> Seeds:
     """How many seeds, two or more and as many for every cell, let every comparison tell the margin.
 
     With one seed a verdict would be about the trainings at hand. ``chance`` must be known.
@@ -267,24 +268,19 @@ def _over_seeds(seeds: tuple[int, int], freedom: int, examples: int, chance: Cha
     return difference_over_seeds(0.0, of_seeds, (disagreement - explained) / examples, freedom, examples)
 
 
-def _comparisons(plan: StoredPlan) -> list[Comparison]:
+def _comparisons(plan: Plan) -> list[Comparison]:
     return planned_comparisons(StudyData(plan, {}))
 
 
-def _freedoms(plan: StoredPlan, comparisons: Iterable[Comparison]) -> Mapping[frozenset[str], int]:
+def _freedoms(plan: Plan, comparisons: Iterable[Comparison]) -> Mapping[frozenset[str], int]:
     """Models that are compared -> the degrees of freedom of their cells' pooled variance over seeds."""
     found = _cells(plan, comparisons)
     return {models: sum(len(trials) - 1 for trials in cells) for models, cells in found.items()}
 
 
 def _cells(
-    plan: StoredPlan, comparisons: Iterable[Comparison]
+    plan: Plan, comparisons: Iterable[Comparison]
 ) -> Mapping[frozenset[str], Sequence[tuple[str, ...]]]:
     """Models that are compared -> the trials, one a seed, of each of their cells."""
     study = StudyData(plan, {})
     return {models: cells_of(study, models) for models in {frozenset(each.models) for each in comparisons}}
-
-
-def stored_plan(plan: Mapping[str, Any]) -> StoredPlan:
-    """A plan as a report would read it."""
-    return StoredPlan.model_validate(plan)

@@ -15,7 +15,8 @@ from reports.content import Table, rows
 from reports.prose import accuracy_text, cell_text, counted, learning_rate_text, listed
 from reports.study_data import StudyData
 from search_spaces import TrialConfig
-from search_spaces.search_space import COMPLETE, DIVERGED, STOPPED, Choice, LogUniform, Outcome, SearchSpace
+from search_spaces.search_space import Choice, LogUniform, SearchSpace
+from search_spaces.stages import COMPLETE, DIVERGED, STOPPED, Outcome
 from search_spaces.trial_config import DATA, epoch_text
 from tracking.study_store import StudyRuns
 
@@ -84,7 +85,7 @@ def read_search(space: SearchSpace, runs: StudyRuns) -> SearchData:
     if not all(map(space.holds, values)):
         raise UserError("the proposals of the search in MLflow are not of its parameters")
     found = [runs.trials.get(space.config(each).trial_hash) for each in values]
-    return SearchData(space, values, [run.outcome() if run else None for run in found])
+    return SearchData(space, values, [run.outcome(with_curve=True) if run else None for run in found])
 
 
 def headline(search: SearchData, confirmation: StudyData) -> list[str]:

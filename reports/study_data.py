@@ -4,76 +4,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from errors import UserError
-from search_spaces import SearchSpace, TrialConfig
-from search_spaces.search_space import DIVERGED
-from search_spaces.space import GRID
-from tracking import DatasetFacts, TrialRun
+from search_spaces import TrialConfig
+from search_spaces.plan import Cell, Plan, Point
+from search_spaces.stages import DIVERGED
+from tracking import TrialRun
 from tracking.study_store import StudyRuns
-
-Point = tuple[Any, ...]  # the coordinates GRID of a cell
-
-
-class StoredCell(BaseModel):
-    """A cell of the plan."""
-
-    trial_hash: str
-    config: TrialConfig
-
-    @property
-    def point(self) -> Point:
-        config = self.config
-        return config.model_name, config.target_batch_size, config.scaling_rule
-
-
-class Forecast(BaseModel):
-    """What was expected of a study before it was trained; None: unknown."""
-
-    # that the most and the least sensitive comparison find with a probability of 80 %
-    smallest_points: tuple[float, float] | None = None
-    minutes: float | None = None  # of training and validation, all trials
-
-
-class StoredPlan(BaseModel):
-    """What a report needs of ``plan.json``."""
-
-    study: str
-    question: str
-    dataset: DatasetFacts
-    cells: list[StoredCell]  # of a search: what confirms its best, empty before
-    budget: str  # what all cells spend alike
-    baselines: dict[str, str | int] = {}
-    search: SearchSpace | None = None
-    margin: Annotated[float, Field(gt=0)] = 1.0  # points of accuracy within which cells are equivalent
-    metrics: dict[str, str]  # name -> axis label
-    forecast: Forecast = Forecast()
-
-    @model_validator(mode="after")
-    def _check(self) -> "StoredPlan":
-        if not all(self.dataset.sizes.get(split, 0) > 0 for split in ("train", "val", "test")):
-            raise ValueError("a split without examples")
-        if not (self.cells or self.search):
-            raise ValueError("no cells")
-        if len({(cell.point, cell.config.seed) for cell in self.cells}) < len(self.cells):
-            raise ValueError("two cells with the same model, target batch size, scaling rule and seed")
-        if not set(self.baselines) <= set(GRID):
-            raise ValueError(f"a baseline on an axis other than {', '.join(GRID)}")
-        return self
-
-    @property
-    def shared(self) -> TrialConfig:
-        """Any trial, for the settings that all have in common."""
-        return self.cells[0].config if self.search is None else next(self.search.corners())
-
-    @property
-    def trials(self) -> dict[str, TrialConfig]:
-        """Trial hash -> the configuration that is trained."""
-        return {cell.trial_hash: cell.config for cell in self.cells}
 
 
 @dataclass(frozen=True)
@@ -152,7 +93,7 @@ _NONE_OUTSIDE = Outside()
 class StudyData:
     """A study: its plan, and what its trials have come to."""
 
-    plan: StoredPlan
+    plan: Plan
     trials: Mapping[str, TrialData]  # trial hash -> trial; without those that have not started
     reported: Mapping[Point, frozenset[int]] = field(
         default_factory=dict
@@ -232,7 +173,7 @@ def read_study(runs: StudyRuns) -> StudyData:
     return StudyData(plan, trials, reported, _outside(plan, runs, reports))
 
 
-def _outside(plan: StoredPlan, runs: StudyRuns, reports: Mapping[str, StoredPlan]) -> Outside:
+def _outside(plan: Plan, runs: StudyRuns, reports: Mapping[str, Plan]) -> Outside:
     """``reports``: the parent runs that keep a report, the newest first -> their plans."""
     left = {h for h, run in runs.trials.items() if run.is_tested} - plan.trials.keys()
     count, keepers = len(left), []
@@ -243,7 +184,7 @@ def _outside(plan: StoredPlan, runs: StudyRuns, reports: Mapping[str, StoredPlan
     return Outside(count, keepers)
 
 
-def seeds_by_point(cells: Iterable[StoredCell]) -> dict[Point, frozenset[int]]:
+def seeds_by_point(cells: Iterable[Cell]) -> dict[Point, frozenset[int]]:
     """The seeds under which each cell is planned."""
     found: dict[Point, frozenset[int]] = {}
     for cell in cells:
@@ -251,9 +192,9 @@ def seeds_by_point(cells: Iterable[StoredCell]) -> dict[Point, frozenset[int]]:
     return found
 
 
-def _read_plan(stored: Any) -> StoredPlan:
+def _read_plan(stored: Any) -> Plan:
     try:
-        return StoredPlan.model_validate(stored)
+        return Plan.model_validate(stored)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ", ".join(map(str, first["loc"])) or "type"

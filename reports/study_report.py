@@ -40,6 +40,7 @@ from reports.tables import (
     runs_table,
 )
 from reports.verdicts import Family, compare_cells, compare_epochs
+from search_spaces import SearchSpace
 from tracking import InvocationRun, Say, StudyStore, check_store_exists, nobody
 from tracking.markdown import markdown_address, markdown_text
 from tracking.study_store import StudyRuns
@@ -163,8 +164,8 @@ def _findings(
         answer_picture(data),
         _galleries(data),
     )
-    if data.plan.search:
-        search = read_search(data.plan.search, runs)
+    if isinstance(data.plan.space, SearchSpace):
+        search = read_search(data.plan.space, runs)
         found.headline = searches.headline(search, data)
         found.flags = searches.flags(search, data.plan.dataset.sizes["val"]) + found.flags
         found.tables = {"best_trials": searches.best_table(search)} | found.tables

@@ -24,9 +24,10 @@ from reports.sentences import about, comparison, interval_text, outcome_text, po
 from reports.statistics import Interval, wilson_interval
 from reports.study_data import StudyData
 from reports.verdicts import DIVERGED, Family
+from search_spaces.plan import DatasetFacts
 from search_spaces.space import GRID
 from search_spaces.trial_config import OWN, TrialConfig, epoch_text
-from tracking import DatasetFacts, InvocationRun, StudyStore
+from tracking import InvocationRun, StudyStore
 
 _GAP_NOTES = {
     "train_eval_acc": (

@@ -8,7 +8,7 @@ from search_spaces import grids
 from search_spaces.search_space import SearchSpace
 from search_spaces.space import Space
 from search_spaces.space_file import space_in
-from search_spaces.stages import Stage, trial_name, unique_trials
+from search_spaces.stages import Stage
 from search_spaces.trial_config import TrialConfig
 
 _MODULES = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
@@ -31,4 +31,4 @@ def find_space(name: str) -> Space | SearchSpace:
     return SPACES[name]
 
 
-__all__ = ["SPACES", "SearchSpace", "Space", "Stage", "TrialConfig", "find_space", "trial_name", "unique_trials"]
+__all__ = ["SPACES", "SearchSpace", "Space", "Stage", "TrialConfig", "find_space"]

@@ -4,7 +4,8 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.search_space import COMPLETE, DIVERGED, Choice, LogUniform, Outcome, SearchSpace
+from search_spaces.search_space import Choice, LogUniform, SearchSpace
+from search_spaces.stages import COMPLETE, DIVERGED, Outcome
 
 if TYPE_CHECKING:  # loading Optuna takes a while, and most commands do without
     from optuna import Study

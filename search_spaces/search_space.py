@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass as validated
 from errors import UserError, unknown
 from search_spaces.fields import ONE_LINE, user_error
 from search_spaces.search_stages import Confirm, Search
+from search_spaces.space import DEFAULT_MARGIN
 from search_spaces.stages import Around, Stage
 from search_spaces.trial_config import DATA, FIELDS, LEARN_NOTHING, TrialConfig
 
@@ -138,6 +139,19 @@ class SearchSpace(BaseModel):
     def scaling_rules(self) -> Sequence[str]:
         """None: its trials are not compared by rule."""
         return ()
+
+    @property
+    def budget(self) -> str:
+        return "examples"
+
+    @property
+    def baselines(self) -> Mapping[str, str | int]:
+        """None: the confirming trials are one cell."""
+        return {}
+
+    @property
+    def margin(self) -> float:
+        return DEFAULT_MARGIN
 
     @property
     def varied(self) -> list[str]:

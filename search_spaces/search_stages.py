@@ -29,27 +29,32 @@ class Search(Stage):
 
     role = "search"
     keeps_models = False
-    of_the_stage = " of the search"
 
     def __init__(self, space: "SearchSpace", around: Around) -> None:
         self.space = space
         self.trials = space.trials
         self.at_once = min(space.generation_size, space.trials)
         self._around = around
-        self._proposals: list[Proposal] = []  # the generations that were opened
+        self.opened: list[Proposal] = []  # the proposals of all generations so far
         self._values: list[Values] = []  # of each of them
 
     @cached_property
     def _proposer(self) -> Proposer:
+        assert self._around.proposer, "a plan alone proposes nothing"
         return self._around.proposer(self.space)
 
     def propose(self, outcomes: Outcomes) -> Sequence[Proposal]:
         self._advance(outcomes, may_ask=True)
-        return self._proposals
+        return self.opened
 
     def proposed(self, outcomes: Outcomes) -> Sequence[Proposal]:
         self._advance(outcomes, may_ask=False)
-        return self._proposals
+        return self.opened
+
+    def progress(self, done: int, untested: int, has_begun: bool) -> str:
+        if done == self.trials:
+            return f"all {done} trials of the search have ended"
+        return f"resuming: {done} of {self.trials} trials of the search have ended" if done else ""
 
     def should_stop(self, val_accs: Sequence[float]) -> bool:
         return self._proposer.should_stop(val_accs)
@@ -71,7 +76,7 @@ class Search(Stage):
 
     def winner(self, outcomes: Outcomes) -> Proposal:
         """The complete trial with the highest val_acc, the earliest on ties; StoppedError if none is."""
-        ended = [each for each in self._proposals if each.trial_hash in outcomes]
+        ended = [each for each in self.opened if each.trial_hash in outcomes]
         complete = [each for each in ended if outcomes[each.trial_hash].state == COMPLETE]
         if not complete:
             raise StoppedError(
@@ -82,9 +87,9 @@ class Search(Stage):
     def _advance(self, outcomes: Outcomes, may_ask: bool) -> None:
         """Open generations until one has something to train; without asking, only those that are known."""
         size = self.space.generation_size
-        while len(self._proposals) < self.trials:
-            opened, rest = divmod(len(self._proposals), size)
-            newest = self._proposals[-size:] if opened else []
+        while len(self.opened) < self.trials:
+            opened, rest = divmod(len(self.opened), size)
+            newest = self.opened[-size:] if opened else []
             assert not rest  # only the last generation is cut short
             if any(each.trial_hash not in outcomes for each in newest):
                 return
@@ -96,7 +101,7 @@ class Search(Stage):
             self._open(opened, outcomes)
 
     def _open(self, generation: int, outcomes: Outcomes) -> None:
-        space, first = self.space, len(self._proposals)
+        space, first = self.space, len(self.opened)
         values = self._around.known.get(generation)
         if values is None:
             values = self._proposer.ask(generation)
@@ -108,7 +113,7 @@ class Search(Stage):
             config = self._around.resolve(space.config(each))
             name = f"#{number} · {config.model_name} · {config.target_batch_size}"
             tags = {ROLE: self.role, "generation": str(generation), "number": str(number)}
-            self._proposals.append(Proposal([config], name, tags))
+            self.opened.append(Proposal([config], name, tags))
             self._values.append(each)
 
 
@@ -123,7 +128,7 @@ class Confirm(Stage):
         self.trials = self.at_once = seeds
 
     def propose(self, outcomes: Outcomes) -> Sequence[Proposal]:
-        if not self._search.is_over(outcomes):
+        if not self._search.is_over(outcomes, outcomes.keys()):
             return []
         best = self._search.winner(outcomes).config
         seeds = range(best.seed + 1, best.seed + 1 + self.trials)

@@ -1,7 +1,7 @@
 """Space -> cells -> unique trials."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -15,6 +15,7 @@ BUDGETS = ("examples", "steps")
 AXES = ("model", "target_batch_size", "scaling_rule", "seed")
 GRID = AXES[:-1]  # what can be compared on: seeds are pairs
 MOST_SEEDS = 100
+DEFAULT_MARGIN = 1.0  # points of accuracy
 
 _LISTED = BeforeValidator(lambda values: tuple(values) if isinstance(values, list) else values)
 
@@ -43,7 +44,7 @@ class Space(BaseModel):
     settings: Mapping[str, Any] = {}
     budget: Annotated[str, one_of("budget", BUDGETS)] = "examples"
     baselines: Mapping[str, str | int] = {}
-    margin: Annotated[float, Field(gt=0, le=100)] = 1.0
+    margin: Annotated[float, Field(gt=0, le=100)] = DEFAULT_MARGIN
 
     def __init__(self, **values: Any) -> None:
         try:

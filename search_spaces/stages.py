@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -59,18 +59,18 @@ class Stage(ABC):
     trials: int  # at most
     at_once: int  # trials that may have checkpoints at the same time
     keeps_models: bool = True  # whether models are kept in MLflow and tested; else the outcome is all
-    of_the_stage: str = ""  # what a sentence about its trials adds: "of the search"
     meets_others: bool = True  # whether its best competes with finished trials that the plan leaves out
 
     @abstractmethod
     def propose(self, outcomes: Outcomes) -> Sequence[Proposal]:
-        """All trials so far, in their order; those without an outcome are to be trained.
+        """All trials so far, in their order. Raises StoppedError if the outcomes allow none."""
 
-        Raises StoppedError if the outcomes allow none.
-        """
+    def cells(self, outcomes: Outcomes) -> Sequence[TrialConfig]:
+        """The cells that these trials serve, in reading order."""
+        return [cell for each in self.propose(outcomes) for cell in each.cells]
 
     def proposed(self, outcomes: Outcomes) -> Sequence[Proposal]:
-        """The same without what would have to be decided first."""
+        """The same trials without what would have to be decided first."""
         return self.propose(outcomes)
 
     @property
@@ -86,12 +86,24 @@ class Stage(ABC):
         """What the user is told when the stage begins."""
         return []
 
+    def progress(self, done: int, untested: int, has_begun: bool) -> str:
+        """What the user is told of the trials that are finished already; empty if there are none."""
+        if done == self.trials:
+            return f"all {done} trials are already trained and tested"
+        left = self.trials - done - untested
+        text = f"resuming: {done} of {self.trials} trials are finished, {untested} lack their test"
+        return f"{text}, {left} are to be trained" if has_begun else ""
+
     def note(self, outcomes: Outcomes) -> None:
         """Called when trials have ended, for what a stage shows elsewhere."""
+        return
 
-    def is_over(self, outcomes: Outcomes) -> bool:
-        known = self.proposed(outcomes)
-        return len(known) >= self.trials and all(each.trial_hash in outcomes for each in known)
+    def unfinished(self, outcomes: Outcomes, ended: Set[str]) -> list[Proposal]:
+        """The trials so far, by hash without those that have ``ended``."""
+        return [each for each in self.proposed(outcomes) if each.trial_hash not in ended]
+
+    def is_over(self, outcomes: Outcomes, ended: Set[str]) -> bool:
+        return len(self.proposed(outcomes)) >= self.trials and not self.unfinished(outcomes, ended)
 
 
 class Grid(Stage):
@@ -101,14 +113,17 @@ class Grid(Stage):
 
     def __init__(self, cells: Iterable[TrialConfig], note: str = "") -> None:
         """``note`` is added to what the plan says of its extent."""
-        self._proposals = proposals_of(cells)
+        self._cells = list(cells)
+        self._proposals = proposals_of(self._cells)
         self._note = note
         self.trials = self.at_once = len(self._proposals)
 
     @property
     def extent(self) -> str:
-        cells = sum(len(each.cells) for each in self._proposals)
-        return f"{cells} cells, {self.trials} unique trials{self._note}"
+        return f"{len(self._cells)} cells, {self.trials} unique trials{self._note}"
+
+    def cells(self, outcomes: Outcomes) -> Sequence[TrialConfig]:
+        return self._cells
 
     def propose(self, outcomes: Outcomes) -> Sequence[Proposal]:
         return self._proposals
@@ -137,7 +152,7 @@ class Around:
     """
 
     resolve: Callable[[TrialConfig], TrialConfig]
-    proposer: Callable[[Any], Proposer]
+    proposer: Callable[[Any], Proposer] | None = None
     known: Mapping[int, list[Values]] = field(default_factory=dict)
     keep: Callable[[int, list[Values]], object] = lambda generation, values: None
     note: Callable[[Any, Outcomes], object] = lambda search, outcomes: None

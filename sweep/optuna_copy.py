@@ -12,7 +12,8 @@ from sqlalchemy.pool import NullPool
 from addresses import with_credentials
 from errors import UserError, first_line
 from search_spaces.optuna_trials import finished_trial
-from sweep.search import Search
+from search_spaces.search_stages import Search
+from search_spaces.stages import Outcomes
 from sweep.terminal import say
 
 _SQLITE = "sqlite:///"
@@ -29,12 +30,12 @@ class OptunaCopy:
         self._written = 0
         self._is_broken = False
 
-    def update(self, search: Search) -> None:
+    def update(self, search: Search, outcomes: Outcomes) -> None:
         """Add the trials that have ended since, in their order."""
         while not self._is_broken:
             try:
-                self._study = self._study or self._open(_ended(search, 0))
-                for trial in _ended(search, self._written):
+                self._study = self._study or self._open(_ended(search, outcomes, 0))
+                for trial in _ended(search, outcomes, self._written):
                     self._study.add_trial(trial)
                     self._written += 1
                 return
@@ -85,15 +86,15 @@ def _is_damaged(error: BaseException | None) -> bool:
     return False
 
 
-def _ended(search: Search, start: int) -> list[FrozenTrial]:
+def _ended(search: Search, outcomes: Outcomes, start: int) -> list[FrozenTrial]:
     """The trials from number ``start`` up to the first that has not ended."""
     trials = []
-    for proposal in search.proposals[start:]:
-        outcome = search.outcomes.get(proposal.config.trial_hash)
+    for number, proposal in enumerate(search.opened[start:], start=start):
+        outcome = outcomes.get(proposal.trial_hash)
         if outcome is None:
             break
-        trial = finished_trial(search.space, proposal.values, outcome)
-        trial.set_user_attr("trial_hash", proposal.config.trial_hash)
+        trial = finished_trial(search.space, search.values(number), outcome)
+        trial.set_user_attr("trial_hash", proposal.trial_hash)
         trials.append(trial)
     return trials
 

@@ -1,17 +1,17 @@
 """What the command says of a plan before anything is trained."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from rich.table import Column, Table
 
-from search_spaces import SearchSpace, TrialConfig
+from search_spaces import TrialConfig
+from search_spaces.plan import Plan
 from search_spaces.trial_config import epoch_text
 from search_spaces.update import Update, half_life
-from sweep.hardware import bf16_available
-from sweep.options import SweepOptions
-from sweep.plan import Plan, make_plan
-from sweep.terminal import say, show
-from tracking import check_study_name
+from sweep.footprint import gigabytes
+from sweep.plan import PlannedStudy
 
 _NUMBERS = (
     "target\nbatch\nsize",
@@ -26,21 +26,24 @@ _NUMBERS = (
 )
 
 
-def plan_summary(plan: Plan) -> str:
+def plan_summary(planned: PlannedStudy) -> str:
     """The plan in a few lines."""
-    sizes, dataset, shared = plan.splits.sizes(), plan.dataset, plan.shared
-    checkpoints, models = plan.checkpoint_bytes(plan.in_training), plan.model_bytes(plan.kept)
+    plan, stages, footprint = planned.plan, planned.stages(), planned.footprint
+    sizes, dataset, shared = plan.dataset.sizes, plan.dataset, plan.shared
+    checkpoints = footprint.checkpoints(footprint.in_training(stages, {}, set()))
+    models = footprint.models(footprint.kept(stages, {}, set()))
+    budget, extent = plan.space.budget_line(), "; ".join(stage.extent for stage in stages)
     lines = [
-        f"study {plan.study}: {plan.space.question}",
+        f"study {plan.study}: {plan.question}",
         f"data {dataset.source}: {sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test",
         *(f"  {heading.lower()}: {text}" for heading, text in dataset.facts.items()),
         *(f"note: {warning}" for warning in dataset.warnings),
-        *_budget(plan),
-        f"{_extent(plan)}, {shared.engine} engine, {shared.precision}",
+        *([budget] if budget else []),
+        f"{extent}, {shared.engine} engine, {shared.precision}",
         f"disk: checkpoints {gigabytes(checkpoints)} at most, until their trial is "
         f"tested; models in MLflow {gigabytes(models)} at most",
     ]
-    largest = max(plan.target_batch_sizes)
+    largest = max(plan.space.target_batch_sizes)
     if largest > sizes["train"]:
         lines.append(
             f"note: target batch size {largest} is more than the {sizes['train']:,} training examples: "
@@ -57,45 +60,32 @@ def plan_summary(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _extent(plan: Plan) -> str:
-    space = plan.space
-    if not isinstance(space, SearchSpace):
-        seeds, control = len(space.seeds), space.control_seeds or 0
-        further = f" ({control} seeds of a control cell, {seeds} of any other)" if control > seeds else ""
-        return f"{len(plan.cells)} cells, {len(plan.trials)} unique trials{further}"
-    return (
-        f"{space.trials} trials in generations of {space.generation_size}, sampler {space.sampler}, "
-        f"stopping {space.stopping}; the best is trained again with {space.confirm_seeds} seeds and tested"
-    )
-
-
-def _budget(plan: Plan) -> list[str]:
-    config, space = plan.shared, plan.space
-    if isinstance(space, SearchSpace):
-        return []
-    epochs = f"{config.epochs}"
-    if space.budget == "steps":
-        epochs += f" at target batch size {config.reference_batch_size}, all with as many steps"
-    return [f"equal {space.budget}: epochs {epochs}; evaluations {config.evaluation_count}"]
-
-
 def _short_last_windows(plan: Plan) -> str:
     """A note where the last step of every epoch has less than half of the target batch size."""
     train = plan.train_examples
-    last = {c.target_batch_size: c.last_window(train) for c in plan.cells if c.target_batch_size <= train}
+    sizes = {c.target_batch_size: c for c in plan.configs.values() if c.target_batch_size <= train}
+    last = {batch: config.last_window(train) for batch, config in sizes.items()}
     short = [f"{examples} of {batch}" for batch, examples in last.items() if 2 * examples < batch]
     if not short:
         return ""
     return f"note: the last window of every epoch is less than half full: {', '.join(short)} examples"
 
 
-def plan_table(plan: Plan) -> Table:
-    """A row per trial; of a search, a row per parameter."""
-    if isinstance(plan.space, SearchSpace):
-        table = Table("parameter", "values", title="search", title_justify="left")
-        for name, parameter in plan.space.parameters.items():
-            table.add_row(name, str(parameter))
-        return table
+def plan_tables(plan: Plan) -> list[Table]:
+    """What is searched, and the trials that are known already."""
+    found = [_parameters_table(plan.space.parameters)] if plan.space.parameters else []
+    return found + ([trials_table(plan), companions_table(plan)] if plan.cells else [])
+
+
+def _parameters_table(parameters: Mapping[str, Any]) -> Table:
+    table = Table("parameter", "values", title="search", title_justify="left")
+    for name, parameter in parameters.items():
+        table.add_row(name, str(parameter))
+    return table
+
+
+def trials_table(plan: Plan) -> Table:
+    """A row per trial."""
     title = "trials; cost: examples as a multiple of those at the reference batch size"
     table = Table(Column("trial", no_wrap=True), "model", "rules served", title=title, title_justify="left")
     for column in _NUMBERS:
@@ -125,7 +115,7 @@ def companions_table(plan: Plan) -> Table:
     for column in ("weight\ndecay", "warm-up", "β₁", "its half-life", "β₂", "its half-life", "ε"):
         table.add_column(column)
     rows: dict[tuple[int, Update], list[TrialConfig]] = {}
-    for cell in plan.cells:
+    for cell in (cell.config for cell in plan.cells):
         alike = replace(cell.update, learning_rate=0.0)
         rows.setdefault((cell.target_batch_size, alike), []).append(cell)
     for (batch, update), cells in rows.items():
@@ -150,19 +140,3 @@ def _warmup(plan: Plan, config: TrialConfig) -> str:
 
 def _forgotten(steps: float, window: int) -> str:
     return f"{steps:,.1f} steps, {steps * window:,.0f} examples"
-
-
-def show_plan(options: SweepOptions) -> Plan:
-    """Print what the command would do."""
-    check_study_name(options.study)
-    plan = make_plan(options, bf16_available(options))
-    say(plan_summary(plan))
-    show(plan_table(plan))
-    if plan.cells:
-        show(companions_table(plan))
-    return plan
-
-
-def gigabytes(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

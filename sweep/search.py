@@ -1,13 +1,8 @@
-"""A search proposes generations of trials, each a function of how the trials of earlier ones ended.
-
-So a search has no state to lose: the same outcomes lead to the same proposals. A generation is kept in
-MLflow all the same before any of it is trained, because another machine may round otherwise.
-"""
+"""Optuna's side of a search: it proposes generations, and says what those are a function of."""
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import optuna
@@ -16,11 +11,10 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from errors import UserError
-from search_spaces import TrialConfig
 from search_spaces.optuna_trials import distributions, empty_study, finished_trial
-from search_spaces.search_space import COMPLETE, DIGITS, DIVERGED, Outcome, SearchSpace
-
-Values = dict[str, Any]  # of the parameters of one trial
+from search_spaces.plan import Plan
+from search_spaces.search_space import DIGITS, SearchSpace
+from search_spaces.stages import COMPLETE, DIVERGED, Outcome, Values
 
 IDENTITY = "search"  # the tag of an invocation
 _FIRST_JUDGED = 2  # large batches start slowly: after one evaluation nothing is stopped
@@ -125,27 +119,20 @@ def _rounded(value: Any, distribution: BaseDistribution) -> Any:
     return min(max(float(f"{value:.{DIGITS}g}"), distribution.low), distribution.high)
 
 
-class Proposal(NamedTuple):
-    """A trial of a search, by its number, counted from 0."""
-
-    number: int
-    values: Values
-    config: TrialConfig
-
-    @property
-    def name(self) -> str:
-        """``#7 · modernbert-base · 256``."""
-        return f"#{self.number} · {self.config.model_name} · {self.config.target_batch_size}"
-
-
-def identity(space: SearchSpace) -> str:
-    """What the proposals of a search are a function of, as JSON; the parameters in their order."""
-    order = {"order of parameters": list(space.parameters)}
-    return json.dumps({"Optuna": optuna.__version__} | order | space.identity(), sort_keys=True)
+def identity_tags(plan: Plan) -> dict[str, str]:
+    """What the proposals of a plan's search are a function of, as a tag; none without a search."""
+    own = plan.space.identity()
+    if not own:
+        return {}
+    found = {"Optuna": optuna.__version__, "order of parameters": list(plan.space.parameters)}
+    digest = {"dataset_digest": plan.shared.dataset_digest}
+    return {IDENTITY: json.dumps(found | own | digest, sort_keys=True)}
 
 
 def check_same_search(ours: Mapping[str, str], earlier: Iterable[Mapping[str, str]]) -> None:
     """Raise UserError where an earlier invocation, by its tags, began another search."""
+    if IDENTITY not in ours:
+        return
     now = json.loads(ours[IDENTITY])
     for tags in earlier:
         before = _identity(tags.get(IDENTITY, ""))
@@ -168,122 +155,3 @@ def _shown(value: Any) -> str:
         values = value.get("values", (value.get("low"), value.get("high")))
         return (", " if value.get("kind") == "choice" else " to ").join(map(str, values))
     return "the default" if value is None else str(value)
-
-
-class Search:
-    """The state of a search: its proposals so far, their outcomes, and what is to be trained next.
-
-    ``resolve`` makes a trial of its parameters. ``known`` are the generations that are in MLflow; ``keep``
-    gets a new one before any of it is trained. ``outcomes``, by trial hash, are those of earlier commands,
-    and grow. A trial that failed otherwise than by diverging has no outcome, and its generation stays open.
-    """
-
-    def __init__(
-        self,
-        space: SearchSpace,
-        proposer: Proposer,
-        *,
-        resolve: Callable[[Values], TrialConfig],
-        known: Mapping[int, list[Values]],
-        outcomes: dict[str, Outcome],
-        keep: Callable[["Search", int, list[Values]], object],
-    ) -> None:
-        self.space = space
-        self.outcomes = outcomes
-        self.proposals: list[Proposal] = []
-        self._proposer = proposer
-        self._resolve = resolve
-        self._known = known
-        self._keep = keep
-        self._generation: list[Proposal] = []  # the open one
-        self._next_generation = 0
-        self._waiting: deque[TrialConfig] = deque()
-        self._running: set[str] = set()
-        self._first: dict[str, Proposal] = {}  # trial hash -> its first proposal
-        self._advance(may_ask=False)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether ``next`` has nothing more to give, all being done or something having failed."""
-        return not self._waiting and not self._running
-
-    @property
-    def left(self) -> int:
-        """How many trials are still to be trained, at most."""
-        return self.space.trials - len(self.proposals) + len(self.lacking)
-
-    def name(self, trial_hash: str) -> str:
-        return self._first[trial_hash].name
-
-    def cells_of(self, trial_hash: str) -> Sequence[TrialConfig]:
-        return [self._first[trial_hash].config]
-
-    def tags(self, trial_hash: str) -> dict[str, str]:
-        """What MLflow shows of a trial's place in the search."""
-        number = self._first[trial_hash].number
-        generation = number // self.space.generation_size
-        return {"role": "search", "generation": str(generation), "number": str(number)}
-
-    @property
-    def is_finished(self) -> bool:
-        return len(self.proposals) == self.space.trials and not self.lacking
-
-    @property
-    def lacking(self) -> set[str]:
-        """The hashes of the open generation's trials that have not ended."""
-        return {each.config.trial_hash for each in self._generation} - self.outcomes.keys()
-
-    def next(self) -> TrialConfig | None:
-        """The next trial to be trained; None where there is none yet, or the search is over."""
-        if not self._waiting:
-            self._advance()
-        if not self._waiting:
-            return None
-        config = self._waiting.popleft()
-        self._running.add(config.trial_hash)
-        return config
-
-    def ended(self, trial_hash: str, outcome: Outcome | None) -> None:
-        """A trial has come to its outcome, or failed without."""
-        self._running.discard(trial_hash)
-        if outcome:
-            self.outcomes[trial_hash] = outcome
-
-    def should_stop(self, val_accs: Sequence[float]) -> bool:
-        return self._proposer.should_stop(val_accs)
-
-    def winner(self) -> Proposal | None:
-        """The complete trial with the highest val_acc, the earliest on ties."""
-        complete = [p for p in self.proposals if self._outcome(p) and self._outcome(p).state == COMPLETE]
-        return max(complete, key=lambda p: self._outcome(p).best_val_acc, default=None)
-
-    def _outcome(self, proposal: Proposal) -> Any:
-        return self.outcomes.get(proposal.config.trial_hash)
-
-    def _advance(self, may_ask: bool = True) -> None:
-        """Open generations until one has something to train; else only those that are known."""
-        size = self.space.generation_size
-        while not self._waiting and not self.lacking and len(self.proposals) < self.space.trials:
-            if not may_ask and self._next_generation not in self._known:
-                return
-            if self._generation:
-                values = [each.values for each in self._generation]
-                self._proposer.tell(values, [self._outcome(each) for each in self._generation])
-            generation, self._next_generation = self._next_generation, self._next_generation + 1
-            proposed = self._known.get(generation)
-            if proposed is None:
-                proposed = self._proposer.ask(generation)
-                self._keep(self, generation, proposed)
-            if len(proposed) != size or not all(map(self.space.holds, proposed)):
-                raise UserError(f"generation {generation} in MLflow is not of this search: give --fresh")
-            first = generation * size
-            self._generation = [
-                Proposal(first + place, values, self._resolve(values))
-                for place, values in enumerate(proposed)
-                if first + place < self.space.trials
-            ]
-            self.proposals += self._generation
-            for each in self._generation:
-                self._first.setdefault(each.config.trial_hash, each)
-            new = {each.config.trial_hash: each.config for each in self._generation}
-            self._waiting.extend(c for trial_hash, c in new.items() if trial_hash not in self.outcomes)

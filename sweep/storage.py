@@ -6,18 +6,14 @@ import platform
 import re
 import shutil
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from errors import UserError, first_line
-from search_spaces import TrialConfig
-from sweep.plan import Plan
-from sweep.plan_summary import gigabytes
-from tracking import FORMAT, sqlite_file
+from tracking import FORMAT
 from trainables.checkpoint import TrialFolder
 
 _MARK = ".batchscale"
@@ -27,7 +23,6 @@ _TRIAL = re.compile("[0-9a-f]{12}")
 _LOCK = re.compile(r"(process \d+ on .*(\n[0-9a-f]{32}(-\d+)?)?)?")  # empty where a kill came in between
 _LONGEST = 1000  # characters of either, and more
 _GIVE_ANOTHER = "give another --storage-path or --name"
-_SCRATCH_COPIES = 3  # of weights: best and last model, and the copy that is uploaded
 
 
 class StudyStorage:
@@ -189,43 +184,3 @@ def writable_folder(folder: Path, flag: str) -> Path:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write to {folder} ({first_line(error)}): choose another {flag}") from error
     return folder
-
-
-def check_disk_space(
-    plan: Plan,
-    to_train: Sequence[TrialConfig],
-    concurrent: int,
-    storage: StudyStorage,
-    tracking_uri: str,
-    *,
-    kept: Sequence[TrialConfig],
-) -> None:
-    """Raise UserError where a disk lacks room for what training writes to it at any one time.
-
-    The models of the trials in ``kept`` stay in MLflow. Checkpoints that these trials have already are part
-    of the room there is. More may be needed while MLflow is away, because trained trials then wait:
-    ``--dry-run`` says how much at most.
-    """
-    by_size = sorted(to_train, key=plan.weight_bytes, reverse=True)
-    scratch = _SCRATCH_COPIES * max(map(plan.weight_bytes, to_train), default=0)
-    checkpoints = plan.checkpoint_bytes(by_size[:concurrent]) + plan.trained_bytes(by_size[concurrent:])
-    needs = {storage.path: checkpoints + scratch}
-    if sqlite_file(tracking_uri) is not None:  # a server keeps the models on its own disk
-        needs[Path.cwd()] = plan.model_bytes(kept)
-    hashes = {config.trial_hash for config in to_train}
-    going = [folder for folder in storage.trials.glob("*") if folder.name in hashes]
-    taken = {storage.path.stat().st_dev: sum(map(_size, going))}
-    on_device: defaultdict[int, int] = defaultdict(int)
-    for folder, needed in needs.items():
-        device = folder.stat().st_dev
-        on_device[device] += needed
-        free = shutil.disk_usage(folder).free + taken.get(device, 0)
-        if on_device[device] > free:
-            raise UserError(
-                f"the disk of {folder} has {gigabytes(free)} free and the study needs "
-                f"{gigabytes(on_device[device])}: make room, or give another --storage-path"
-            )
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -9,9 +9,9 @@ from pathlib import Path
 import ray
 
 from errors import StoreAwayError, last_line
-from search_spaces import SearchSpace, TrialConfig
+from search_spaces import TrialConfig
+from search_spaces.plan import Plan
 from sweep.cluster import Resources
-from sweep.plan import Plan
 from sweep.storage import StudyStorage
 from sweep.terminal import say
 from tracking import ChangedModelError, StudyStore, TrialRun
@@ -114,17 +114,17 @@ def _evaluate_models(
     return results
 
 
-def register_best(plan: Plan, runs: Mapping[str, TrialRun], store: StudyStore) -> None:
+def register_best(plan: Plan, runs: Mapping[str, TrialRun], store: StudyStore, meets_others: bool) -> None:
     """Register the finished trial with the highest val_acc, the earliest in the plan on ties.
 
-    ``runs`` are all of the study. Those outside the plan count where they have its splits, so that a
-    smaller plan takes the alias from no better model. Of a search it is one that confirms its best.
+    ``runs`` are all of the study. If the plan ``meets_others``, those outside of it that have its splits
+    count too, so that a smaller plan takes the alias from no better model.
     """
     planned = [run for h in plan.trials if (run := runs.get(h))]
     others = [run for h, run in runs.items() if h not in plan.trials and plan.has_splits_of(run.params)]
     own = _highest(planned)
     others.sort(key=lambda run: run.started)  # of equals the alias stays with the first
-    best = own if isinstance(plan.space, SearchSpace) else _highest([*planned, *others])
+    best = _highest([*planned, *others]) if meets_others else own
     if best is None:
         return
     uri, apart = store.register_best(best), ""

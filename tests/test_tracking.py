@@ -11,12 +11,12 @@ import requests
 from mlflow.tracking import MlflowClient
 
 from errors import UserError
-from search_spaces import trial_name
+from search_spaces.plan import DatasetFacts
+from search_spaces.stages import trial_name
 from tests.helpers import make_config, refusal
 from tracking import (
     FORMAT,
     ChangedModelError,
-    DatasetFacts,
     ModelFiles,
     OtherTrainingError,
     StudyStore,

@@ -17,6 +17,7 @@ from errors import StoppedError, StoreAwayError, StoreFailedError, first_line
 from tracking.store_address import Say, ask, client_of
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two attempts
+LAST_WRITES = 3.0  # seconds for MLflow to take what is left when the user wants to stop
 _ATTEMPTS = 5  # at a call that fails although the store answers
 _LOOK_EVERY = 3.0  # seconds, at a store that takes its time
 _TOO_MANY_REQUESTS = 429  # the HTTP status from which on the server, and not the request, is at fault
@@ -98,6 +99,18 @@ def retried(method: Method) -> Method:
         return self.connection.repeat(partial(method, self, *args, **kwargs))
 
     return cast(Method, patient)
+
+
+def in_time(call: Callable[[], None]) -> None:
+    """Give a last call to MLflow some seconds: a server that hangs must not hold up Ctrl-C."""
+
+    def attempt() -> None:
+        with suppress(Exception):
+            call()
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(LAST_WRITES)
 
 
 def _is_temporary(error: Exception) -> bool:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,6 +17,7 @@ from mlflow.utils import get_results_from_paginated_fn
 from addresses import bare
 from errors import UserError, printable, unknown
 from search_spaces import TrialConfig
+from search_spaces.plan import DatasetFacts
 from search_spaces.space import AXES
 from search_spaces.trial_config import epoch_text
 from tracking.artifacts import follow_move
@@ -31,21 +32,6 @@ _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which
 _SOURCE = {"mlflow.source.name": "tune_main.py", "mlflow.source.type": "LOCAL"}
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _BEST = "best"  # the alias of the study's best model in the registry
-
-
-@dataclass(frozen=True)
-class DatasetFacts:
-    """The data set, as MLflow shows it beside a run."""
-
-    name: str
-    source: str
-    digest: str
-    sizes: dict[str, int]
-    label_names: tuple[str, ...]
-    duplicates_dropped: int
-    # what is said of it in the plan and in the report: heading -> text, and what a reader should know first
-    facts: Mapping[str, str] = field(default_factory=dict)
-    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from mlflow.utils.time import get_current_time_millis
 from pandas.api.types import is_float_dtype, is_integer_dtype
 
 from errors import UserError, all_printable
-from search_spaces.search_space import COMPLETE, Outcome
+from search_spaces.stages import COMPLETE, Outcome
 from tracking.artifacts import ModelFiles, download_model, folder_digest, models_of, upload_model
 from tracking.connection import retried
 from tracking.runs import TrackedRun
@@ -45,11 +45,14 @@ class TrialRun(TrackedRun):
         return self.tags.get("trained") == "true"
 
     @retried
-    def outcome(self) -> Outcome | None:
-        """How its training ended, for a search; None until it has."""
+    def outcome(self, with_curve: bool) -> Outcome | None:
+        """How its training ended; None until it has. Without its curve, the best val_acc stands for all."""
         state = self.tags.get("outcome", COMPLETE if self.is_trained else "")
         if not state:
             return None
+        if not with_curve:
+            best = self.metrics.get("best_val_acc")
+            return Outcome(state, () if best is None else (best,))
         return Outcome(state, tuple(value for _, value in sorted(self._values("val_acc").items())))
 
     @property

@@ -1,0 +1,147 @@
+"""The plan of a study: made before anything is trained, kept in MLflow, read by the report."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from search_spaces.search_space import SearchSpace
+from search_spaces.space import AXES, Space
+from search_spaces.stages import trial_name, unique_trials
+from search_spaces.trial_config import FIELDS, LEARN_NOTHING, TrialConfig, model_name
+
+Point = tuple[Any, ...]  # the coordinates GRID of a cell
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """The data set, as the plan, the report and MLflow show it."""
+
+    name: str
+    source: str
+    digest: str
+    sizes: dict[str, int]
+    label_names: tuple[str, ...]
+    duplicates_dropped: int
+    # what is said of it in the plan and in the report: heading -> text, and what a reader should know first
+    facts: Mapping[str, str] = Field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
+class Forecast(BaseModel):
+    """What was expected before training, shown in the report beside the results; None: unknown."""
+
+    # that the most and the least sensitive comparison find with a probability of 80 %
+    smallest_points: tuple[float, float] | None = None
+    minutes: float | None = None  # of training and validation, all trials
+
+
+class Cell(BaseModel):
+    """A cell of the plan."""
+
+    config: TrialConfig
+
+    @cached_property
+    def trial_hash(self) -> str:
+        return self.config.trial_hash
+
+    @property
+    def point(self) -> Point:
+        config = self.config
+        return config.model_name, config.target_batch_size, config.scaling_rule
+
+
+class Plan(BaseModel):
+    """What a study will do.
+
+    ``cells`` are those whose models are kept and tested, as far as they are known: of a search, the ones
+    that confirm its best. ``shared`` is any trial, for the settings that all have in common.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    study: str
+    space: Space | SearchSpace
+    shared: TrialConfig
+    dataset: DatasetFacts
+    metrics: dict[str, str]  # name -> axis label
+    cells: Annotated[tuple[Cell, ...], Field(strict=False)]
+    forecast: Forecast = Forecast()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Plan":
+        if not all(self.dataset.sizes.get(split, 0) > 0 for split in ("train", "val", "test")):
+            raise ValueError("a split without examples")
+        if not (self.cells or self.space.parameters):
+            raise ValueError("no cells")
+        if len({(cell.point, cell.config.seed) for cell in self.cells}) < len(self.cells):
+            raise ValueError("two cells with the same model, target batch size, scaling rule and seed")
+        return self
+
+    @property
+    def question(self) -> str:
+        return self.space.question
+
+    @property
+    def budget(self) -> str:
+        """What all cells spend alike: ``examples`` or ``steps``."""
+        return self.space.budget
+
+    @property
+    def margin(self) -> float:
+        """Points of accuracy within which cells are equivalent."""
+        return self.space.margin
+
+    @property
+    def baselines(self) -> dict[str, str | int]:
+        """The axes that the question is about, and the baseline on each, as cells name it."""
+        found = dict(self.space.baselines)
+        return found | ({"model": model_name(str(found["model"]))} if "model" in found else {})
+
+    @cached_property
+    def trials(self) -> dict[str, list[TrialConfig]]:
+        """Trial hash -> the cells that this trial serves."""
+        return unique_trials(cell.config for cell in self.cells)
+
+    @cached_property
+    def configs(self) -> dict[str, TrialConfig]:
+        """Trial hash -> the configuration that is trained."""
+        return {trial_hash: cells[0] for trial_hash, cells in self.trials.items()}
+
+    def name(self, trial_hash: str) -> str:
+        """The trial's name in tables and in MLflow."""
+        return trial_name(self.trials[trial_hash], len({cell.config.seed for cell in self.cells}))
+
+    @property
+    def train_examples(self) -> int:
+        return self.dataset.sizes["train"]
+
+    def spent(self, config: TrialConfig) -> dict[str, int | float]:
+        """A trial's budget: ``steps``, ``examples`` and ``epochs``."""
+        end = config.position(config.evaluation_count, self.train_examples)
+        return {"steps": end.step, "examples": end.examples, "epochs": end.epoch}
+
+    def cost_ratio(self, config: TrialConfig) -> float:
+        """A trial's examples as a multiple of those of its cell at the reference batch size."""
+        at_reference = config.epochs * self.train_examples  # under either budget
+        return self.spent(config)["examples"] / at_reference
+
+    def replace(self, **changes: Any) -> "Plan":
+        return Plan(**dict(self) | changes)
+
+    def has_splits_of(self, params: Mapping[str, str]) -> bool:
+        """Whether a trial with these parameters, as MLflow keeps them, read the same splits."""
+        return params.get("dataset_digest") == self.shared.dataset_digest
+
+    def apart(self, params: Mapping[str, str]) -> str:
+        """``epochs 5, base_lr 0.001``: the settings in which such a trial differs from all of the plan."""
+        settings = {
+            name: str(getattr(self.shared, name))
+            for name in FIELDS
+            if name not in {*AXES, *LEARN_NOTHING, "model_digest"}
+        }
+        return ", ".join(
+            f"{name} {params[name]}" for name, own in settings.items() if params.get(name, own) != own
+        )

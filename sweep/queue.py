@@ -1,0 +1,57 @@
+"""The trials of a stage, one after the other, as Ray Tune asks for them."""
+
+from collections.abc import Callable, MutableMapping, Set
+
+from errors import StoppedError
+from search_spaces import Stage
+from search_spaces.stages import Outcome, Proposal
+
+
+class TrialQueue:
+    """Which trial of a stage is trained next; ``announce`` hears of a proposal once."""
+
+    def __init__(
+        self, stage: Stage, outcomes: MutableMapping[str, Outcome], ended: Set[str], max_failures: int
+    ) -> None:
+        self.stage = stage
+        self.error: StoppedError | None = None
+        self.announce: Callable[[Proposal], object] = lambda proposal: None
+        self._outcomes = outcomes
+        self._ended = set(ended)
+        self.max_failures = max_failures
+        self._waiting: dict[str, Proposal] = {}  # by hash, the next one first
+        self._running: set[str] = set()
+        self._given: dict[str, int] = {}  # trial hash -> how often
+
+    @property
+    def is_over(self) -> bool:
+        """Whether ``next`` has nothing more to give: all is done, or something has failed."""
+        return not self._waiting and not self._running
+
+    def next(self) -> Proposal | None:
+        """The next trial; None if there is none yet, or none any more. Raises StoppedError as stages do."""
+        for each in self.stage.propose(self._outcomes):
+            if each.trial_hash not in self._ended | self._waiting.keys() | self._given.keys():
+                self._waiting[each.trial_hash] = each
+                self.announce(each)
+        if not self._waiting:
+            return None
+        trial_hash = next(iter(self._waiting))
+        self._running.add(trial_hash)
+        self._given[trial_hash] = self._given.get(trial_hash, 0) + 1
+        return self._waiting.pop(trial_hash)
+
+    def end(self, trial_hash: str, outcome: Outcome | None) -> None:
+        """A trial has come to its outcome, or failed without."""
+        self._running.discard(trial_hash)
+        if outcome:
+            self._ended.add(trial_hash)
+            self._outcomes[trial_hash] = outcome
+
+    def again(self, proposal: Proposal) -> bool:
+        """Give out a trial once more that could not even start; False if that was tried often enough."""
+        self._running.discard(proposal.trial_hash)
+        if self._given.get(proposal.trial_hash, 0) > self.max_failures:
+            return False
+        self._waiting[proposal.trial_hash] = proposal
+        return True
