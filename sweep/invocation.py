@@ -6,7 +6,7 @@ from datetime import datetime
 
 from errors import UserError
 from sweep.plan import PlannedStudy
-from sweep.search import identity_tags
+from sweep.search import identity
 from sweep.storage import StudyStorage
 from tracking import InvocationRun, StudyStore, in_time
 
@@ -19,7 +19,8 @@ def invocation_of(
     plan = planned.plan
     title = f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
     tags = {"space": plan.space.name, "question": plan.space.question, **storage.owner}
-    invocation = store.start_invocation(title, plan.model_dump(mode="json"), tags | identity_tags(plan))
+    tags |= identity(plan.space, plan.shared.dataset_digest)
+    invocation = store.start_invocation(title, plan.model_dump(mode="json"), tags)
     try:
         store.save_views(plan.space.varied)
         test = planned.splits.test

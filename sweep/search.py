@@ -11,12 +11,12 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from errors import UserError
+from search_spaces import SearchSpace, Space
 from search_spaces.optuna_trials import distributions, empty_study, finished_trial
-from search_spaces.plan import Plan
-from search_spaces.search_space import DIGITS, SearchSpace
+from search_spaces.search_space import DIGITS
 from search_spaces.stages import COMPLETE, DIVERGED, Outcome, Values
 
-IDENTITY = "search"  # the tag of an invocation
+_IDENTITY = "search"  # the tag of an invocation
 _FIRST_JUDGED = 2  # large batches start slowly: after one evaluation nothing is stopped
 
 
@@ -119,23 +119,22 @@ def _rounded(value: Any, distribution: BaseDistribution) -> Any:
     return min(max(float(f"{value:.{DIGITS}g}"), distribution.low), distribution.high)
 
 
-def identity_tags(plan: Plan) -> dict[str, str]:
-    """What the proposals of a plan's search are a function of, as a tag; none without a search."""
-    own = plan.space.identity()
+def identity(space: Space | SearchSpace, dataset_digest: str = "") -> dict[str, str]:
+    """What proposals follow from beside outcomes, as a tag of an invocation; none without a search."""
+    own = space.identity()
     if not own:
         return {}
-    found = {"Optuna": optuna.__version__, "order of parameters": list(plan.space.parameters)}
-    digest = {"dataset_digest": plan.shared.dataset_digest}
-    return {IDENTITY: json.dumps(found | own | digest, sort_keys=True)}
+    found = {"Optuna": optuna.__version__, "order of parameters": list(space.parameters)}
+    return {_IDENTITY: json.dumps(found | own | {"dataset_digest": dataset_digest}, sort_keys=True)}
 
 
 def check_same_search(ours: Mapping[str, str], earlier: Iterable[Mapping[str, str]]) -> None:
     """Raise UserError where an earlier invocation, by its tags, began another search."""
-    if IDENTITY not in ours:
+    if _IDENTITY not in ours:
         return
-    now = json.loads(ours[IDENTITY])
+    now = json.loads(ours[_IDENTITY])
     for tags in earlier:
-        before = _identity(tags.get(IDENTITY, ""))
+        before = _identity(tags.get(_IDENTITY, ""))
         if key := next((key for key in before | now if before.get(key) != now.get(key)), ""):
             raise UserError(
                 f"this search was begun with another {key}, {_shown(before.get(key))} and not "

@@ -119,7 +119,7 @@ class Sweep:
 
     def finish(self, stage: Stage, stages: Sequence[Stage]) -> None:
         """Train and test what a stage lacks; ``stages`` are it and those after it."""
-        to_train, to_test = self._unfinished(stage)
+        to_train, to_test = self.unfinished(stage)
         if stage.is_over(self.outcomes, self._ended(stage)) and not to_test:
             stage.note(self.outcomes)
             return
@@ -127,11 +127,11 @@ class Sweep:
         unknown = len(known) < stage.trials  # any model may come
         models = set(self.plan.space.models) if unknown else {p.config.model for p in to_train + to_test}
         self._prepare(models, known)
-        changed = self._changed(stage, known)
+        changed = self.changed(stage, known)
         to_train += [each for each in known if each.trial_hash in changed]
         to_test = [each for each in to_test if each.trial_hash not in changed]
         resources = self._machines(stages, changed)
-        self._start_anew(changed)  # nothing is refused from here on
+        self.start_anew(changed)  # nothing is refused from here on
         if to_train or unknown:
             try:
                 self.train(stage, resources)
@@ -178,7 +178,7 @@ class Sweep:
         found = {trial_hash: run.outcome(with_curves) for trial_hash, run in self.runs.items()}
         self.outcomes = {trial_hash: outcome for trial_hash, outcome in found.items() if outcome}
 
-    def _unfinished(self, stage: Stage) -> tuple[list[Proposal], list[Proposal]]:
+    def unfinished(self, stage: Stage) -> tuple[list[Proposal], list[Proposal]]:
         """The trials of a stage, as far as they are known, that lack training, or only the test."""
         known, ended = stage.proposed(self.outcomes), self._ended(stage)
         to_train = [each for each in known if each.trial_hash not in ended]
@@ -207,7 +207,7 @@ class Sweep:
                 config = configs.get(model) or self.planned.resolve(self.plan.shared.replace(model=model))
                 self.assets[model] = prepare_assets(config, self.planned.splits)
 
-    def _changed(self, stage: Stage, known: Iterable[Proposal]) -> set[str]:
+    def changed(self, stage: Stage, known: Iterable[Proposal]) -> set[str]:
         """The hashes of trials whose model or tokens have changed since, finished ones among them.
 
         Their results say nothing about what is there now. UserError if later proposals followed from them.
@@ -224,7 +224,7 @@ class Sweep:
             )
         return set(changed)
 
-    def _start_anew(self, changed: set[str]) -> None:
+    def start_anew(self, changed: set[str]) -> None:
         """Supersede what no longer counts, and remove its checkpoints."""
         if self.options.fresh and not self.runs:
             self.store.supersede(self.superseded)

@@ -3,9 +3,9 @@
 import contextlib
 
 from sweep.options import SweepOptions
-from sweep.plan import make_plan
+from sweep.plan import colour_coordinates, make_plan
 from tests.helpers import CPU, trained
-from tracking import ModelFiles, StudyStore
+from tracking import ModelFiles, StudyStore, colour_tag
 from trainables.assets import prepare_assets
 from trainables.batches import TokenTensors
 from trainables.checkpoint import weight_files
@@ -27,7 +27,7 @@ def add_trial(plan, run, config, assets, folder):
     val_acc = trial.history[best - 1]["val_acc"]
     card = ClassifierCard(
         model=config.model_name,
-        label_names=plan.splits.label_names,
+        label_names=plan.dataset.label_names,
         max_length=config.max_length,
         dropout=config.head_dropout,
         trial_hash=config.trial_hash,
@@ -63,19 +63,20 @@ def write_small_study(folder, **other_options):
     """Four trials on SQLite: six of the eight cells, both encoders. Returns the tracking URI."""
     with contextlib.chdir(folder):
         options = SweepOptions(**OPTIONS | other_options)
-        plan = make_plan(options, bf16_available=False)
+        planned = make_plan(options, bf16_available=False)
+        plan = planned.plan
         store = StudyStore(f"sqlite:///{folder}/mlflow.db", STUDY)
-        invocation = store.start_invocation("title", plan.to_dict(), {})
-        store.save_views(plan.varied)
-        test = plan.splits.test
+        invocation = store.start_invocation("title", plan.model_dump(mode="json"), {})
+        store.save_views(plan.space.varied)
+        test = planned.splits.test
         invocation.log_test_split(test.row_ids, test.labels, test.texts)
         assets = {}
         for trial_hash, config in plan.configs.items():
             if (config.model_name, config.target_batch_size) == UNTRAINED:
                 continue
             if config.model not in assets:
-                assets[config.model] = prepare_assets(config, plan.splits)
-            cells, tags = plan.trials[trial_hash], plan.colour_tag(config)
+                assets[config.model] = prepare_assets(config, planned.splits)
+            cells, tags = plan.trials[trial_hash], colour_tag(*colour_coordinates(plan.space, config))
             run = store.open_trial(cells, plan.name(trial_hash), plan.dataset, invocation, tags)
             add_trial(plan, run, config, assets[config.model], folder / trial_hash)
         return store.tracking_uri

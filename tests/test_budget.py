@@ -12,7 +12,7 @@ from search_spaces.trial_config import epoch_text
 from search_spaces.update import OPTIMIZERS
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
-from sweep.plan_summary import companions_table, plan_summary, plan_table
+from sweep.plan_summary import companions_table, plan_summary, trials_table
 from tests.helpers import CPU, assert_identical, learnt, make_config, refusal, tiny_config, train, weights
 from trainables.batches import epoch_windows, windows_between
 from trainables.trial import Trial
@@ -29,9 +29,13 @@ EQUAL_STEPS = {
 }
 
 
-def planned(**options):
+def planned_study(**options):
     options = {"space": "equal_steps", "demo": True, "models": ["bert-tiny"]} | options
     return make_plan(SweepOptions(**options), bf16_available=False)
+
+
+def planned(**options):
+    return planned_study(**options).plan
 
 
 @pytest.mark.parametrize(("examples", "batch"), EQUAL_STEPS)
@@ -126,16 +130,11 @@ def printed(table):
 
 
 def test_the_plan_says_what_every_cell_costs():
-    plan = planned(scaling_rules=["fixed"], evaluations=7)
-    stored = plan.to_dict()
-    assert stored["budget"] == "steps"
-    names = ("steps", "evaluations", "examples")
-    found = [[cell[name] for name in names] for cell in stored["cells"]]
-    assert found == [[250, 7, 16_000], [250, 7, 61_568], [250, 7, 200_448]]
-    text = plan_summary(plan)
+    study = planned_study(scaling_rules=["fixed"], evaluations=7)
+    text = plan_summary(study)
     assert "equal steps: epochs 5 at target batch size 64, all with as many steps; evaluations 7" in text
     assert "note: the last window of every epoch is less than half full: 128 of 1024 examples" in text
-    assert [row[3:] for row in printed(plan_table(plan))] == [
+    assert [row[3:] for row in printed(trials_table(study.plan))] == [
         ["64", "64", "0.0005", "250", "5", "16,000", "×1.000", "64", "42"],
         ["256", "64", "0.0005", "250", "19.2", "61,568", "×3.848", "128", "42"],
         ["1024", "64", "0.0005", "250", "62.6", "200,448", "×12.528", "128", "42"],

@@ -159,7 +159,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
 
 
 def planned(argv):
-    return make_plan(parse_options("sweep", argv), bf16_available=False).to_dict()
+    return make_plan(parse_options("sweep", argv), bf16_available=False).plan
 
 
 @pytest.mark.parametrize(
@@ -173,17 +173,17 @@ def planned(argv):
     ],
 )
 def test_seeds_and_those_of_the_control_cell(given, seeds, control):
-    cells = planned(["--space", "seeds", "--demo", *given])["cells"]
-    assert {cell["seed"] for cell in cells if cell["target_batch_size"] == 64} == control
-    assert {cell["seed"] for cell in cells if cell["target_batch_size"] != 64} == seeds
+    cells = [cell.config for cell in planned(["--space", "seeds", "--demo", *given]).cells]
+    assert {cell.seed for cell in cells if cell.target_batch_size == 64} == control
+    assert {cell.seed for cell in cells if cell.target_batch_size != 64} == seeds
 
 
 def test_where_flags_leave_the_baseline_out_the_first_value_takes_its_place():
     plan = planned(
         [*DEMO, "--target-batch-sizes", "256", "1024", "--seed", "1", "2", "--control-seeds", "3"]
     )
-    assert plan["baselines"] == {"target_batch_size": 256}
-    found = {(cell["target_batch_size"], cell["seed"]) for cell in plan["cells"]}
+    assert plan.baselines == {"target_batch_size": 256}
+    found = {(cell.config.target_batch_size, cell.config.seed) for cell in plan.cells}
     assert found == {(256, 1), (256, 2), (256, 3), (1024, 1), (1024, 2)}
 
 
@@ -197,8 +197,8 @@ def test_a_baseline_among_models_is_called_as_the_cells_call_it(tmp_path):
     plan = planned(
         ["--space", "mine.py", "--models", "bert-tiny", "./encoders/ours", "--dataset", "demo-reviews"]
     )
-    assert plan["baselines"] == {"model": "ours"}
-    assert "ours" in {cell["model"] for cell in plan["cells"]}
+    assert plan.baselines == {"model": "ours"}
+    assert "ours" in {cell.config.model_name for cell in plan.cells}
 
 
 README = (Path(tune_main.__file__).parent / "README.md").read_text()
@@ -214,8 +214,8 @@ def test_the_space_of_the_readme_is_planned_as_it_says(tmp_path, capsys):
     assert "study my_space-demo: Is 32 as good as 256 for my reviews?" in out
     assert "18 cells, 18 unique trials (6 seeds of a control cell, 3 of any other)" in out
     plan = planned([*command.split(), "--demo", "--models", "bert-tiny"])
-    assert (plan["space"], plan["margin"]) == ("my_space", 1.0)
-    assert plan["baselines"] == {"target_batch_size": 256}
+    assert (plan.space.name, plan.margin) == ("my_space", 1.0)
+    assert plan.baselines == {"target_batch_size": 256}
 
 
 def test_a_space_of_ones_own_travels_with_the_job(tmp_path):

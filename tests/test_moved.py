@@ -18,7 +18,7 @@ from tracking import StudyStore
 
 def hashes(*folders):
     options = SweepOptions(space="fixed_lr", demo=True, models=[str(folder) for folder in folders])
-    return [*make_plan(options, bf16_available=False).trials]
+    return [*make_plan(options, bf16_available=False).plan.trials]
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_what_a_moved_store_keeps_is_found_where_it_is_now(tmp_path):
     for run in store.read_runs().trials.values():
         assert len(run.predictions("best")) == OPTIONS["eval_size"]
         assert run.download_model("best", tmp_path / run.run_id).is_dir()
-    plan = make_plan(SweepOptions(**OPTIONS), bf16_available=False)
-    register_best(plan, store.read_runs().trials, store)
+    plan = make_plan(SweepOptions(**OPTIONS), bf16_available=False).plan
+    register_best(plan, store.read_runs().trials, store, meets_others=True)
     assert write_report(uri, STUDY, str(there / "results")).page.is_file()
     mlflow.set_tracking_uri(uri)
     assert len(mlflow.pyfunc.load_model(f"models:/{STUDY}@best").predict(["a fine film"])) == 1

@@ -36,13 +36,13 @@ def options(uri, **more):
 
 @pytest.fixture
 def plan(empty_store):
-    return make_plan(options(empty_store), bf16_available=False)
+    return make_plan(options(empty_store), bf16_available=False).plan
 
 
 def open_trials(plan, uri, owner):
     """The store, and a run of the command that has opened every trial, in the plan's order."""
     store = StudyStore(uri, STUDY)
-    invocation = store.start_invocation("title", plan.to_dict(), owner)
+    invocation = store.start_invocation("title", plan.model_dump(mode="json"), owner)
     runs = [
         store.open_trial(cells, plan.name(trial_hash), plan.dataset, invocation, {})
         for trial_hash, cells in plan.trials.items()
@@ -96,7 +96,7 @@ class Untested:
     def __init__(self, folder):
         self.uri = write_small_study(folder, **THREE_TRIALS)
         store = StudyStore(self.uri, STUDY)
-        plan = make_plan(options(self.uri), bf16_available=False)
+        plan = make_plan(options(self.uri), bf16_available=False).plan
         runs = [store.read_runs().trials[trial_hash] for trial_hash in plan.trials]
         for run in runs:
             store.client.set_terminated(run.run_id, "KILLED")  # as if a kill had come before the test

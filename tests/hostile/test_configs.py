@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 import tune_main
 from errors import UserError, printable
 from search_spaces import SPACES, SearchSpace, TrialConfig
+from search_spaces.plan import Plan
 from search_spaces.trial_config import FIELDS, parse_setting
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
-from sweep.plan_summary import plan_summary, plan_table
+from sweep.plan_summary import plan_summary, plan_tables
 from sweep.resolve import resolve_space
 from tests.helpers import TINY_MODELS, make_config, refusal
 from tests.hostile.junk import texts, values
@@ -122,21 +123,22 @@ SIZES = {
 @given(st.fixed_dictionaries(GRID), st.fixed_dictionaries({}, optional=SIZES))
 def test_a_plan_serves_every_cell_once_and_counts_its_steps(grid, sizes):
     flags = SweepOptions(space="batch_lr_grid", demo=True, **grid, **sizes)
-    plan = one_line_or(make_plan, flags, bf16_available=False)
-    if plan is None:
+    study = one_line_or(make_plan, flags, bf16_available=False)
+    if study is None:
         return
+    plan = study.plan
     served = [cell for cells in plan.trials.values() for cell in cells]
-    assert sorted(map(id, plan.cells)) == sorted(map(id, served))
+    assert sorted(id(cell.config) for cell in plan.cells) == sorted(map(id, served))
     assert len(served) == math.prod(map(len, grid.values()))
     for trial_hash, cells in plan.trials.items():
         assert {cell.trial_hash for cell in cells} == {trial_hash}
         assert len({cell.replace(scaling_rule="fixed") for cell in cells}) == 1
-        train, target = plan.splits.sizes()["train"], cells[0].target_batch_size
+        train, target = plan.train_examples, cells[0].target_batch_size
         steps = cells[0].steps_per_epoch(train)
         assert (steps - 1) * target < train <= steps * target
-    assert plan_summary(plan)
-    assert plan_table(plan)
-    json.dumps(plan.to_dict())
+    assert plan_summary(study)
+    assert plan_tables(plan)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
 
 
 def test_a_folder_whose_name_steers_a_terminal_is_to_be_renamed(tmp_path, tiny_folder, capsys):
