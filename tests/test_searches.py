@@ -46,7 +46,16 @@ FOUND = search(
     (64, 2e-3, Outcome(STOPPED, (0.6,))),
 )
 UNCONFIRMED = StudyData(
-    StoredPlan(study="films", question="?", dataset=DATASET, cells=[], search=SPACE), trials={}
+    StoredPlan(
+        study="films",
+        question="?",
+        dataset=DATASET,
+        cells=[],
+        budget="examples",
+        metrics={"acc": "accuracy"},
+        search=SPACE,
+    ),
+    trials={},
 )
 
 

@@ -202,7 +202,7 @@ def test_two_seeds_in_a_family_find_only_what_is_large():
 
 
 def test_last_against_best_epoch():
-    study = changed(two_cells(answers(10, 10), answers(20)), 64, metrics={"best_epoch": 5.0})
+    study = changed(two_cells(answers(10, 10), answers(20)), 64, metrics={"best_evaluation": 5.0})
     family = compare_epochs(study)
     (sentence,) = sentences(family)
     assert sentence.startswith(
