@@ -1,4 +1,4 @@
-"""A search: a box of settings, how it is searched, and what became of a trial. Plain data."""
+"""A search: a box of settings, and how it is searched. Plain data."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence

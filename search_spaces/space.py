@@ -1,4 +1,4 @@
-"""Space -> cells -> unique trials."""
+"""A grid: a question, and the cells, budget and seeds that answer it."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping

@@ -18,7 +18,7 @@ class TrialQueue:
         self.announce: Callable[[Proposal], object] = lambda proposal: None
         self._outcomes = outcomes
         self._ended = set(ended)
-        self.max_failures = max_failures
+        self._max_failures = max_failures
         self._waiting: dict[str, Proposal] = {}  # by hash, the next one first
         self._running: set[str] = set()
         self._given: dict[str, int] = {}  # trial hash -> how often
@@ -51,7 +51,7 @@ class TrialQueue:
     def again(self, proposal: Proposal) -> bool:
         """Give out a trial once more that could not even start; False if that was tried often enough."""
         self._running.discard(proposal.trial_hash)
-        if self._given.get(proposal.trial_hash, 0) > self.max_failures:
+        if self._given.get(proposal.trial_hash, 0) > self._max_failures:
             return False
         self._waiting[proposal.trial_hash] = proposal
         return True

@@ -37,6 +37,7 @@ class Recorder(tune.Callback):
         self._progress = progress
         self._exported = exported
         self._proposals: dict[str, Proposal] = {}
+        self._started: set[str] = set()  # those that a worker has, by hash
         self._histories: dict[str, list[Report]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,6 +68,7 @@ class Recorder(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Open the trial's run."""
         proposal = self._proposal(trial)
+        self._started.add(proposal.trial_hash)
         self._progress.trial_started(proposal.trial_hash)
         self.writer.open(proposal)
 
@@ -106,13 +108,17 @@ class Recorder(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Say that a trial failed and is tried again."""
         trial_hash = trial_hash_of(trial)
+        self._started.discard(trial_hash)
         place = "resumed from its last checkpoint" if trial_hash in self._histories else "started again"
         self._progress.say(trial_hash, f"{worker_error(trial)}: {place} (failure {trial.num_failures})")
 
     def on_trial_error(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
-        """Keep the reason; Tune never retries a trial whose worker dies before the trial starts on it."""
+        """Keep the reason; a trial whose worker died before it started on it is given to Tune once more.
+
+        Tune counts such a death twice, and the second time retries nothing.
+        """
         proposal, why = self._proposal(trial), worker_error(trial)
-        if trial.num_failures <= self._queue.max_failures and self._queue.again(proposal):
+        if proposal.trial_hash not in self._started and self._queue.again(proposal):
             self._progress.say(proposal.trial_hash, f"{why} before it started: it is tried again")
             return
         self._end(proposal)

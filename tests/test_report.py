@@ -20,7 +20,7 @@ from reports.accuracy_pictures import accuracy_pictures, answer_picture
 from reports.charts import curve_pictures, noise_pictures
 from reports.content import Gallery, Picture, Section, Table, csv_text
 from reports.sentences import headline
-from reports.study_data import Forecast, StudyData, read_study
+from reports.study_data import StudyData, read_study
 from reports.study_report import render
 from reports.tables import (
     facts,

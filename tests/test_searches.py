@@ -7,7 +7,7 @@ import pytest
 
 from errors import UserError
 from reports.searches import SearchData, best_table, flags, headline, read_search, train_again
-from reports.study_data import StoredPlan, StudyData
+from reports.study_data import StudyData
 from search_spaces.search_space import COMPLETE, DIVERGED, STOPPED, Choice, LogUniform, Outcome, SearchSpace
 from tests.helpers import make_config, message
 
