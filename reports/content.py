@@ -1,8 +1,8 @@
-"""What a report is made of: tables, pictures and sections, and how a section is stored in a folder."""
+"""What a report is made of: sections with their sentences, tables and pictures; tables as text and CSV."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,11 +33,22 @@ class Picture(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True)
 class Table:
-    """A titled DataFrame; ``note`` says how to read it."""
+    """Titled columns as people read them; ``note`` says how."""
 
     title: str
     frame: pd.DataFrame
     note: str = ""
+    unrounded: pd.DataFrame | None = None  # the CSV file, if it says more than people read
+    folded: bool = True  # shown when the reader of the page wants it
+
+    @classmethod
+    def of(
+        cls, title: str, items: Iterable[Any], columns: Mapping[str, Callable[..., Any]], **more: Any
+    ) -> "Table":
+        """A row per item: each column's name -> its value of an item. ``more``: the other fields."""
+        items = list(items)
+        shown = {name: [value(item) for item in items] for name, value in columns.items()}
+        return cls(title, pd.DataFrame(shown), **more)
 
     @property
     def columns(self) -> list[str]:
@@ -46,23 +57,32 @@ class Table:
     def texts(self) -> list[list[str]]:
         return [[cell_text(value) for value in row] for row in rows(self.frame)]
 
-
-@dataclass(frozen=True)
-class Gallery:
-    """Pictures under a heading; ``folded`` are shown when the reader wants them."""
-
-    heading: str
-    pictures: Sequence[Picture]
-    folded: Sequence[Picture] = ()
+    def csv(self) -> str:
+        return csv_text(self.frame if self.unrounded is None else self.unrounded)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report; ``tables`` are by the name of their CSV file, without the ending."""
+    """What one module adds to a report; each field has its place on the page."""
+
+    headline: Sequence[str] = ()  # paragraphs; the page begins with the first section that has any
+    answer: Picture | None = None  # beside the headline
+    flags: Sequence[str] = ()  # what a reader should know before believing the study
+    tables: Mapping[str, Table] = field(default_factory=dict)  # by the names of their CSV files
+    sentences: Sequence[Sequence[str]] = ()  # lists of them, folded
+    heading: str = ""  # of the pictures
+    pictures: Sequence[Picture] = ()
+    folded: Sequence[Picture] = ()  # shown when the reader wants them
+    is_asked_for: bool = False  # by an option: tables also in the terminal, pictures before the others
+
+
+@dataclass(frozen=True)
+class InsideSection:
+    """The section that looks inside the models; ``analyze`` stores it, and every later report has it."""
 
     prose: list[str]
     pictures: list[Picture]
-    tables: Mapping[str, Table]
+    tables: Mapping[str, Table]  # by the names of their CSV files
 
 
 def rows(frame: pd.DataFrame) -> Iterator[Any]:
@@ -94,7 +114,7 @@ def terminal_table(table: Table) -> RichTable:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder of a report; UserError where that is impossible."""
+    """Create a folder of a report; UserError if that is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -116,7 +136,7 @@ class _StoredSection(BaseModel, extra="forbid"):
     tables: dict[FileName, _StoredTable]
 
 
-def write_section(section: Section, folder: Path) -> None:
+def write_section(section: InsideSection, folder: Path) -> None:
     """Write ``folder`` anew: ``inside.json`` describes the PNG and CSV files beside it."""
     make_folder(folder)
     for earlier in _written_before(folder):
@@ -125,7 +145,7 @@ def write_section(section: Section, folder: Path) -> None:
         (folder / f"{picture.name}.png").write_bytes(picture.png)
     tables = {}
     for file, table in section.tables.items():
-        (folder / f"{file}.csv").write_text(csv_text(table.frame), encoding="utf-8")
+        (folder / f"{file}.csv").write_text(table.csv(), encoding="utf-8")
         cells = [list(row) for row in rows(table.frame)]
         tables[file] = _StoredTable(title=table.title, columns=table.columns, rows=cells, note=table.note)
     stored = _StoredSection(prose=section.prose, pictures=section.pictures, tables=tables)
@@ -146,7 +166,7 @@ def _written_before(folder: Path) -> list[Path]:
     return [*(folder / name for name in names), described_by]
 
 
-def read_section(folder: Path) -> Section:
+def read_section(folder: Path) -> InsideSection:
     """Read what ``write_section`` wrote; UserError for anything else."""
     try:
         stored = _StoredSection.model_validate_json((folder / f"{INSIDE}.json").read_bytes())
@@ -162,4 +182,4 @@ def read_section(folder: Path) -> Section:
         raise UserError(
             f"{INSIDE}.json does not describe what analyze found ({first_line(error)}): run analyze again"
         ) from error
-    return Section(stored.prose, pictures, tables)
+    return InsideSection(stored.prose, pictures, tables)

@@ -1,6 +1,5 @@
 """Flags: sentences that a reader should know before believing a study."""
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -207,16 +206,12 @@ def rising_flags(study: StudyData) -> list[str]:
 def _is_still_rising(trial: TrialData, val_examples: int) -> bool:
     """Whether the best evaluation is the last, and better than the one before by over a standard error.
 
-    The error is paired: it follows from the val examples that one of the two classified correctly. Studies
-    of earlier versions do not know them, and any rise counts.
+    The error is paired: it follows from the val examples that one of the two classified correctly.
     """
     last = trial.config.evaluation_count
     if last < 2 or trial.best_evaluation != last or not {last - 1, last} <= set(trial.evaluations.index):
         return False
     rise = trial.evaluations["val_acc"].loc[last] - trial.evaluations["val_acc"].loc[last - 1]
-    flips = trial.evaluations.get("val_flips", pd.Series(dtype=float)).get(last, math.nan)
-    if math.isnan(flips):
-        return bool(rise > 0)
     net = round(rise * val_examples)
-    gained = round((flips + net) / 2)
+    gained = round((trial.evaluations["val_flips"].loc[last] + net) / 2)
     return rise > TrainingsDifference(gained, gained - net, val_examples).error

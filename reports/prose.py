@@ -40,6 +40,11 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−") if abs(value) >= 0.05 else "0.0"
 
 
+def points_text(margin: float) -> str:
+    """``1 point``, ``0.5 points``."""
+    return "1 point" if margin == 1 else f"{margin:g} points"
+
+
 def learning_rate_text(value: float) -> str:
     """``5e-5``, ``0.001``."""
     digits, _, exponent = f"{value:.3g}".partition("e")

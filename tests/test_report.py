@@ -16,24 +16,24 @@ from PIL import Image
 import tune_main
 from benchmarks.null_studies import Truth, simulated_study
 from reports import write_report
-from reports.accuracy_pictures import accuracy_pictures, answer_picture
-from reports.charts import curve_pictures, noise_pictures
-from reports.content import Gallery, Picture, Section, Table, csv_text
-from reports.sentences import headline
-from reports.study_data import Forecast, StudyData, read_study
-from reports.study_report import render
-from reports.tables import (
-    facts,
-    finding_tables,
+from reports.content import InsideSection, Picture, Section, Table, csv_text
+from reports.report import facts, render, runs_table
+from reports.results import (
+    accuracy_pictures,
+    answer_picture,
     result_tables,
     results_frame,
-    runs_table,
     seed_spread_table,
 )
-from reports.verdicts import compare_cells, compare_epochs
+from reports.sections import Source, make_sections
+from reports.sections.curves import curve_pictures
+from reports.sections.differences import headline
+from reports.sections.noise import noise_pictures
+from reports.study_data import Forecast, StudyData, read_study
+from reports.verdicts import compare_cells
 from search_spaces.space import GRID
 from tests.small_study import STUDY
-from tracking import StudyStore
+from tracking import StudyRuns, StudyStore
 
 HOSTILE = "<script>alert(1)</script> | $5 & `x`"
 
@@ -102,7 +102,7 @@ def test_what_was_expected_stands_beside_what_came(study):
     told = facts(study, [], compare_cells(study))
     time = "Training and validation, all trials"
     smallest = "Smallest difference found with a probability of 80 %"
-    found = compare_cells(study).verdicts["smallest_detectable_points"]
+    found = compare_cells(study).frame["smallest_detectable_points"]
     assert "expected" not in told[time] + told[smallest]
     assert found.min() == found.max()
     assert told[smallest] == f"{found.min():.1f} points"
@@ -121,7 +121,10 @@ def test_one_comparison_that_could_have_found_nothing_is_not_hidden_by_the_other
         ([12.34, none, 3.0], "none, however large"),
         ([none, none, none], "none, however large"),
     ):
-        verdicts = family.verdicts.assign(smallest_detectable_points=found)
+        verdicts = [
+            replace(verdict, smallest_detectable_points=points)
+            for verdict, points in zip(family.verdicts, found, strict=True)
+        ]
         told = facts(replace(study, plan=plan), [], replace(family, verdicts=verdicts))
         told_smallest = told["Smallest difference found with a probability of 80 %"]
         assert told_smallest == f"{said} (2.3 to 5.0 points expected)"
@@ -138,8 +141,9 @@ def test_a_trial_whose_memory_ran_out_is_listed_with_the_size_that_fitted(study,
 
 
 def tables(study):
-    families = {"comparisons": compare_cells(study), "last_against_best_epoch": compare_epochs(study)}
-    return finding_tables(study, families)
+    sections = make_sections(Source(study, StudyRuns([], {})))
+    found = {name: table for section in sections for name, table in section.tables.items()}
+    return {name: table for name, table in found.items() if not table.frame.empty}
 
 
 def test_the_page_fetches_nothing_and_links_every_trial_to_its_run(folder, study):
@@ -261,10 +265,10 @@ def hostile_page(template):
         "tables": {"comparisons": table},
         "sentences": [[HOSTILE]],
         "answer": picture,
-        "galleries": [Gallery(HOSTILE, [picture], [picture])],
+        "galleries": [Section(heading=HOSTILE, pictures=[picture], folded=[picture])],
         "mlflow": {HOSTILE: HOSTILE},
         "logged_at": "http://127.0.0.1:5000",
-        "inside": Section([HOSTILE], [picture], {"t": table}),
+        "inside": InsideSection([HOSTILE], [picture], {"t": table}),
         "facts": {HOSTILE: HOSTILE},
         "runs": Table("Runs", pd.DataFrame({"run": ["javascript:alert(1)"]})),
     }

@@ -59,10 +59,6 @@ def read_answers(study: StudyData, test_split: pd.DataFrame) -> pd.DataFrame:
         raise UserError(
             f"the test split of study '{study.plan.study}' in MLflow is not what its trials were tested on"
         )
-    if "margin" not in answers:
-        raise UserError(
-            f"study '{study.plan.study}' was tested before margins were stored: run it under a new --name"
-        )
     answers["wrong"] = answers["label"] != answers["prediction"]
     answers["text"] = answers["row_id"].map(texts["text"])
     return cells.rename_axis("cell").reset_index().merge(answers, on="trial_hash")

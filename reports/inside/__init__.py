@@ -9,10 +9,17 @@ import numpy as np
 import pandas as pd
 
 from errors import unknown
-from reports.attention import Reading, View, check_view, features, mean_statistics, readings, reload_model
-from reports.content import INSIDE, Section, Table, make_folder, rows, write_section
-from reports.inside_pictures import attention_picture, landscape_picture, project, rates_picture
-from reports.mistakes import (
+from reports.content import INSIDE, InsideSection, Table, make_folder, rows, write_section
+from reports.inside.attention import (
+    Reading,
+    View,
+    check_view,
+    features,
+    mean_statistics,
+    readings,
+    reload_model,
+)
+from reports.inside.mistakes import (
     Sentence,
     choose_sentences,
     error_rates,
@@ -23,6 +30,7 @@ from reports.mistakes import (
     readable,
     shared_errors_sentences,
 )
+from reports.inside.pictures import attention_picture, landscape_picture, project, rates_picture
 from reports.prose import axis_words
 from reports.study_data import StudyData, read_study
 from search_spaces.space import GRID
@@ -74,7 +82,7 @@ def write_inside(
     results_path: str,
     view: View | None = None,
     say: Say = nobody,
-) -> tuple[Section, Path]:
+) -> tuple[InsideSection, Path]:
     """Write ``results/<study>/inside/`` and log it to the newest parent run under ``inside/``.
 
     Returns the section and the folder; ``say`` gets a line per model, and hears what is waited for.
@@ -137,7 +145,7 @@ def _section(
     looks: Mapping[str, _Look],
     sentences: Sequence[Sentence],
     view: View,
-) -> Section:
+) -> InsideSection:
     names = study.plan.dataset.label_names
     cells = answers.drop_duplicates("cell")[[*GRID, "trial_hash"]]
     statistics = pd.DataFrame({name: look.statistics for name, look in looks.items()}).T
@@ -174,7 +182,7 @@ def _section(
         *_attention_sentences(attention[attention["scaling_rule"] == view.rule]),
         *shared_errors_sentences(shared),
     ]
-    return Section(prose, pictures, tables)
+    return InsideSection(prose, pictures, tables)
 
 
 def _attention_sentences(attention: pd.DataFrame) -> Iterator[str]:

@@ -17,10 +17,10 @@ from matplotlib.patches import Patch
 from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsClassifier
 
-from reports.attention import Reading, View
 from reports.canvas import COLOURS, batch_colour, draw_points, figure, legend_below, plain, png
 from reports.content import Picture
-from reports.mistakes import Sentence
+from reports.inside.attention import Reading, View
+from reports.inside.mistakes import Sentence
 from reports.prose import shorten
 
 MOST_TOKENS = 24

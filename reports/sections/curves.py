@@ -1,26 +1,21 @@
-"""The pictures of a study's trainings: their curves, and the noise of their gradients."""
+"""The curves of a study's trainings, and the gap between training and validation."""
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from reports.canvas import (
-    MARKERS,
-    batch_axis,
-    batch_colour,
-    beside,
-    draw_points,
-    model_figure,
-    model_picture,
-)
-from reports.content import Picture
-from reports.noise import HALVES, NOISE_CAPTION, WHOLE, noise_scales
+from reports.canvas import batch_colour, model_figure, model_picture
+from reports.content import Picture, Section, Table
+from reports.prose import accuracy_text
+from reports.results import accuracy_pictures, by_cell
+from reports.sections import Source
 from reports.study_data import StudyData, TrialData
 
+PLACE = 30
 _SMOOTHING = 25  # a running mean is taken over this fraction of a line's points
 _SMOOTHED = "Faint: as logged; strong: running mean."
 _BEST = "The dot marks the best epoch."
@@ -31,7 +26,11 @@ _TRAIN = {  # over what a training curve is drawn -> its caption
 }
 _X_LABELS = {"step": "optimizer steps (log scale)", "examples": "training examples seen", "epoch": "epoch"}
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)))
-_FILLS = {HALVES[0]: "white", WHOLE: "", HALVES[1]: "lightgray"}  # "": the marker's own colour
+_GAP_NOTE = (
+    "At the best epoch, of the same weights, with dropout off. train_eval_acc is that of a random part "
+    "of the training split, as large as the val split (or all of it) and the same for all trials. "
+    "val_acc was the highest of several, which makes it a little too high and the gap too small."
+)
 
 
 class _Curve(NamedTuple):
@@ -48,7 +47,7 @@ class _Curve(NamedTuple):
 _LEARNING_RATE = _Curve(
     "learning_rate", "learning_rate_per_step", "step", "learning rate", "learning rate (log scale)"
 )
-_NOISE = _Curve(
+NOISE = _Curve(
     "noise_scale_by_epoch",
     "noise_scale",
     "epoch",
@@ -56,21 +55,46 @@ _NOISE = _Curve(
     "noise scale (examples, log scale)",
     "Few windows are measured in an epoch: read the trend, not the single point.",
 )
-_LOGARITHMIC = (_LEARNING_RATE, _NOISE)
+_LOGARITHMIC = (_LEARNING_RATE, NOISE)
+
+
+def section(source: Source) -> Section:
+    """The curves, with the accuracies at their best and last epochs among those that are folded."""
+    first, rest = curve_pictures(source.study)
+    return Section(
+        tables={"generalisation_gap": generalisation_gap_table(source.study)},
+        heading="Training curves",
+        pictures=first,
+        folded=[*accuracy_pictures(source.study), *rest],
+    )
+
+
+def generalisation_gap_table(study: StudyData) -> Table:
+    """Accuracies at the best epoch, means over the seeds that have come to it."""
+
+    def at_best(name: str) -> pd.Series:
+        return study.of_trials(
+            lambda trial: trial.evaluations.get(name, {}).get(trial.best_evaluation, math.nan)
+        )
+
+    both = {name: at_best(name) for name in ("train_eval_acc", "val_acc")}
+    means = by_cell(study, **both).mean()
+    means["gap"] = means["train_eval_acc"] - means["val_acc"]
+    frame = means.dropna(subset="gap").map(accuracy_text).reset_index()
+    return Table("Generalisation gap: train_eval_acc − val_acc", frame, _GAP_NOTE)
 
 
 def curve_pictures(study: StudyData) -> tuple[list[Picture], list[Picture]]:
     """The curves of all models: those to read first, and the rest; what nobody has logged is left out."""
-    first, rest = _curves(study.plan.metrics)
-    return list(_drawn_curves(study, first)), list(_drawn_curves(study, rest))
-
-
-def _drawn_curves(study: StudyData, curves: Sequence[_Curve]) -> Iterator[Picture]:
-    for curve, model in itertools.product(curves, study.axis_values("model")):
-        if lines := _lines(study, model, curve):
-            names = ", ".join(dict.fromkeys(trial.label for trial, _ in lines))  # each for all its seeds
-            alt = f"Line chart of {curve.label} over {_X_LABELS[curve.over]} for {model}; lines: {names}."
-            yield _line_picture(study, model, curve, lines, alt)
+    first, rest = (
+        [
+            picture
+            for curve, model in itertools.product(curves, study.axis_values("model"))
+            for picture in draw_curve(study, model, curve)
+        ]
+        for curves in _curves(study.plan.metrics)
+    )
+    return first, rest
 
 
 def _curves(metrics: Mapping[str, str]) -> tuple[list[_Curve], list[_Curve]]:
@@ -103,14 +127,15 @@ def _lines(study: StudyData, model: str, curve: _Curve) -> list[tuple[TrialData,
     return lines
 
 
-def _line_picture(
-    study: StudyData, model: str, curve: _Curve, lines: Sequence[tuple[TrialData, pd.Series]], alt: str
-) -> Picture:
+def draw_curve(study: StudyData, model: str, curve: _Curve) -> Iterator[Picture]:
+    """One picture, or none if no trial of the model has logged the curve."""
+    if not (lines := _lines(study, model, curve)):
+        return
     (drawn, axes), batches = model_figure(), study.axis_values("target_batch_size")
     for trial, logged in lines:
         line, colour = logged, batch_colour(trial.config.target_batch_size, batches)
-        dashes = _DASHES[_place(study, trial) % len(_DASHES)]
-        marker = "." if curve is _NOISE or len(line) == 1 else None
+        dashes = _DASHES[place_of_rule(study, trial) % len(_DASHES)]
+        marker = "." if curve is NOISE or len(line) == 1 else None
         style = {"label": trial.label, "color": colour, "linestyle": dashes, "marker": marker}
         if curve.caption.startswith(_SMOOTHED):
             axes.plot(line.index, line, color=colour, alpha=0.18, linewidth=0.8)
@@ -127,50 +152,13 @@ def _line_picture(
         axes.set_xscale("log")
     if curve in _LOGARITHMIC:
         axes.set_yscale("log")
-    return model_picture(drawn, model, curve.name, curve.title, caption=curve.caption, alt=alt)
+    names = ", ".join(dict.fromkeys(trial.label for trial, _ in lines))  # each for all its seeds
+    alt = f"Line chart of {curve.label} over {_X_LABELS[curve.over]} for {model}; lines: {names}."
+    if curve is NOISE:
+        alt = f"Gradient noise scale of each trial of {model} by epoch."
+    yield model_picture(drawn, model, curve.name, curve.title, caption=curve.caption, alt=alt)
 
 
-def noise_pictures(study: StudyData) -> Iterator[Picture]:
-    """Per model: the noise scale of each trial over its training and its halves, and epoch by epoch."""
-    for model in study.axis_values("model"):
-        if picture := _noise_picture(study, model):
-            yield picture
-        if lines := _lines(study, model, _NOISE):
-            alt = f"Gradient noise scale of each trial of {model} by epoch."
-            yield _line_picture(study, model, _NOISE, lines, alt)
-
-
-def _noise_picture(study: StudyData, model: str) -> Picture | None:
-    """None where no trial has a noise scale that means something."""
-    (drawn, axes), batches = model_figure(), sorted(study.axis_values("target_batch_size"))
-    slots = list(itertools.product(study.axis_values("scaling_rule"), _FILLS))
-    points = [
-        (trial, part, scale)
-        for trial in study.trials_of(model)
-        for part, scale in noise_scales(trial).items()
-        if not math.isnan(scale.value)
-    ]
-    if not points:
-        return None
-    axes.plot(batches, batches, "--", color="dimgray", linewidth=1, label="target batch size")
-    for trial, part, scale in points:
-        batch, place = trial.config.target_batch_size, slots.index((trial.scaling_rules[0], part))
-        x, colour = beside(batch, place, len(slots)), batch_colour(batch, batches)
-        style: dict[str, Any] = {"color": colour, "markerfacecolor": _FILLS[part] or colour}
-        style |= {"fmt": MARKERS[_place(study, trial) % len(MARKERS)], "markersize": 7, "capsize": 3}
-        low, high = scale.interval
-        draw_points(axes, [x], [scale.value], [low], [high], label=trial.label, **style)
-    for part, fill in _FILLS.items():
-        axes.plot([], [], "o", color="dimgray", markerfacecolor=fill or "dimgray", label=part)
-    batch_axis(axes, batches)
-    axes.set_yscale("log")
-    axes.set_ylabel(_NOISE.label)
-    alt = f"Gradient noise scale of each trial of {model} against its target batch size."
-    return model_picture(
-        drawn, model, "noise_scale", "gradient noise scale", caption=NOISE_CAPTION, alt=alt
-    )
-
-
-def _place(study: StudyData, trial: TrialData) -> int:
+def place_of_rule(study: StudyData, trial: TrialData) -> int:
     """The place of a trial's first scaling rule among the study's: it decides the dashes and the marker."""
     return study.axis_values("scaling_rule").index(trial.scaling_rules[0])

@@ -1,18 +1,20 @@
 """Steps and examples to a val_acc goal, by target batch size (Shallue et al. 2019, arXiv:1811.03600)."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
 import pandas as pd
-from matplotlib.axes import Axes
 
-from reports.canvas import batch_axis, figure, legend_below, line_look, plain, plain_axes, png
-from reports.content import Picture, Table
+from reports.canvas import Line, Mark, draw_by_batch, figure, legend_below, line_look, plain, png
+from reports.content import Picture, Section, Table
 from reports.prose import accuracy_text, counted
-from reports.study_data import StudyData, TrialData
+from reports.sections import Source
+from reports.study_data import Point, StudyData, TrialData
 
+PLACE = 50
 _PANEL = 4.6  # inches, a model's width; the height is a fifth less
 _NOTE = (
     "The first evaluation whose val_acc is {goal}, interpolated between it and the one before; the median "
@@ -20,6 +22,20 @@ _NOTE = (
     "evaluation or before. A training under way that has not reached it is left out. A goal that was "
     "chosen after a look at the curves proves nothing."
 )
+
+
+def section(source: Source) -> Section | None:
+    """Of a study whose user asks about a goal."""
+    goal = source.target_val_acc
+    if goal is None:
+        return None
+    tables, picture = (
+        {"steps_to_target": steps_table(source.study, goal)},
+        steps_picture(source.study, goal),
+    )
+    if picture is None:
+        return Section(tables=tables, is_asked_for=True)
+    return Section(tables=tables, heading=picture.title.capitalize(), pictures=[picture], is_asked_for=True)
 
 
 class Spent(NamedTuple):
@@ -52,8 +68,8 @@ def spent_to(goal: float, trial: TrialData, train_examples: int) -> Spent:
     return NEVER
 
 
-class Point(NamedTuple):
-    """The seeds of one cell."""
+class CellCost(NamedTuple):
+    """What the trainings of one cell take, one a seed."""
 
     median: Spent
     reached: int
@@ -67,10 +83,10 @@ class Point(NamedTuple):
         return self.first.steps < self.median.steps < math.inf
 
 
-def points(study: StudyData, goal: float) -> dict[tuple[Any, ...], Point]:
-    """(model, target batch size, scaling rule) -> what its trainings took, as far as they have come."""
+def costs(study: StudyData, goal: float) -> dict[Point, CellCost]:
+    """What the trainings of each cell took, as far as they have come."""
     train, found = study.plan.dataset.sizes["train"], {}
-    for point, names in study.points.items():
+    for cell, names in study.points.items():
         trials = [study.trials[name] for name in names if name in study.trials]
         all_spent = [(spent_to(goal, trial, train), trial) for trial in trials]
         spent = [each for each, trial in all_spent if each != NEVER or not _is_under_way(trial)]
@@ -78,7 +94,7 @@ def points(study: StudyData, goal: float) -> dict[tuple[Any, ...], Point]:
             continue
         config = trials[0].config
         first, end = (config.position(n, train) for n in (1, config.evaluation_count))
-        found[point] = Point(
+        found[cell] = CellCost(
             Spent(*(median(each) for each in zip(*spent, strict=True))),
             sum(each != NEVER for each in spent),
             len(spent),
@@ -94,38 +110,37 @@ def _is_under_way(trial: TrialData) -> bool:
 
 def steps_table(study: StudyData, goal: float) -> Table:
     """A row per cell, its seeds together."""
-    found = points(study, goal)
-    shown = [
-        {
-            "model": model,
-            "target batch size": batch,
-            "scaling rule": rule,
-            "steps": _count(point, "steps"),
-            "examples": _count(point, "examples"),
-            "perfect scaling (steps)": _perfect_text(found, (model, batch, rule)),
-            "reached": f"{point.reached} of {counted(point.trainings, 'training')}",
-        }
-        for (model, batch, rule), point in found.items()
-    ]
-    return Table(_title(goal), pd.DataFrame(shown), _NOTE.format(goal=accuracy_text(goal)))
+    found = costs(study, goal)
+    columns: dict[str, Callable[[Point], Any]] = {
+        "model": lambda cell: cell[0],
+        "target batch size": lambda cell: cell[1],
+        "scaling rule": lambda cell: cell[2],
+        "steps": lambda cell: _count(found[cell], "steps"),
+        "examples": lambda cell: _count(found[cell], "examples"),
+        "perfect scaling (steps)": partial(_perfect_text, found),
+        "reached": lambda cell: f"{found[cell].reached} of {counted(found[cell].trainings, 'training')}",
+    }
+    return Table.of(_title(goal), found, columns, note=_NOTE.format(goal=accuracy_text(goal)))
 
 
 def _title(goal: float) -> str:
     return f"Steps to a val_acc of {goal:g}"
 
 
-def _count(point: Point, what: str) -> str:
+def _count(cost: CellCost, what: str) -> str:
     """``what`` is a field of Spent."""
-    if point.median == NEVER:
-        return f"> {getattr(point.budget, what):,.0f}"
-    return f"{'' if point.is_exact else '≤ '}{getattr(point.median, what):,.0f}"
+    if cost.median == NEVER:
+        return f"> {getattr(cost.budget, what):,.0f}"
+    return f"{'' if cost.is_exact else '≤ '}{getattr(cost.median, what):,.0f}"
 
 
 def _perfect(
-    found: Mapping[tuple[Any, ...], Point], model: str, rule: str, batches: Iterable[int]
+    found: Mapping[Point, CellCost], model: str, rule: str, batches: Iterable[int]
 ) -> dict[int, Spent]:
-    """Twice the batch, half the steps, as many examples: from the smallest known exactly."""
-    exact = [b for (name, b, kind), p in found.items() if (name, kind) == (model, rule) and p.is_exact]
+    """Twice the batch, half the steps, as many examples: from the smallest batch that is known exactly."""
+    exact = [
+        b for (name, b, kind), cost in found.items() if (name, kind) == (model, rule) and cost.is_exact
+    ]
     if not exact:
         return {}
     smallest = min(exact)
@@ -133,7 +148,7 @@ def _perfect(
     return {batch: Spent(steps * smallest / batch, examples) for batch in batches}
 
 
-def _perfect_text(found: Mapping[tuple[Any, ...], Point], cell: tuple[Any, ...]) -> str:
+def _perfect_text(found: Mapping[Point, CellCost], cell: Point) -> str:
     model, batch, rule = cell
     perfect = _perfect(found, model, rule, [batch])
     return f"{perfect[batch].steps:,.0f}" if perfect else "–"
@@ -141,20 +156,20 @@ def _perfect_text(found: Mapping[tuple[Any, ...], Point], cell: tuple[Any, ...])
 
 def steps_picture(study: StudyData, goal: float) -> Picture | None:
     """Per model: steps and examples to the goal by target batch size; None if no training reaches it."""
-    found = points(study, goal)
-    if not any(point.reached for point in found.values()):
+    found = costs(study, goal)
+    if not any(cost.reached for cost in found.values()):
         return None
     models = list(dict.fromkeys(model for model, *_ in found))
     drawn = figure(_PANEL * len(models), 1.4 * _PANEL)
     panels = drawn.subplots(2, len(models), squeeze=False, sharex=True, sharey="row")
+    labels = {"steps": "optimizer steps (log scale)", "examples": "training examples (log scale)"}
     for column, model in enumerate(models):
-        own = {key: point for key, point in found.items() if key[0] == model}
-        for row, what in enumerate(Spent._fields):
-            _draw(panels[row, column], study, own, what)
+        batches = sorted({batch for name, batch, _ in found if name == model})
+        for axes, (what, label) in zip(panels[:, column], labels.items(), strict=True):
+            draw_by_batch(axes, batches, _lines(study, found, model, batches, what), label)
+            axes.set_yscale("log")
+            axes.label_outer()
         panels[0, column].set_title(plain(model), fontsize="medium", loc="left")
-        panels[0, column].set_xlabel("")
-    panels[0, 0].set_ylabel("optimizer steps (log scale)")
-    panels[1, 0].set_ylabel("training examples (log scale)")
     legend_below(drawn, panels[0, 0], 4, fontsize="small")
     return Picture(
         name="steps_to_target",
@@ -169,25 +184,22 @@ def steps_picture(study: StudyData, goal: float) -> Picture | None:
     )
 
 
-def _draw(axes: Axes, study: StudyData, found: Mapping[tuple[Any, ...], Point], what: str) -> None:
-    """``what`` is a field of Spent."""
-    plain_axes(axes)
-    model, batches = next(iter(found))[0], sorted({batch for _, batch, _ in found})  # all of one model
+def _lines(
+    study: StudyData, found: Mapping[Point, CellCost], model: str, batches: Sequence[int], what: str
+) -> Iterator[Line]:
+    """A model's lines of ``what``, a field of Spent."""
+
+    def marks(of: Iterable[tuple[int, Spent]]) -> list[Mark]:
+        return [Mark(batch, getattr(spent, what)) for batch, spent in of]
+
     for place, rule in enumerate(study.axis_values("scaling_rule")):
-        own = sorted((batch, point) for (_, batch, kind), point in found.items() if kind == rule)
+        own = {b: c for (name, b, kind), c in sorted(found.items()) if (name, kind) == (model, rule)}
         look = line_look(place)
-        reached = [(batch, getattr(p.median, what)) for batch, p in own if p.median != NEVER]
-        missed = [(batch, getattr(p.budget, what)) for batch, p in own if p.median == NEVER]
-        early = [(batch, getattr(p.median, what)) for batch, p in own if p.median.steps <= p.first.steps]
-        axes.plot(*_columns(reached), label=rule, linewidth=1.5, **look)
-        axes.plot(*_columns(missed + early), linestyle="", markerfacecolor="white", **look)
-        perfect = {} if place else _perfect(found, model, rule, batches)
-        if perfect:
-            ideal = [getattr(spent, what) for spent in perfect.values()]
-            axes.plot(list(perfect), ideal, "--", color="dimgray", linewidth=1, label="perfect scaling")
-    axes.set_yscale("log")
-    batch_axis(axes, batches)
-
-
-def _columns(pairs: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    return [x for x, _ in pairs], [y for _, y in pairs]
+        reached = [(batch, cost.median) for batch, cost in own.items() if cost.median != NEVER]
+        missed = [(batch, cost.budget) for batch, cost in own.items() if cost.median == NEVER]
+        early = [(batch, spent) for batch, spent in reached if spent.steps <= own[batch].first.steps]
+        yield Line(marks(reached), {"label": rule, "linewidth": 1.5, **look})
+        yield Line(marks(missed + early), {"linestyle": "", "markerfacecolor": "white", **look})
+        if place == 0 and (perfect := _perfect(found, model, rule, batches)):
+            ideal = {"linestyle": "--", "color": "dimgray", "linewidth": 1, "label": "perfect scaling"}
+            yield Line(marks(perfect.items()), ideal)

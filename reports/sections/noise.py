@@ -5,16 +5,31 @@ Both change along a training. An interval says how well the means over this trai
 comes from windows of the same epoch.
 """
 
+import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
+from reports.canvas import (
+    MARKERS,
+    Line,
+    Mark,
+    batch_colour,
+    draw_by_batch,
+    model_figure,
+    model_picture,
+)
+from reports.content import Picture, Section, Table
+from reports.sections import Source
+from reports.sections.curves import NOISE, draw_curve, place_of_rule
 from reports.statistics import LEVEL, Interval
-from reports.study_data import TrialData
+from reports.study_data import StudyData, TrialData
 
+PLACE = 40
 LARGEST_ERROR = 0.5  # of an estimate that is shown, relative to it
 
 NOISE_CAPTION = (
@@ -26,17 +41,27 @@ NOISE_CAPTION = (
 
 WHOLE = "whole training"
 HALVES = ("first half", "last half")
+_FILLS = {HALVES[0]: "white", WHOLE: "", HALVES[1]: "lightgray"}  # "": the marker's own colour
 _TERMS = ["gradient_variance", "gradient_norm_squared"]
 _MOMENTS = ["noise_windows", "noise_moment_vv", "noise_moment_vg", "noise_moment_gg"]
 _UNKNOWN = Interval(math.nan, math.nan)
 
 
 class NoiseScale(NamedTuple):
-    """In examples. NaN where it means nothing; ``windows`` is NaN in studies of earlier versions."""
+    """In examples; NaN if it means nothing."""
 
     value: float
     interval: Interval
     windows: float  # how many were measured
+
+
+def section(source: Source) -> Section:
+    """Of trials whose noise was measured."""
+    return Section(
+        tables={"noise_scale": noise_table(source.study)},
+        heading="Why: the gradient noise scale",
+        pictures=list(noise_pictures(source.study)),
+    )
 
 
 def noise_scales(trial: TrialData) -> dict[str, NoiseScale]:
@@ -52,15 +77,11 @@ def noise_scales(trial: TrialData) -> dict[str, NoiseScale]:
 def noise_scale(epochs: pd.DataFrame) -> NoiseScale:
     """Over these epochs, a row each. NaN unless its relative standard error is below LARGEST_ERROR.
 
-    Both terms are averaged before they are divided. Epochs that an earlier version measured lack the
-    moments: the ratio of their means is all that is known.
+    Both terms are averaged before they are divided.
     """
-    measured = epochs.reindex(columns=[*_TERMS, *_MOMENTS]).dropna(subset=_TERMS)
+    measured = epochs.reindex(columns=[*_TERMS, *_MOMENTS]).dropna()
     if measured.empty:
         return NoiseScale(math.nan, _UNKNOWN, 0)
-    if measured["noise_windows"].isna().any():
-        v, g = measured[_TERMS].mean()
-        return NoiseScale(v / g if g > 0 else math.nan, _UNKNOWN, math.nan)
     means = measured[[*_TERMS, *_MOMENTS[1:]]].to_numpy()
     return from_moments(measured["noise_windows"].to_numpy(), means)
 
@@ -113,3 +134,68 @@ def fieller_interval(v: float, g: float, covariance: np.ndarray, freedom: float)
         return _UNKNOWN
     root = math.sqrt(max(0.0, b * b - a * c))
     return Interval((b - root) / a, (b + root) / a)
+
+
+def noise_table(study: StudyData) -> Table:
+    """A row per trial whose noise was measured, over its whole training and over each half of it."""
+    scales = {name: noise_scales(trial) for name, trial in study.trials.items()}
+    columns: dict[str, Callable[[str], Any]] = {
+        "trial": lambda name: study.trials[name].name,
+        "target batch size": lambda name: study.trials[name].config.target_batch_size,
+        WHOLE: lambda name: _noise_text(scales[name][WHOLE]),
+        HALVES[0]: lambda name: _noise_text(scales[name][HALVES[0]]),
+        HALVES[1]: lambda name: _noise_text(scales[name][HALVES[1]]),
+    }
+    note = (
+        f"In examples, with the number of measured windows. – where the standard error is "
+        f"{LARGEST_ERROR:.0%} of the value or more. {NOISE_CAPTION}"
+    )
+    measured = [name for name, parts in scales.items() if parts[WHOLE].windows]
+    return Table.of("Gradient noise scale", measured, columns, note=note)
+
+
+def _noise_text(scale: NoiseScale) -> str:
+    """``1,234 [900, 2,000], 39 windows``."""
+    value = "–" if math.isnan(scale.value) else f"{scale.value:,.0f}"
+    if not math.isnan(scale.value):
+        value += f" [{scale.interval.low:,.0f}, {scale.interval.high:,.0f}]"
+    return f"{value}, {scale.windows:.0f} window{'' if scale.windows == 1 else 's'}"
+
+
+def noise_pictures(study: StudyData) -> Iterator[Picture]:
+    """Per model: the noise scale of each trial over its training and its halves, and epoch by epoch."""
+    for model in study.axis_values("model"):
+        if picture := _noise_picture(study, model):
+            yield picture
+        yield from draw_curve(study, model, NOISE)
+
+
+def _noise_picture(study: StudyData, model: str) -> Picture | None:
+    """None if no trial has a noise scale that means something."""
+    (drawn, axes), batches = model_figure(), sorted(study.axis_values("target_batch_size"))
+    slots, lines = list(itertools.product(study.axis_values("scaling_rule"), _FILLS)), []
+    for trial, (part, scale) in _shown_scales(study, model):
+        batch, place = trial.config.target_batch_size, slots.index((trial.scaling_rules[0], part))
+        colour = batch_colour(batch, batches)
+        look: dict[str, Any] = {"label": trial.label, "color": colour, "markersize": 7, "capsize": 3}
+        look |= {"fmt": MARKERS[place_of_rule(study, trial) % len(MARKERS)]}
+        look |= {"markerfacecolor": _FILLS[part] or colour}
+        lines.append(Line([Mark(batch, scale.value, scale.interval)], look, place, len(slots)))
+    if not lines:
+        return None
+    axes.plot(batches, batches, "--", color="dimgray", linewidth=1, label="target batch size")
+    draw_by_batch(axes, batches, lines, NOISE.label)
+    for part, fill in _FILLS.items():
+        axes.plot([], [], "o", color="dimgray", markerfacecolor=fill or "dimgray", label=part)
+    axes.set_yscale("log")
+    alt = f"Gradient noise scale of each trial of {model} against its target batch size."
+    return model_picture(
+        drawn, model, "noise_scale", "gradient noise scale", caption=NOISE_CAPTION, alt=alt
+    )
+
+
+def _shown_scales(study: StudyData, model: str) -> Iterator[tuple[TrialData, tuple[str, NoiseScale]]]:
+    for trial in study.trials_of(model):
+        for part, scale in noise_scales(trial).items():
+            if not math.isnan(scale.value):
+                yield trial, (part, scale)
