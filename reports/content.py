@@ -31,31 +31,35 @@ class Picture(BaseModel, frozen=True, extra="forbid"):
     png: bytes = Field(b"", exclude=True)
 
 
-@dataclass(frozen=True)
-class Table:
-    """Titled columns as people read them; ``note`` says how."""
+class Table(BaseModel, frozen=True, extra="forbid"):
+    """Columns as people read them; ``note`` says how."""
 
-    title: str
-    frame: pd.DataFrame
-    note: str = ""
-    unrounded: pd.DataFrame | None = None  # the CSV file, if it says more than people read
-    folded: bool = True  # shown when the reader of the page wants it
+    title: _Shown
+    columns: list[_Shown]
+    rows: list[list[_Shown | int | float]]
+    note: _Shown = ""
+    unrounded: Any = Field(default=None, exclude=True)  # the DataFrame of the CSV file, if it says more
+    folded: bool = Field(default=True, exclude=True)  # shown when the reader of the page wants it
 
     @classmethod
     def of(
         cls, title: str, items: Iterable[Any], columns: Mapping[str, Callable[..., Any]], **more: Any
     ) -> "Table":
-        """A row per item: each column's name -> its value of an item. ``more``: the other fields."""
-        items = list(items)
-        shown = {name: [value(item) for item in items] for name, value in columns.items()}
-        return cls(title, pd.DataFrame(shown), **more)
+        """A row per item, from the name of each column and its value of an item."""
+        cells = [[value(item) for value in columns.values()] for item in items]
+        return cls(title=title, columns=list(columns), rows=cells, **more)
+
+    @classmethod
+    def of_frame(cls, title: str, frame: pd.DataFrame, note: str = "") -> "Table":
+        columns = list(map(str, frame.columns))
+        return cls(title=title, columns=columns, rows=[list(row) for row in rows(frame)], note=note)
 
     @property
-    def columns(self) -> list[str]:
-        return list(map(str, self.frame.columns))
+    def frame(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows, columns=self.columns)
 
     def texts(self) -> list[list[str]]:
-        return [[cell_text(value) for value in row] for row in rows(self.frame)]
+        return [[cell_text(value) for value in row] for row in self.rows]
 
     def csv(self) -> str:
         return csv_text(self.frame if self.unrounded is None else self.unrounded)
@@ -76,13 +80,12 @@ class Section:
     is_asked_for: bool = False  # by an option: tables also in the terminal, pictures before the others
 
 
-@dataclass(frozen=True)
-class InsideSection:
+class InsideSection(BaseModel, frozen=True, extra="forbid"):
     """The section that looks inside the models; ``analyze`` stores it, and every later report has it."""
 
-    prose: list[str]
+    prose: list[_Shown]
     pictures: list[Picture]
-    tables: Mapping[str, Table]  # by the names of their CSV files
+    tables: dict[FileName, Table]  # by the names of their CSV files
 
 
 def rows(frame: pd.DataFrame) -> Iterator[Any]:
@@ -123,19 +126,6 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-class _StoredTable(BaseModel, extra="forbid"):
-    title: _Shown
-    columns: list[_Shown]
-    rows: list[list[_Shown | int | float]]
-    note: _Shown
-
-
-class _StoredSection(BaseModel, extra="forbid"):
-    prose: list[_Shown]
-    pictures: list[Picture]
-    tables: dict[FileName, _StoredTable]
-
-
 def write_section(section: InsideSection, folder: Path) -> None:
     """Write ``folder`` anew: ``inside.json`` describes the PNG and CSV files beside it."""
     make_folder(folder)
@@ -143,13 +133,9 @@ def write_section(section: InsideSection, folder: Path) -> None:
         earlier.unlink(missing_ok=True)
     for picture in section.pictures:
         (folder / f"{picture.name}.png").write_bytes(picture.png)
-    tables = {}
     for file, table in section.tables.items():
         (folder / f"{file}.csv").write_text(table.csv(), encoding="utf-8")
-        cells = [list(row) for row in rows(table.frame)]
-        tables[file] = _StoredTable(title=table.title, columns=table.columns, rows=cells, note=table.note)
-    stored = _StoredSection(prose=section.prose, pictures=section.pictures, tables=tables)
-    text = json.dumps(stored.model_dump(), indent=1, ensure_ascii=False)
+    text = json.dumps(section.model_dump(), indent=1, ensure_ascii=False)
     (folder / f"{INSIDE}.json").write_text(text, encoding="utf-8")
 
 
@@ -157,11 +143,12 @@ def _written_before(folder: Path) -> list[Path]:
     """What an earlier ``inside.json`` names, and itself at last; the rest there is somebody's own."""
     described_by = folder / f"{INSIDE}.json"
     try:
-        stored = _StoredSection.model_validate_json(described_by.read_bytes())
+        section = InsideSection.model_validate_json(described_by.read_bytes())
     except (OSError, ValueError):
         return []
-    names = [f"{picture.name}.png" for picture in stored.pictures] + [
-        f"{file}.csv" for file in stored.tables
+    names = [
+        *(f"{each.name}.png" for each in section.pictures),
+        *(f"{file}.csv" for file in section.tables),
     ]
     return [*(folder / name for name in names), described_by]
 
@@ -169,17 +156,13 @@ def _written_before(folder: Path) -> list[Path]:
 def read_section(folder: Path) -> InsideSection:
     """Read what ``write_section`` wrote; UserError for anything else."""
     try:
-        stored = _StoredSection.model_validate_json((folder / f"{INSIDE}.json").read_bytes())
+        section = InsideSection.model_validate_json((folder / f"{INSIDE}.json").read_bytes())
         pictures = [
             picture.model_copy(update={"png": (folder / f"{picture.name}.png").read_bytes()})
-            for picture in stored.pictures
+            for picture in section.pictures
         ]
-        tables = {
-            file: Table(table.title, pd.DataFrame(table.rows, columns=table.columns), table.note)
-            for file, table in stored.tables.items()
-        }
     except (OSError, ValueError) as error:
         raise UserError(
             f"{INSIDE}.json does not describe what analyze found ({first_line(error)}): run analyze again"
         ) from error
-    return InsideSection(stored.prose, pictures, tables)
+    return section.model_copy(update={"pictures": pictures})

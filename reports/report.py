@@ -70,7 +70,7 @@ def write_report(
     sections, inside = make_sections(source), _inside(runs.invocations)
     lead = next(section for section in sections if section.headline)
     tables = {name: each for section in sections for name, each in section.tables.items()}
-    tables = {name: each for name, each in tables.items() if not each.frame.empty}
+    tables = {name: each for name, each in tables.items() if each.rows}
     asked_first = sorted(sections, key=lambda section: not section.is_asked_for)
     page = {
         "study": data.plan.study,

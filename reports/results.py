@@ -12,21 +12,8 @@ import numpy as np
 import pandas as pd
 from pandas.core.groupby import DataFrameGroupBy
 
-from reports.canvas import (
-    MARKERS,
-    SIZE,
-    Line,
-    Mark,
-    batch_colour,
-    draw_by_batch,
-    figure,
-    legend_below,
-    line_look,
-    model_figure,
-    model_picture,
-    plain,
-    png,
-)
+from reports import canvas
+from reports.canvas import Line, Mark
 from reports.comparisons import answers
 from reports.content import Picture, Table
 from reports.prose import accuracy_text, axis_words, learning_rate_text
@@ -98,7 +85,7 @@ def result_tables(study: StudyData, compact: bool = False) -> list[Table]:
         "too high."
     )
     return [
-        Table(f"scaling rule: {rule}", own, note)
+        Table.of_frame(f"scaling rule: {rule}", own, note)
         for rule, own in pd.DataFrame(shown).groupby(frame["scaling_rule"], sort=False)
     ]
 
@@ -127,7 +114,7 @@ def seed_spread_table(study: StudyData) -> Table:
         "Two kinds of chance, apart: another seed gives another training, another test split gives "
         "other examples. The standard error is that of one training's accuracy."
     )
-    return Table("Seeds and test examples", pd.DataFrame(shown).reset_index(), note)
+    return Table.of_frame("Seeds and test examples", pd.DataFrame(shown).reset_index(), note)
 
 
 def by_cell(study: StudyData, **values: pd.Series) -> DataFrameGroupBy:
@@ -188,29 +175,32 @@ def answer_picture(study: StudyData) -> Picture | None:
     tested = {model: cells for model, cells in found.items() if cells}
     if not tested:
         return None
-    drawn, rules = figure(SIZE[0], _PANEL * len(tested) + _BESIDE_PANELS), study.axis_values("scaling_rule")
+    drawn, rules = (
+        canvas.figure(canvas.SIZE[0], _PANEL * len(tested) + _BESIDE_PANELS),
+        study.axis_values("scaling_rule"),
+    )
     panels = drawn.subplots(len(tested), sharex=True, sharey=True, squeeze=False).flat
     for axes, (model, cells) in zip(panels, tested.items(), strict=True):
         lines = [
             Line(
                 [cell for cell in cells if cell.scaling_rule == rule],
-                {"label": rule, "capsize": 3, "linewidth": 1.5, **line_look(place)},
+                {"label": rule, "capsize": 3, "linewidth": 1.5, **canvas.line_look(place)},
                 place,
                 len(rules),
             )
             for place, rule in enumerate(rules)
         ]
-        draw_by_batch(axes, study.axis_values("target_batch_size"), lines, "test accuracy")
-        axes.set_title(plain(model), fontsize="medium", loc="left")
+        canvas.draw_by_batch(axes, study.axis_values("target_batch_size"), lines, "test accuracy")
+        axes.set_title(canvas.plain(model), fontsize="medium", loc="left")
         axes.label_outer()
-    legend_below(drawn, axes, 3, title="scaling rule", fontsize="small", title_fontsize="small")
+    canvas.legend_below(drawn, axes, 3, title="scaling rule", fontsize="small", title_fontsize="small")
     return Picture(
         name="test_accuracy",
         title="test accuracy by target batch size",
         caption="The best epoch of each trial. " + _bars(study, "test_acc", list(chain(*tested.values()))),
         alt=f"Test accuracy of {', '.join(tested)} by target batch size, a line per scaling rule, with "
         "95 % intervals; the numbers are in the tables.",
-        png=png(drawn),
+        png=canvas.png(drawn),
     )
 
 
@@ -230,13 +220,13 @@ def _accuracy_picture(
     study: StudyData, model: str, found: Mapping[str, Sequence[_Accuracy]], name: str, what: str
 ) -> Picture:
     """The first metric is drawn with filled markers, the second with open ones."""
-    (drawn, axes), first = model_figure(), next(iter(found))
+    (drawn, axes), first = canvas.model_figure(), next(iter(found))
     batches, rules = study.axis_values("target_batch_size"), study.axis_values("scaling_rule")
-    markers = {rule: MARKERS[number % len(MARKERS)] for number, rule in enumerate(rules)}
+    markers = {rule: canvas.MARKERS[number % len(canvas.MARKERS)] for number, rule in enumerate(rules)}
     slots, lines = list(product(rules, found)), []
     for place, (rule, metric) in enumerate(slots):
         for cell in (each for each in found[metric] if each.scaling_rule == rule):
-            colour = batch_colour(cell.target_batch_size, batches)
+            colour = canvas.batch_colour(cell.target_batch_size, batches)
             look: dict[str, Any] = {"fmt": markers[rule], "markersize": 7, "capsize": 3, "linewidth": 1.2}
             look |= {"color": colour, "markerfacecolor": colour if metric == first else "white"}
             lines.append(Line([cell], look, place, len(slots)))
@@ -244,13 +234,13 @@ def _accuracy_picture(
                 dots = [Mark(cell.target_batch_size, value) for value in cell.by_seed]
                 look = {"linestyle": "", "marker": ".", "color": "black", "markersize": 3, "alpha": 0.6}
                 lines.append(Line(dots, look, place, len(slots)))
-    draw_by_batch(axes, batches, lines, f"{what} (fraction correct)")
+    canvas.draw_by_batch(axes, batches, lines, f"{what} (fraction correct)")
     for rule in rules:
         axes.plot([], [], markers[rule], color="dimgray", label=rule, markersize=7)
     if len(found) > 1:
         axes.plot([], [], "o", color="dimgray", label="best epoch (filled)")
         axes.plot([], [], "o", color="dimgray", markerfacecolor="white", label="last epoch (open)")
-    return model_picture(
+    return canvas.model_picture(
         drawn,
         model,
         name,

@@ -24,7 +24,7 @@ foreign = (st.sampled_from([*LINKS, *MARKDOWN]) | marks | any_text).map(
 
 def page_with(text):
     """A page that has a text wherever names and texts of others come to stand."""
-    table = Table(text, pd.DataFrame({text: [text, "a", text], "b": [text, 0.5, "c"]}), text)
+    table = Table.of_frame(text, pd.DataFrame({text: [text, "a", text], "b": [text, 0.5, "c"]}), text)
     picture = Picture(name="p", title=text, caption=text, alt=text)
     return {
         "study": text,
@@ -38,7 +38,7 @@ def page_with(text):
         "galleries": [Section(heading=text, pictures=[picture], folded=[picture])],
         "mlflow": {text: text},
         "logged_at": "http://127.0.0.1:5000/#/a?b=c",
-        "inside": InsideSection([text], [picture], {"t": table}),
+        "inside": InsideSection(prose=[text], pictures=[picture], tables={"t": table}),
         "facts": {text: text},
         "runs": table,
     }

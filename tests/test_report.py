@@ -143,7 +143,7 @@ def test_a_trial_whose_memory_ran_out_is_listed_with_the_size_that_fitted(study,
 def tables(study):
     sections = make_sections(Source(study, StudyRuns([], {})))
     found = {name: table for section in sections for name, table in section.tables.items()}
-    return {name: table for name, table in found.items() if not table.frame.empty}
+    return {name: table for name, table in found.items() if table.rows}
 
 
 def test_the_page_fetches_nothing_and_links_every_trial_to_its_run(folder, study):
@@ -254,7 +254,7 @@ def test_the_report_is_logged_and_the_command_writes_the_same_and_says_where(
 
 
 def hostile_page(template):
-    table = Table(HOSTILE, pd.DataFrame({HOSTILE: [HOSTILE], "number": [0.123456]}), HOSTILE)
+    table = Table.of_frame(HOSTILE, pd.DataFrame({HOSTILE: [HOSTILE], "number": [0.123456]}), HOSTILE)
     picture = Picture(name="p", title=HOSTILE, caption=HOSTILE, alt=f'"{HOSTILE}', png=b"png")
     page = {
         "study": HOSTILE,
@@ -268,9 +268,9 @@ def hostile_page(template):
         "galleries": [Section(heading=HOSTILE, pictures=[picture], folded=[picture])],
         "mlflow": {HOSTILE: HOSTILE},
         "logged_at": "http://127.0.0.1:5000",
-        "inside": InsideSection([HOSTILE], [picture], {"t": table}),
+        "inside": InsideSection(prose=[HOSTILE], pictures=[picture], tables={"t": table}),
         "facts": {HOSTILE: HOSTILE},
-        "runs": Table("Runs", pd.DataFrame({"run": ["javascript:alert(1)"]})),
+        "runs": Table.of_frame("Runs", pd.DataFrame({"run": ["javascript:alert(1)"]})),
     }
     return render(template, page)
 

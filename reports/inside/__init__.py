@@ -159,7 +159,7 @@ def _section(
         "error_rates": error_rates(answers),
     }
     tables = {
-        name: Table(title, frames[name].rename(columns=axis_words), note.format(where=view.where))
+        name: Table.of_frame(title, frames[name].rename(columns=axis_words), note.format(where=view.where))
         for name, (title, note) in _TABLES.items()
         if not frames[name].empty
     }
@@ -182,7 +182,7 @@ def _section(
         *_attention_sentences(attention[attention["scaling_rule"] == view.rule]),
         *shared_errors_sentences(shared),
     ]
-    return InsideSection(prose, pictures, tables)
+    return InsideSection(prose=prose, pictures=pictures, tables=tables)
 
 
 def _attention_sentences(attention: pd.DataFrame) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from reports.canvas import batch_colour, model_figure, model_picture
+from reports import canvas
 from reports.content import Picture, Section, Table
 from reports.prose import accuracy_text
 from reports.results import accuracy_pictures, by_cell
@@ -81,7 +81,7 @@ def generalisation_gap_table(study: StudyData) -> Table:
     means = by_cell(study, **both).mean()
     means["gap"] = means["train_eval_acc"] - means["val_acc"]
     frame = means.dropna(subset="gap").map(accuracy_text).reset_index()
-    return Table("Generalisation gap: train_eval_acc − val_acc", frame, _GAP_NOTE)
+    return Table.of_frame("Generalisation gap: train_eval_acc − val_acc", frame, _GAP_NOTE)
 
 
 def curve_pictures(study: StudyData) -> tuple[list[Picture], list[Picture]]:
@@ -131,9 +131,9 @@ def draw_curve(study: StudyData, model: str, curve: _Curve) -> Iterator[Picture]
     """One picture, or none if no trial of the model has logged the curve."""
     if not (lines := _lines(study, model, curve)):
         return
-    (drawn, axes), batches = model_figure(), study.axis_values("target_batch_size")
+    (drawn, axes), batches = canvas.model_figure(), study.axis_values("target_batch_size")
     for trial, logged in lines:
-        line, colour = logged, batch_colour(trial.config.target_batch_size, batches)
+        line, colour = logged, canvas.batch_colour(trial.config.target_batch_size, batches)
         dashes = _DASHES[place_of_rule(study, trial) % len(_DASHES)]
         marker = "." if curve is NOISE or len(line) == 1 else None
         style = {"label": trial.label, "color": colour, "linestyle": dashes, "marker": marker}
@@ -156,7 +156,7 @@ def draw_curve(study: StudyData, model: str, curve: _Curve) -> Iterator[Picture]
     alt = f"Line chart of {curve.label} over {_X_LABELS[curve.over]} for {model}; lines: {names}."
     if curve is NOISE:
         alt = f"Gradient noise scale of each trial of {model} by epoch."
-    yield model_picture(drawn, model, curve.name, curve.title, caption=curve.caption, alt=alt)
+    yield canvas.model_picture(drawn, model, curve.name, curve.title, caption=curve.caption, alt=alt)
 
 
 def place_of_rule(study: StudyData, trial: TrialData) -> int:

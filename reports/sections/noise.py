@@ -14,15 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from reports.canvas import (
-    MARKERS,
-    Line,
-    Mark,
-    batch_colour,
-    draw_by_batch,
-    model_figure,
-    model_picture,
-)
+from reports import canvas
+from reports.canvas import Line, Mark
 from reports.content import Picture, Section, Table
 from reports.sections import Source
 from reports.sections.curves import NOISE, draw_curve, place_of_rule
@@ -172,24 +165,24 @@ def noise_pictures(study: StudyData) -> Iterator[Picture]:
 
 def _noise_picture(study: StudyData, model: str) -> Picture | None:
     """None if no trial has a noise scale that means something."""
-    (drawn, axes), batches = model_figure(), sorted(study.axis_values("target_batch_size"))
+    (drawn, axes), batches = canvas.model_figure(), sorted(study.axis_values("target_batch_size"))
     slots, lines = list(itertools.product(study.axis_values("scaling_rule"), _FILLS)), []
     for trial, (part, scale) in _shown_scales(study, model):
         batch, place = trial.config.target_batch_size, slots.index((trial.scaling_rules[0], part))
-        colour = batch_colour(batch, batches)
+        colour = canvas.batch_colour(batch, batches)
         look: dict[str, Any] = {"label": trial.label, "color": colour, "markersize": 7, "capsize": 3}
-        look |= {"fmt": MARKERS[place_of_rule(study, trial) % len(MARKERS)]}
+        look |= {"fmt": canvas.MARKERS[place_of_rule(study, trial) % len(canvas.MARKERS)]}
         look |= {"markerfacecolor": _FILLS[part] or colour}
         lines.append(Line([Mark(batch, scale.value, scale.interval)], look, place, len(slots)))
     if not lines:
         return None
     axes.plot(batches, batches, "--", color="dimgray", linewidth=1, label="target batch size")
-    draw_by_batch(axes, batches, lines, NOISE.label)
+    canvas.draw_by_batch(axes, batches, lines, NOISE.label)
     for part, fill in _FILLS.items():
         axes.plot([], [], "o", color="dimgray", markerfacecolor=fill or "dimgray", label=part)
     axes.set_yscale("log")
     alt = f"Gradient noise scale of each trial of {model} against its target batch size."
-    return model_picture(
+    return canvas.model_picture(
         drawn, model, "noise_scale", "gradient noise scale", caption=NOISE_CAPTION, alt=alt
     )
 

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from reports.canvas import Line, Mark, draw_by_batch, figure, legend_below, line_look, plain, png
+from reports import canvas
+from reports.canvas import Line, Mark
 from reports.content import Picture, Section, Table
 from reports.prose import accuracy_text, counted
 from reports.sections import Source
@@ -117,7 +117,9 @@ def steps_table(study: StudyData, goal: float) -> Table:
         "scaling rule": lambda cell: cell[2],
         "steps": lambda cell: _count(found[cell], "steps"),
         "examples": lambda cell: _count(found[cell], "examples"),
-        "perfect scaling (steps)": partial(_perfect_text, found),
+        "perfect scaling (steps)": lambda cell: (
+            f"{perfect.steps:,.0f}" if (perfect := _perfect(found, cell)) else "–"
+        ),
         "reached": lambda cell: f"{found[cell].reached} of {counted(found[cell].trainings, 'training')}",
     }
     return Table.of(_title(goal), found, columns, note=_NOTE.format(goal=accuracy_text(goal)))
@@ -134,24 +136,15 @@ def _count(cost: CellCost, what: str) -> str:
     return f"{'' if cost.is_exact else '≤ '}{getattr(cost.median, what):,.0f}"
 
 
-def _perfect(
-    found: Mapping[Point, CellCost], model: str, rule: str, batches: Iterable[int]
-) -> dict[int, Spent]:
+def _perfect(found: Mapping[Point, CellCost], cell: Point) -> Spent | None:
     """Twice the batch, half the steps, as many examples: from the smallest batch that is known exactly."""
-    exact = [
-        b for (name, b, kind), cost in found.items() if (name, kind) == (model, rule) and cost.is_exact
-    ]
-    if not exact:
-        return {}
-    smallest = min(exact)
-    steps, examples = found[model, smallest, rule].median
-    return {batch: Spent(steps * smallest / batch, examples) for batch in batches}
-
-
-def _perfect_text(found: Mapping[Point, CellCost], cell: Point) -> str:
     model, batch, rule = cell
-    perfect = _perfect(found, model, rule, [batch])
-    return f"{perfect[batch].steps:,.0f}" if perfect else "–"
+    own = {b: cost for (name, b, kind), cost in found.items() if (name, kind) == (model, rule)}
+    exact = [size for size, cost in own.items() if cost.is_exact]
+    if not exact:
+        return None
+    steps, examples = own[min(exact)].median
+    return Spent(steps * min(exact) / batch, examples)
 
 
 def steps_picture(study: StudyData, goal: float) -> Picture | None:
@@ -160,17 +153,17 @@ def steps_picture(study: StudyData, goal: float) -> Picture | None:
     if not any(cost.reached for cost in found.values()):
         return None
     models = list(dict.fromkeys(model for model, *_ in found))
-    drawn = figure(_PANEL * len(models), 1.4 * _PANEL)
+    drawn = canvas.figure(_PANEL * len(models), 1.4 * _PANEL)
     panels = drawn.subplots(2, len(models), squeeze=False, sharex=True, sharey="row")
     labels = {"steps": "optimizer steps (log scale)", "examples": "training examples (log scale)"}
     for column, model in enumerate(models):
         batches = sorted({batch for name, batch, _ in found if name == model})
         for axes, (what, label) in zip(panels[:, column], labels.items(), strict=True):
-            draw_by_batch(axes, batches, _lines(study, found, model, batches, what), label)
+            canvas.draw_by_batch(axes, batches, _lines(study, found, model, batches, what), label)
             axes.set_yscale("log")
             axes.label_outer()
-        panels[0, column].set_title(plain(model), fontsize="medium", loc="left")
-    legend_below(drawn, panels[0, 0], 4, fontsize="small")
+        panels[0, column].set_title(canvas.plain(model), fontsize="medium", loc="left")
+    canvas.legend_below(drawn, panels[0, 0], 4, fontsize="small")
     return Picture(
         name="steps_to_target",
         title=_title(goal).lower(),
@@ -180,7 +173,7 @@ def steps_picture(study: StudyData, goal: float) -> Picture | None:
         alt=f"Optimizer steps and examples to a val_acc of {goal:g} by target batch size for "
         f"{', '.join(models)}, a line per scaling rule; the numbers are in the table.",
         broad=len(models) > 1,
-        png=png(drawn),
+        png=canvas.png(drawn),
     )
 
 
@@ -194,12 +187,14 @@ def _lines(
 
     for place, rule in enumerate(study.axis_values("scaling_rule")):
         own = {b: c for (name, b, kind), c in sorted(found.items()) if (name, kind) == (model, rule)}
-        look = line_look(place)
+        look = canvas.line_look(place)
         reached = [(batch, cost.median) for batch, cost in own.items() if cost.median != NEVER]
         missed = [(batch, cost.budget) for batch, cost in own.items() if cost.median == NEVER]
         early = [(batch, spent) for batch, spent in reached if spent.steps <= own[batch].first.steps]
         yield Line(marks(reached), {"label": rule, "linewidth": 1.5, **look})
         yield Line(marks(missed + early), {"linestyle": "", "markerfacecolor": "white", **look})
-        if place == 0 and (perfect := _perfect(found, model, rule, batches)):
-            ideal = {"linestyle": "--", "color": "dimgray", "linewidth": 1, "label": "perfect scaling"}
-            yield Line(marks(perfect.items()), ideal)
+        perfect = [(batch, _perfect(found, (model, batch, rule))) for batch in batches]
+        ideal = [(batch, spent) for batch, spent in perfect if spent]
+        if place == 0 and ideal:
+            look = {"linestyle": "--", "color": "dimgray", "linewidth": 1, "label": "perfect scaling"}
+            yield Line(marks(ideal), look)
