@@ -58,7 +58,7 @@ def draw_points(
 
 @dataclass(frozen=True)
 class Mark:
-    """A value at a target batch size, with the interval that is drawn as a bar; None: no bars anywhere."""
+    """A value at a target batch size, with the interval that is drawn as a bar; without one, all marks of a line are."""
 
     target_batch_size: int
     value: float
@@ -102,7 +102,7 @@ def plain_axes(axes: Axes) -> None:
 
 
 def legend_below(drawn: Figure, axes: Axes, columns: int, **style: Any) -> None:
-    """A legend under the axes, where it can cover nothing; each label once."""
+    """A legend under the axes, so that it covers nothing; each label once."""
     handles, labels = axes.get_legend_handles_labels()
     by_label = dict(zip(map(plain, labels), handles, strict=True))  # seeds of one cell look the same
     drawn.legend(

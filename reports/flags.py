@@ -93,7 +93,7 @@ def _seeds_were(seeds: Sequence[int]) -> str:
 def edge_flags(study: StudyData) -> list[str]:
     """Models whose best cell by val_acc, a mean over seeds, sits at an edge of the grid.
 
-    An edge is the smallest or the largest target batch size or learning rate, where the grid has three
+    An edge is the smallest or the largest target batch size or learning rate of a grid that has three
     or more. A tie with a cell inside the grid is not at the edge. Cells with trainings that diverged cannot
     be the best.
     """
@@ -129,7 +129,7 @@ def _edge(name: str, grid: pd.Series, best: pd.Series) -> list[str]:
 def monotony_flags(study: StudyData) -> list[str]:
     """Where test accuracy goes down and up again with the target batch size, or up and down.
 
-    A change between neighbours counts where its 95 % interval, simultaneous for the neighbours of a line,
+    A change between neighbours counts if its 95 % interval, simultaneous for the neighbours of a line,
     leaves 0 out. Cells with trainings that diverged are left out, and cells with one training of several.
     """
     found = []

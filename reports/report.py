@@ -60,7 +60,7 @@ def write_report(
 
     With ``target_val_acc`` it also says what training to this val_acc takes. ``say`` is told what is
     waited for.
-    Raises UserError for an unknown study, and StoreAwayError where MLflow does not answer.
+    Raises UserError for an unknown study, and StoreAwayError if MLflow does not answer.
     """
     check_store_exists(tracking_uri)
     store = StudyStore(tracking_uri, study, say)
@@ -158,7 +158,7 @@ def runs_table(study: StudyData, store: StudyStore) -> Table:
 
 
 def outside_line(study: StudyData, store: StudyStore) -> str:
-    """How many finished trials of the study its newest plan leaves out, and where their report is."""
+    """How many finished trials the newest plan of the study leaves out, and the address of their report."""
     count, reports = study.outside
     if not count:
         return ""

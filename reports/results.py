@@ -33,7 +33,7 @@ _UNKNOWN = Interval(math.nan, math.nan)
 
 
 def results_frame(study: StudyData) -> pd.DataFrame:
-    """``results.csv``: a row per cell in reading order, NaN where its trial has not come so far."""
+    """``results.csv``: a row per cell in reading order, NaN for what its trial has not come to."""
     frame = study.cells[["scaling_rule", "model", "target_batch_size", "seed", "learning_rate"]].copy()
     for name in ("best_val_acc", "best_epoch", "best_step", "best_examples", "test_acc", "last_test_acc"):
         frame[name] = study.metric(name)
@@ -145,7 +145,7 @@ def _accuracies(study: StudyData, model: str, metric: str) -> list[_Accuracy]:
 
 
 def _interval(study: StudyData, metric: str, trials: Sequence[str], accuracy: float) -> Interval:
-    """With several seeds none from one training, nor from those left of a cell where some diverged."""
+    """With several seeds a cell with one tested training, or with one that diverged, has none."""
     which = _EPOCHS.get(metric)
     if which is None or not study.has_several_seeds:
         examples = study.plan.dataset.sizes["test" if which else "val"]
@@ -234,12 +234,12 @@ def _accuracy_picture(
                 dots = [Mark(cell.target_batch_size, value) for value in cell.by_seed]
                 look = {"linestyle": "", "marker": ".", "color": "black", "markersize": 3, "alpha": 0.6}
                 lines.append(Line(dots, look, place, len(slots)))
-    canvas.draw_by_batch(axes, batches, lines, f"{what} (fraction correct)")
     for rule in rules:
         axes.plot([], [], markers[rule], color="dimgray", label=rule, markersize=7)
     if len(found) > 1:
         axes.plot([], [], "o", color="dimgray", label="best epoch (filled)")
         axes.plot([], [], "o", color="dimgray", markerfacecolor="white", label="last epoch (open)")
+    canvas.draw_by_batch(axes, batches, lines, f"{what} (fraction correct)")
     return canvas.model_picture(
         drawn,
         model,

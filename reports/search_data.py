@@ -51,12 +51,12 @@ class SearchData:
 
     @property
     def top(self) -> pd.DataFrame:
-        """The ten best, a configuration that was proposed again once."""
+        """The ten best; a configuration that was proposed twice counts once."""
         return self.complete.drop_duplicates(list(self.space.parameters)).head(10)
 
     @property
     def best(self) -> Any:
-        """The best complete trial; None where there is none."""
+        """The best complete trial, if there is one."""
         return next(rows(self.complete), None)
 
     def config(self, number: int) -> TrialConfig:

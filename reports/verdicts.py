@@ -42,11 +42,11 @@ class Verdict:
 
     Accuracies are fractions of 1 and means over seeds; points are hundredths of accuracy. Intervals are
     at 95 %: Wilson's with one seed, else over seeds and test examples together. Those of the difference
-    are simultaneous, at the level 1 − ALPHA / comparisons: all of a family hold at once. No number is
-    known, and NaN or None stands for it, where a training diverged.
+    are simultaneous, at the level 1 − ALPHA / comparisons: all of a family hold at once. If a training
+    diverged, the numbers are NaN or None.
     """
 
-    model: Any  # the coordinates that both sides share, "" where they do not
+    model: Any  # the coordinates that both sides share, else ""
     target_batch_size: Any
     scaling_rule: Any
     seed: Any
@@ -252,9 +252,9 @@ def _decided(verdicts: Iterable[Verdict], planned: int, margin: float) -> list[V
 def _decide(verdict: Verdict, margin: float) -> Verdict:
     """Set the outcome, and let no interval contradict it.
 
-    The exact test may not reject where the score interval just leaves 0 out, and Holm's later steps
-    may claim where an interval at the level of the first still holds 0. The interval then ends at 0, or
-    reaches it.
+    The exact test may not reject although the score interval just leaves 0 out, and Holm's later steps
+    may claim although an interval at the level of the first still holds 0. The interval is then moved to
+    end at 0, or to reach it.
     """
     low, high = verdict.difference_points_low, verdict.difference_points_high
     if verdict.p_holm <= ALPHA and verdict.difference_points > 0:

@@ -69,7 +69,7 @@ _TABLES = {  # file name -> title, note
 
 @dataclass(frozen=True)
 class _Look:
-    """What is kept of one reloaded model; readings and landscape only where they are drawn."""
+    """What is kept of one reloaded model; readings and landscape only if they are drawn."""
 
     statistics: Mapping[str, float]
     readings: Sequence[Reading] = ()
@@ -87,7 +87,7 @@ def write_inside(
 
     Returns the section and the folder; ``say`` gets a line per model, and hears what is waited for.
     Raises UserError for an unknown study, rule, layer or head, and for a study without tested trials or
-    without its test split; StoreAwayError where MLflow does not answer.
+    without its test split; StoreAwayError if MLflow does not answer.
     """
     view = view or View()
     check_store_exists(tracking_uri)
@@ -117,7 +117,7 @@ def write_inside(
 
 
 def _look(run: TrialRun, answers: pd.DataFrame, sentences: Sequence[Sentence], view: View) -> _Look:
-    """Reload one model and look; it is drawn where there are sentences."""
+    """Reload one model and look; with sentences it is drawn."""
     model = reload_model(run)
     check_view(model, view)
     texts = _sample(answers, _ATTENTION_TEXTS)["text"].to_list()

@@ -39,7 +39,7 @@ class Sentence(NamedTuple):
 
 
 def read_answers(study: StudyData, test_split: pd.DataFrame) -> pd.DataFrame:
-    """The answers of the best epochs at the study's first seed; UserError where no trial is tested.
+    """The answers of the best epochs at the study's first seed; UserError if no trial is tested.
 
     More seeds would show the same texts again, which are no new evidence about them.
     """

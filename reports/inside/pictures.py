@@ -104,7 +104,7 @@ def attention_picture(
 def attention_map(reading: Reading) -> tuple[list[str], np.ndarray]:
     """The first tokens of a reading and its last, where attention often rests, and their weights.
 
-    The weights are (shown, shown), a mean over heads; rows sum to less than 1 where tokens are left out.
+    The weights are (shown, shown), a mean over heads; rows sum to less than 1 if tokens are left out.
     """
     shown, length = list(range(len(reading.tokens))), len(reading.tokens)
     if length > MOST_TOKENS:

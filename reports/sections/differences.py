@@ -35,7 +35,7 @@ from search_spaces.space import AXES
 from search_spaces.trial_config import epoch_text
 
 PLACE = 20
-_CLAIMS = 6  # of a headline; where there are more, the table is easier to read
+_CLAIMS = 6  # of a headline; of more, the table is easier to read
 
 
 def section(source: Source) -> Section:

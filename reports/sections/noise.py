@@ -82,8 +82,8 @@ def noise_scale(epochs: pd.DataFrame) -> NoiseScale:
 def from_moments(windows: np.ndarray, means: np.ndarray) -> NoiseScale:
     """From the means of v, g, v², v·g and g², (epochs, 5), over so many windows each, (epochs,).
 
-    The error is that of windows about the mean of their own epoch: epochs differ in truth. Where each has
-    one window only, there is nothing but to take the difference of epochs for chance as well.
+    The error is that of windows about the mean of their own epoch: epochs differ in truth. If each epoch
+    has one window only, the differences of epochs are taken for chance as well.
     """
     total, overall = float(windows.sum()), windows @ means / windows.sum()
     if total == len(windows):
@@ -117,7 +117,7 @@ def relative_error(v: float, g: float, covariance: np.ndarray) -> float:
 def fieller_interval(v: float, g: float, covariance: np.ndarray, freedom: float) -> Interval:
     """The ratios r for which v − r·g is not significantly different from 0 (Fieller 1954), at LEVEL.
 
-    ``covariance``, (2, 2), is that of the two means. NaN where g itself is not significantly different
+    ``covariance``, (2, 2), is that of the two means. NaN if g itself is not significantly different
     from 0: the interval is unbounded then.
     """
     t = float(special.stdtrit(freedom, (1 + LEVEL) / 2))
@@ -177,9 +177,9 @@ def _noise_picture(study: StudyData, model: str) -> Picture | None:
     if not lines:
         return None
     axes.plot(batches, batches, "--", color="dimgray", linewidth=1, label="target batch size")
-    canvas.draw_by_batch(axes, batches, lines, NOISE.label)
     for part, fill in _FILLS.items():
         axes.plot([], [], "o", color="dimgray", markerfacecolor=fill or "dimgray", label=part)
+    canvas.draw_by_batch(axes, batches, lines, NOISE.label)
     axes.set_yscale("log")
     alt = f"Gradient noise scale of each trial of {model} against its target batch size."
     return canvas.model_picture(

@@ -129,7 +129,7 @@ def _edge_flags(search: SearchData) -> list[str]:
 
 
 def _edge(parameter: Any, value: Any) -> str:
-    """``the smallest`` or ``the largest`` of the range, or ``nearly`` so; empty elsewhere."""
+    """``the smallest`` or ``the largest`` of the range, or ``nearly`` so; else empty."""
     if isinstance(parameter, Choice):
         numbers = [each for each in parameter.values if isinstance(each, int | float)]
         if len(numbers) < max(3, len(parameter.values)):

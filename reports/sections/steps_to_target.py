@@ -39,7 +39,7 @@ def section(source: Source) -> Section | None:
 
 
 class Spent(NamedTuple):
-    """What a training takes to reach the goal; infinite where it does not."""
+    """What a training takes to reach the goal; infinite if it never does."""
 
     steps: float
     examples: float
