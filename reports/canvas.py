@@ -58,7 +58,7 @@ def draw_points(
 
 @dataclass(frozen=True)
 class Mark:
-    """A value at a target batch size, with the interval that is drawn as a bar; without one, all marks of a line are."""
+    """A value at a target batch size; its interval, if the marks of its line have one, is a bar."""
 
     target_batch_size: int
     value: float
