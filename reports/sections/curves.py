@@ -33,7 +33,7 @@ _GAP_NOTE = (
 )
 
 
-class _Curve(NamedTuple):
+class Curve(NamedTuple):
     """A line chart: a column of the evaluations or steps over ``step``, ``examples`` or ``epoch``."""
 
     name: str
@@ -42,20 +42,19 @@ class _Curve(NamedTuple):
     title: str
     label: str
     caption: str = ""
+    alt: str = "Line chart of {label} over {x} for {model}; lines: {names}."
+    is_logarithmic: bool = False
+    is_dotted: bool = False
 
 
-_LEARNING_RATE = _Curve(
-    "learning_rate", "learning_rate_per_step", "step", "learning rate", "learning rate (log scale)"
+_LEARNING_RATE = Curve(
+    "learning_rate",
+    "learning_rate_per_step",
+    "step",
+    "learning rate",
+    "learning rate (log scale)",
+    is_logarithmic=True,
 )
-NOISE = _Curve(
-    "noise_scale_by_epoch",
-    "noise_scale",
-    "epoch",
-    "gradient noise scale by epoch",
-    "noise scale (examples, log scale)",
-    "Few windows are measured in an epoch: read the trend, not the single point.",
-)
-_LOGARITHMIC = (_LEARNING_RATE, NOISE)
 
 
 def section(source: Source) -> Section:
@@ -97,7 +96,7 @@ def curve_pictures(study: StudyData) -> tuple[list[Picture], list[Picture]]:
     return first, rest
 
 
-def _curves(metrics: Mapping[str, str]) -> tuple[list[_Curve], list[_Curve]]:
+def _curves(metrics: Mapping[str, str]) -> tuple[list[Curve], list[Curve]]:
     """The curves of all metrics (name -> axis label): val and train loss, accuracy first; then the rest."""
     train, val = [], []
     for metric, label in sorted(metrics.items(), key=lambda named: named[0] != "acc"):
@@ -105,13 +104,13 @@ def _curves(metrics: Mapping[str, str]) -> tuple[list[_Curve], list[_Curve]]:
         for over, caption in _TRAIN.items():
             column = f"train_{metric}" if over == "epoch" else f"train_{metric}_per_step"
             title = f"train {word} by {'examples seen' if over == 'examples' else over}"
-            train.append(_Curve(f"train_{metric}_by_{over}", column, over, title, label, caption))
-        val.append(_Curve(f"val_{metric}", f"val_{metric}", "epoch", f"val {word}", label, _BEST))
+            train.append(Curve(f"train_{metric}_by_{over}", column, over, title, label, caption))
+        val.append(Curve(f"val_{metric}", f"val_{metric}", "epoch", f"val {word}", label, _BEST))
     first = [*val, *(curve for curve in train if curve.name == "train_loss_by_epoch")]
     return first, [*(curve for curve in train if curve not in first), _LEARNING_RATE]
 
 
-def _lines(study: StudyData, model: str, curve: _Curve) -> list[tuple[TrialData, pd.Series]]:
+def _lines(study: StudyData, model: str, curve: Curve) -> list[tuple[TrialData, pd.Series]]:
     """The curve of each trial that has logged it, and on a logarithmic axis something that it can show."""
     lines, examples = [], study.plan.dataset.sizes["train"]
     for trial in study.trials_of(model):
@@ -121,13 +120,13 @@ def _lines(study: StudyData, model: str, curve: _Curve) -> list[tuple[TrialData,
             line = trial.steps.get(curve.column, pd.Series(dtype=float)).dropna()
         if curve.over == "examples":
             line = line.set_axis([trial.config.examples_seen(step, examples) for step in line.index])
-        shown = line[(line > 0) & (line < math.inf)] if curve in _LOGARITHMIC else line
+        shown = line[(line > 0) & (line < math.inf)] if curve.is_logarithmic else line
         if not shown.empty:
             lines.append((trial, line))
     return lines
 
 
-def draw_curve(study: StudyData, model: str, curve: _Curve) -> Iterator[Picture]:
+def draw_curve(study: StudyData, model: str, curve: Curve) -> Iterator[Picture]:
     """One picture, or none if no trial of the model has logged the curve."""
     if not (lines := _lines(study, model, curve)):
         return
@@ -135,7 +134,7 @@ def draw_curve(study: StudyData, model: str, curve: _Curve) -> Iterator[Picture]
     for trial, logged in lines:
         line, colour = logged, canvas.batch_colour(trial.config.target_batch_size, batches)
         dashes = _DASHES[place_of_rule(study, trial) % len(_DASHES)]
-        marker = "." if curve is NOISE or len(line) == 1 else None
+        marker = "." if curve.is_dotted or len(line) == 1 else None
         style = {"label": trial.label, "color": colour, "linestyle": dashes, "marker": marker}
         if curve.caption.startswith(_SMOOTHED):
             axes.plot(line.index, line, color=colour, alpha=0.18, linewidth=0.8)
@@ -150,12 +149,10 @@ def draw_curve(study: StudyData, model: str, curve: _Curve) -> Iterator[Picture]
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if curve.over == "step":
         axes.set_xscale("log")
-    if curve in _LOGARITHMIC:
+    if curve.is_logarithmic:
         axes.set_yscale("log")
     names = ", ".join(dict.fromkeys(trial.label for trial, _ in lines))  # each for all its seeds
-    alt = f"Line chart of {curve.label} over {_X_LABELS[curve.over]} for {model}; lines: {names}."
-    if curve is NOISE:
-        alt = f"Gradient noise scale of each trial of {model} by epoch."
+    alt = curve.alt.format(label=curve.label, x=_X_LABELS[curve.over], model=model, names=names)
     yield canvas.model_picture(drawn, model, curve.name, curve.title, caption=curve.caption, alt=alt)
 
 

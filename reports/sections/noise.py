@@ -18,23 +18,32 @@ from reports import canvas
 from reports.canvas import Line, Mark
 from reports.content import Picture, Section, Table
 from reports.sections import Source
-from reports.sections.curves import NOISE, draw_curve, place_of_rule
+from reports.sections.curves import Curve, draw_curve, place_of_rule
 from reports.statistics import LEVEL, Interval
 from reports.study_data import StudyData, TrialData
 
 PLACE = 40
-LARGEST_ERROR = 0.5  # of an estimate that is shown, relative to it
-
-NOISE_CAPTION = (
+_LARGEST_ERROR = 0.5  # of an estimate that is shown, relative to it
+_CAPTION = (
     "A diagnostic, not a law: tr(Σ)/‖G‖² of the plain gradient (McCandlish et al. 2018), with Fieller's "
     "95 % intervals over the measured windows. It counts dropout as noise and knows nothing of Adam. Where "
     "it exceeds the batch, a larger batch still averages noise away. Where it is far below, extra examples "
     "per step are mostly wasted; that holds for plain SGD."
 )
-
 WHOLE = "whole training"
 HALVES = ("first half", "last half")
 _FILLS = {HALVES[0]: "white", WHOLE: "", HALVES[1]: "lightgray"}  # "": the marker's own colour
+_BY_EPOCH = Curve(
+    "noise_scale_by_epoch",
+    "noise_scale",
+    "epoch",
+    "gradient noise scale by epoch",
+    "noise scale (examples, log scale)",
+    "Few windows are measured in an epoch: read the trend, not the single point.",
+    "Gradient noise scale of each trial of {model} by epoch.",
+    is_logarithmic=True,
+    is_dotted=True,
+)
 _TERMS = ["gradient_variance", "gradient_norm_squared"]
 _MOMENTS = ["noise_windows", "noise_moment_vv", "noise_moment_vg", "noise_moment_gg"]
 _UNKNOWN = Interval(math.nan, math.nan)
@@ -68,7 +77,7 @@ def noise_scales(trial: TrialData) -> dict[str, NoiseScale]:
 
 
 def noise_scale(epochs: pd.DataFrame) -> NoiseScale:
-    """Over these epochs, a row each. NaN unless its relative standard error is below LARGEST_ERROR.
+    """Over these epochs, a row each. NaN unless its relative standard error is below _LARGEST_ERROR.
 
     Both terms are averaged before they are divided.
     """
@@ -94,7 +103,7 @@ def from_moments(windows: np.ndarray, means: np.ndarray) -> NoiseScale:
         return unknown
     covariance = _squared_deviations(means) @ windows / freedom / total
     low, high = fieller_interval(v, g, covariance, freedom)
-    if math.isnan(high) or relative_error(v, g, covariance) >= LARGEST_ERROR:
+    if math.isnan(high) or relative_error(v, g, covariance) >= _LARGEST_ERROR:
         return unknown
     return NoiseScale(v / g, Interval(max(0.0, low), high), total)
 
@@ -141,7 +150,7 @@ def noise_table(study: StudyData) -> Table:
     }
     note = (
         f"In examples, with the number of measured windows. – where the standard error is "
-        f"{LARGEST_ERROR:.0%} of the value or more. {NOISE_CAPTION}"
+        f"{_LARGEST_ERROR:.0%} of the value or more. {_CAPTION}"
     )
     measured = [name for name, parts in scales.items() if parts[WHOLE].windows]
     return Table.of("Gradient noise scale", measured, columns, note=note)
@@ -160,35 +169,34 @@ def noise_pictures(study: StudyData) -> Iterator[Picture]:
     for model in study.axis_values("model"):
         if picture := _noise_picture(study, model):
             yield picture
-        yield from draw_curve(study, model, NOISE)
+        yield from draw_curve(study, model, _BY_EPOCH)
 
 
 def _noise_picture(study: StudyData, model: str) -> Picture | None:
     """None if no trial has a noise scale that means something."""
     (drawn, axes), batches = canvas.model_figure(), sorted(study.axis_values("target_batch_size"))
     slots, lines = list(itertools.product(study.axis_values("scaling_rule"), _FILLS)), []
-    for trial, (part, scale) in _shown_scales(study, model):
+    scales = [
+        (trial, part, scale)
+        for trial in study.trials_of(model)
+        for part, scale in noise_scales(trial).items()
+        if not math.isnan(scale.value)
+    ]
+    if not scales:
+        return None
+    for trial, part, scale in scales:
         batch, place = trial.config.target_batch_size, slots.index((trial.scaling_rules[0], part))
         colour = canvas.batch_colour(batch, batches)
         look: dict[str, Any] = {"label": trial.label, "color": colour, "markersize": 7, "capsize": 3}
         look |= {"fmt": canvas.MARKERS[place_of_rule(study, trial) % len(canvas.MARKERS)]}
         look |= {"markerfacecolor": _FILLS[part] or colour}
         lines.append(Line([Mark(batch, scale.value, scale.interval)], look, place, len(slots)))
-    if not lines:
-        return None
     axes.plot(batches, batches, "--", color="dimgray", linewidth=1, label="target batch size")
     for part, fill in _FILLS.items():
         axes.plot([], [], "o", color="dimgray", markerfacecolor=fill or "dimgray", label=part)
-    canvas.draw_by_batch(axes, batches, lines, NOISE.label)
+    canvas.draw_by_batch(axes, batches, lines, _BY_EPOCH.label)
     axes.set_yscale("log")
     alt = f"Gradient noise scale of each trial of {model} against its target batch size."
     return canvas.model_picture(
-        drawn, model, "noise_scale", "gradient noise scale", caption=NOISE_CAPTION, alt=alt
+        drawn, model, "noise_scale", "gradient noise scale", caption=_CAPTION, alt=alt
     )
-
-
-def _shown_scales(study: StudyData, model: str) -> Iterator[tuple[TrialData, tuple[str, NoiseScale]]]:
-    for trial in study.trials_of(model):
-        for part, scale in noise_scales(trial).items():
-            if not math.isnan(scale.value):
-                yield trial, (part, scale)
