@@ -13,6 +13,7 @@ from reports.content import Picture, Section, Table
 from reports.prose import accuracy_text, counted
 from reports.sections import Source
 from reports.study_data import Point, StudyData, TrialData
+from search_spaces import TrialConfig
 
 PLACE = 50
 _PANEL = 4.6  # inches, a model's width; the height is a fifth less
@@ -53,19 +54,22 @@ def spent_to(goal: float, trial: TrialData, train_examples: int) -> Spent:
 
     What is reached at the first evaluation is taken as reached there: earlier nothing was measured.
     """
-    before, at_before = None, math.nan
     val_accs = trial.evaluations.get("val_acc", pd.Series(dtype=float))
-    for evaluation, val_acc in zip(val_accs.index.astype(int), val_accs, strict=True):
-        at = trial.config.position(evaluation, train_examples)
-        if val_acc >= goal:
-            part = 1.0 if before is None else (goal - at_before) / (val_acc - at_before)
-            start = Spent(0, 0) if before is None else before
-            return Spent(
-                start.steps + part * (at.step - start.steps),
-                start.examples + part * (at.examples - start.examples),
-            )
-        before, at_before = Spent(at.step, at.examples), val_acc
-    return NEVER
+    reached = val_accs.index[val_accs >= goal]
+    if reached.empty:
+        return NEVER
+    after = _spent_at(trial.config, reached[0], train_examples)
+    earlier = val_accs.loc[: reached[0]].iloc[:-1]
+    if earlier.empty:
+        return after
+    before, last = _spent_at(trial.config, earlier.index[-1], train_examples), earlier.iloc[-1]
+    part = (goal - last) / (val_accs[reached[0]] - last)
+    return Spent(*(start + part * (end - start) for start, end in zip(before, after, strict=True)))
+
+
+def _spent_at(config: TrialConfig, evaluation: float, train_examples: int) -> Spent:
+    at = config.position(int(evaluation), train_examples)
+    return Spent(at.step, at.examples)
 
 
 class CellCost(NamedTuple):
@@ -93,13 +97,12 @@ def costs(study: StudyData, goal: float) -> dict[Point, CellCost]:
         if not spent:
             continue
         config = trials[0].config
-        first, end = (config.position(n, train) for n in (1, config.evaluation_count))
         found[cell] = CellCost(
             Spent(*(median(each) for each in zip(*spent, strict=True))),
             sum(each != NEVER for each in spent),
             len(spent),
-            Spent(first.step, first.examples),
-            Spent(end.step, end.examples),
+            _spent_at(config, 1, train),
+            _spent_at(config, config.evaluation_count, train),
         )
     return found
 
