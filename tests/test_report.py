@@ -13,6 +13,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+import reports.sections
 import tune_main
 from benchmarks.null_studies import Truth, simulated_study
 from reports import write_report
@@ -335,6 +336,19 @@ def test_a_caption_says_where_a_cell_has_no_bar(seeded):
         assert missing not in selected.caption
     truth = Truth(seeds=3, diverging={1024: 0.5})
     assert missing in answer_picture(simulated_study(truth, np.random.default_rng(0))).caption
+
+
+def test_a_section_is_one_file(seeded, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from reports.content import Section\n"
+        "PLACE = 25\n"
+        "def section(source):\n"
+        "    return Section(heading=source.study.plan.question)\n"
+    )
+    monkeypatch.setattr(reports.sections, "__path__", [*reports.sections.__path__, str(tmp_path)])
+    headings = [section.heading for section in make_sections(Source(seeded, StudyRuns([], {})))]
+    own, curves, noise = seeded.plan.question, "Training curves", "Why: the gradient noise scale"
+    assert headings == ["", own, curves, noise]
 
 
 def test_a_study_that_has_not_begun_has_tables_and_no_pictures(seeded):
