@@ -238,9 +238,8 @@ def _ends(name: str, interval: Interval, factor: int = 1) -> dict[str, Any]:
     return {f"{name}_low": factor * interval.low, f"{name}_high": factor * interval.high}
 
 
-def _decided(verdicts: Iterable[Verdict], planned: int, margin: float) -> list[Verdict]:
+def _decided(verdicts: Sequence[Verdict], planned: int, margin: float) -> list[Verdict]:
     """The verdicts with adjusted p-values and outcomes; those on trainings that diverged stay."""
-    verdicts = list(verdicts)
     tested = [each for each in verdicts if each.outcome != DIVERGED]
     adjusted = iter(holm(np.array([each.p for each in tested], dtype=float), planned).tolist())
     return [
