@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -40,6 +40,12 @@ class Table(BaseModel, frozen=True, extra="forbid"):
     note: _Shown = ""
     unrounded: Any = Field(default=None, exclude=True)  # the DataFrame of the CSV file, if it says more
     folded: bool = Field(default=True, exclude=True)  # shown when the reader of the page wants it
+
+    @model_validator(mode="after")
+    def _check(self) -> "Table":
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError("a row with other columns")
+        return self
 
     @classmethod
     def of(
