@@ -16,6 +16,7 @@ from reports.prose import (
     p_text,
     points_text,
     signed,
+    span,
 )
 from reports.results import answer_picture, seed_spread_table
 from reports.sections import Source
@@ -138,9 +139,7 @@ def _undecided(verdicts: Sequence[Verdict], total: int) -> str:
         return f"{told}, and no difference, however large, could have been detected."
     blind = count - len(detectable)
     but = f", and in {blind} of them none, however large" if blind else ""
-    most_sensitive, least = number(min(detectable)), number(max(detectable))
-    points = least if most_sensitive == least else f"{most_sensitive} to {least}"
-    return f"{told}: {_found_above(points)}{but}."
+    return f"{told}: {_found_above(span(min(detectable), max(detectable)))}{but}."
 
 
 def about(family: ComparisonFamily) -> str:
