@@ -21,10 +21,9 @@ from rich.table import Table
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from reports.content import rows
 from reports.statistics import accuracy_interval, difference, pooled_seed_variance, wilson_interval
 from reports.study_data import StudyData, TrialData
-from reports.verdicts import ALPHA, BETTER, EQUIVALENT, WORSE, Family, compare_cells
+from reports.verdicts import ALPHA, BETTER, EQUIVALENT, WORSE, ComparisonFamily, Verdict, compare_cells
 from search_spaces import Space, TrialConfig
 from search_spaces.plan import Cell, DatasetFacts, Plan
 
@@ -56,7 +55,7 @@ class Truth:
     interaction: float = 0.0
     diverging: Mapping[int, float] = field(default_factory=dict)
 
-    def difference(self, verdict: Any) -> float:
+    def difference(self, verdict: Verdict) -> float:
         """The true difference that a verdict is about, points."""
         if verdict.axis != "target_batch_size":
             return 0.0
@@ -216,7 +215,7 @@ def _each(hits: Sequence[bool]) -> Count:
     return Count(sum(hits), len(hits))
 
 
-def judged(truth: Truth, family: Family) -> dict[str, Count]:
+def judged(truth: Truth, family: ComparisonFamily) -> dict[str, Count]:
     """What is true and false of a study's verdicts.
 
     Of the study: a claim of a difference that is none or is the other way round (``false claim``); a claim
@@ -224,7 +223,7 @@ def judged(truth: Truth, family: Family) -> dict[str, Count]:
     difference is as large as the margin. Of each comparison: a difference that is there and found; an
     equivalence that is there and found; an interval of this comparison alone that holds.
     """
-    verdicts = [(verdict, truth.difference(verdict)) for verdict in rows(family.verdicts)]
+    verdicts = [(verdict, truth.difference(verdict)) for verdict in family.verdicts]
     signs = {BETTER: 1, WORSE: -1}
     wrong = [signs[v.outcome] * true <= 0 for v, true in verdicts if v.outcome in signs]
     turned = [signs[v.outcome] * true < 0 for v, true in verdicts if v.outcome in signs]
@@ -244,9 +243,9 @@ def judged(truth: Truth, family: Family) -> dict[str, Count]:
     }
 
 
-def without_holm(truth: Truth, family: Family) -> dict[str, Count]:
+def without_holm(truth: Truth, family: ComparisonFamily) -> dict[str, Count]:
     """Wrong on purpose: every comparison at the level of one."""
-    return {"false claim": _any(family.verdicts["p"] <= ALPHA)}
+    return {"false claim": _any(verdict.p <= ALPHA for verdict in family.verdicts)}
 
 
 def simulate(truth: Truth, studies: int, judge: Any = judged) -> dict[str, Count]:

@@ -1,9 +1,10 @@
-"""What the pictures share: colours and shapes, points with intervals, legends, a model's figure, PNG."""
+"""What the pictures share: colours, panels by target batch size, legends, a model's figure, PNG."""
 
 import io
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from reports.content import Picture
 from reports.prose import slug
+from reports.statistics import Interval
 
 # Okabe and Ito 2008, told apart by colour-blind readers; yellow is left out, too pale on white
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -54,9 +56,43 @@ def draw_points(
     axes.errorbar(x, y, yerr=np.maximum(0, [below, above]), **style)
 
 
-def beside(batch: int, place: int, places: int) -> float:
-    """The x of marker number ``place``, from 0, of ``places`` side by side at a batch size."""
-    return batch * 2 ** (_BESIDE * (place - (places - 1) / 2))
+@dataclass(frozen=True)
+class Mark:
+    """A value at a target batch size; its interval, if the marks of its line have one, is a bar."""
+
+    target_batch_size: int
+    value: float
+    interval: Interval | None = None
+
+
+class Line(NamedTuple):
+    """Marks of one look, in matplotlib's words, beside those of the other lines of a panel."""
+
+    marks: Sequence[Mark]
+    look: Mapping[str, Any]
+    place: int = 0  # from 0, of ``places`` side by side at a batch size
+    places: int = 1
+
+    def x(self, batch: int) -> float:
+        return batch * 2 ** (_BESIDE * (self.place - (self.places - 1) / 2))
+
+
+def draw_by_batch(axes: Axes, batches: Sequence[int], lines: Iterable[Line], label: str) -> None:
+    """A panel of lines over the target batch sizes, its only ticks; ``label`` names the values."""
+    plain_axes(axes)
+    for line in lines:
+        x, y = [line.x(each.target_batch_size) for each in line.marks], [each.value for each in line.marks]
+        bars = [each.interval for each in line.marks if each.interval]
+        if bars:
+            draw_points(axes, x, y, *zip(*bars, strict=True), **line.look)
+        else:
+            axes.plot(x, y, **line.look)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sorted(batches)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([f"{batch:,}" for batch in sorted(batches)])
+    axes.set_xlabel("target batch size (examples per optimizer step)")
+    axes.set_ylabel(label)
 
 
 def plain_axes(axes: Axes) -> None:
@@ -65,17 +101,8 @@ def plain_axes(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def batch_axis(axes: Axes, batches: Sequence[int]) -> None:
-    """A logarithmic axis whose only ticks are the grid's target batch sizes."""
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(list(batches)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([f"{batch:,}" for batch in batches])
-    axes.set_xlabel("target batch size (examples per optimizer step)")
-
-
 def legend_below(drawn: Figure, axes: Axes, columns: int, **style: Any) -> None:
-    """A legend under the axes, where it can cover nothing; each label once."""
+    """A legend under the axes, so that it covers nothing; each label once."""
     handles, labels = axes.get_legend_handles_labels()
     by_label = dict(zip(map(plain, labels), handles, strict=True))  # seeds of one cell look the same
     drawn.legend(

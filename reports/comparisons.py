@@ -51,7 +51,7 @@ def planned_comparisons(study: StudyData) -> list[Comparison]:
 
 
 def epoch_comparisons(study: StudyData) -> list[Comparison]:
-    """The last epoch against the best epoch of each tested trial where they are not the same."""
+    """The last epoch against the best, of each tested trial whose best epoch is another."""
     found, examples = [], study.plan.dataset.sizes["train"]
     for trial_hash, trial in study.trials.items():
         config = trial.config
@@ -73,7 +73,7 @@ def epoch_comparisons(study: StudyData) -> list[Comparison]:
 def answers(study: StudyData, trials: Iterable[str], which: str = "best") -> np.ndarray:
     """Whether each test example was classified correctly, by those of the trials that have been tested.
 
-    bool, (seeds, examples), in one order of examples for all trials of a study; (0, 0) where none has.
+    bool, (seeds, examples), in one order of examples for all trials of a study; (0, 0) if none has.
     """
     found = [study.trials[name] for name in trials if name in study.trials]
     tested = [trial.correct(which).sort_index() for trial in found if trial.is_tested]
@@ -81,7 +81,7 @@ def answers(study: StudyData, trials: Iterable[str], which: str = "best") -> np.
 
 
 def cells_of(study: StudyData, models: Iterable[str]) -> list[tuple[str, ...]]:
-    """The trials, one a seed, of each cell of the models; once where several cells share them."""
+    """The trials, one a seed, of each cell of the models; cells that share their trials count once."""
     wanted, model = set(models), GRID.index("model")
     return list(dict.fromkeys(trials for point, trials in study.points.items() if point[model] in wanted))
 

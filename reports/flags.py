@@ -1,6 +1,5 @@
 """Flags: sentences that a reader should know before believing a study."""
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -94,7 +93,7 @@ def _seeds_were(seeds: Sequence[int]) -> str:
 def edge_flags(study: StudyData) -> list[str]:
     """Models whose best cell by val_acc, a mean over seeds, sits at an edge of the grid.
 
-    An edge is the smallest or the largest target batch size or learning rate, where the grid has three
+    An edge is the smallest or the largest target batch size or learning rate of a grid that has three
     or more. A tie with a cell inside the grid is not at the edge. Cells with trainings that diverged cannot
     be the best.
     """
@@ -130,7 +129,7 @@ def _edge(name: str, grid: pd.Series, best: pd.Series) -> list[str]:
 def monotony_flags(study: StudyData) -> list[str]:
     """Where test accuracy goes down and up again with the target batch size, or up and down.
 
-    A change between neighbours counts where its 95 % interval, simultaneous for the neighbours of a line,
+    A change between neighbours counts if its 95 % interval, simultaneous for the neighbours of a line,
     leaves 0 out. Cells with trainings that diverged are left out, and cells with one training of several.
     """
     found = []
@@ -208,16 +207,12 @@ def rising_flags(study: StudyData) -> list[str]:
 def _is_still_rising(trial: TrialData, val_examples: int) -> bool:
     """Whether the best evaluation is the last, and better than the one before by over a standard error.
 
-    The error is paired: it follows from the val examples that one of the two classified correctly. Studies
-    of earlier versions do not know them, and any rise counts.
+    The error is paired: it follows from the val examples that one of the two classified correctly.
     """
     last = trial.config.evaluation_count
     if last < 2 or trial.best_evaluation != last or not {last - 1, last} <= set(trial.evaluations.index):
         return False
     rise = trial.evaluations["val_acc"].loc[last] - trial.evaluations["val_acc"].loc[last - 1]
-    flips = trial.evaluations.get("val_flips", pd.Series(dtype=float)).get(last, math.nan)
-    if math.isnan(flips):
-        return bool(rise > 0)
     net = round(rise * val_examples)
-    gained = round((flips + net) / 2)
+    gained = round((trial.evaluations["val_flips"].loc[last] + net) / 2)
     return rise > TrainingsDifference(gained, gained - net, val_examples).error

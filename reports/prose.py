@@ -24,7 +24,7 @@ def p_text(p: float) -> str:
 
 
 def number(value: float) -> str:
-    """One decimal and a true minus sign; a dash where there is no number."""
+    """One decimal and a true minus sign; a dash if there is no number."""
     return "–" if math.isnan(value) else f"{value:.1f}".replace("-", "−")
 
 
@@ -40,6 +40,11 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−") if abs(value) >= 0.05 else "0.0"
 
 
+def points_text(margin: float) -> str:
+    """``1 point``, ``0.5 points``."""
+    return "1 point" if margin == 1 else f"{margin:g} points"
+
+
 def learning_rate_text(value: float) -> str:
     """``5e-5``, ``0.001``."""
     digits, _, exponent = f"{value:.3g}".partition("e")
@@ -47,12 +52,12 @@ def learning_rate_text(value: float) -> str:
 
 
 def accuracy_text(value: float) -> str:
-    """Four decimals; a dash where there is none."""
+    """Four decimals; a dash if there is no accuracy."""
     return "–" if math.isnan(value) else f"{value:.4f}"
 
 
 def cell_text(value: Any) -> str:
-    """A table's value: four digits of a fraction, a dash where there is none."""
+    """A table's value: four digits of a fraction, a dash for NaN."""
     if not isinstance(value, float):
         return str(value)
     return "–" if math.isnan(value) else f"{value:.4g}"

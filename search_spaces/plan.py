@@ -85,6 +85,11 @@ class Plan(BaseModel):
         return self.space.question
 
     @property
+    def search(self) -> SearchSpace | None:
+        """The space if it is searched."""
+        return self.space if isinstance(self.space, SearchSpace) else None
+
+    @property
     def budget(self) -> str:
         """What all cells spend alike: ``examples`` or ``steps``."""
         return self.space.budget

@@ -20,7 +20,7 @@ ARROWS = {
 ONLY_IMPORTER = {"mlflow": "tracking", "ray": "sweep", "optuna": "sweep", "datasets": "trainables"}
 ALLOWED_BESIDE = {
     "ray": {"trainables/encoder_trainable.py"},
-    "optuna": {"search_spaces/optuna_trials.py", "reports/search_pictures.py"},
+    "optuna": {"search_spaces/optuna_trials.py", "reports/sections/search.py"},
 }
 
 

@@ -160,7 +160,8 @@ def test_nothing_but_what_a_study_needs_gets_into_the_image(buildah, tmp_path):
     buildah("rm", container)
     found = {str(path.relative_to(destination)) for path in destination.rglob("*") if path.is_file()}
     packages = ("search_spaces", "trainables", "sweep", "tracking", "reports")
-    code = {str(p.relative_to(ROOT)) for name in packages for p in (ROOT / name).glob("*") if p.is_file()}
+    files = [path for name in packages for path in (ROOT / name).rglob("*") if path.is_file()]
+    code = {str(path.relative_to(ROOT)) for path in files if path.parent.name != "__pycache__"}
     top = {"addresses.py", "errors.py", "tune_main.py", "LICENSE", "requirements.txt", "constraints.txt"}
     top |= {"docker/make_secrets.py", "docker/requirements-server.txt"}
     assert found == code | top

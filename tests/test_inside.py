@@ -12,11 +12,10 @@ from PIL import Image
 
 import tune_main
 from benchmarks.null_studies import Truth, simulated_study
-from reports.attention import Reading, readings, reload_model, text_statistics
 from reports.content import INSIDE, read_section
 from reports.inside import View, write_inside
-from reports.inside_pictures import MOST_TOKENS, attention_map, decision_regions, project
-from reports.mistakes import (
+from reports.inside.attention import Reading, readings, reload_model, text_statistics
+from reports.inside.mistakes import (
     EVERY,
     NEGATION,
     choose_sentences,
@@ -28,6 +27,7 @@ from reports.mistakes import (
     shared_errors_sentences,
     wrong_sets,
 )
+from reports.inside.pictures import MOST_TOKENS, attention_map, decision_regions, project
 from reports.prose import shorten
 from reports.study_data import read_study
 from tests.helpers import refusal

@@ -6,9 +6,12 @@ import pandas as pd
 import pytest
 
 from errors import UserError
-from reports.searches import SearchData, best_table, flags, headline, read_search, train_again
+from reports.search_data import SearchData, read_search
+from reports.sections.search import best_table, flags, headline, train_again
 from reports.study_data import StudyData
-from search_spaces.search_space import COMPLETE, DIVERGED, STOPPED, Choice, LogUniform, Outcome, SearchSpace
+from search_spaces.plan import DatasetFacts, Plan
+from search_spaces.search_space import Choice, LogUniform, SearchSpace
+from search_spaces.stages import COMPLETE, DIVERGED, STOPPED, Outcome
 from tests.helpers import make_config, message
 
 SPACE = SearchSpace(
@@ -18,14 +21,8 @@ SPACE = SearchSpace(
     settings={"scaling_rule": "fixed", "model": "bert-tiny", "epochs": 2},
     trials=4,
 )
-DATASET = {
-    "name": "films",
-    "source": "films.csv",
-    "digest": "0123",
-    "sizes": {"train": 320, "val": 2000, "test": 60},
-    "label_names": ("negative", "positive"),
-    "duplicates_dropped": 0,
-}
+SIZES = {"train": 3200, "val": 400, "test": 400}
+DATASET = DatasetFacts("films", "films", "0", SIZES, ("no", "yes"), 0)
 
 
 def search(*trials, **changes):
@@ -46,14 +43,13 @@ FOUND = search(
     (64, 2e-3, Outcome(STOPPED, (0.6,))),
 )
 UNCONFIRMED = StudyData(
-    StoredPlan(
+    Plan(
         study="films",
-        question="?",
+        space=SPACE,
+        shared=next(SPACE.corners()),
         dataset=DATASET,
-        cells=[],
-        budget="examples",
         metrics={"acc": "accuracy"},
-        search=SPACE,
+        cells=(),
     ),
     trials={},
 )

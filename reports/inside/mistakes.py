@@ -39,7 +39,7 @@ class Sentence(NamedTuple):
 
 
 def read_answers(study: StudyData, test_split: pd.DataFrame) -> pd.DataFrame:
-    """The answers of the best epochs at the study's first seed; UserError where no trial is tested.
+    """The answers of the best epochs at the study's first seed; UserError if no trial is tested.
 
     More seeds would show the same texts again, which are no new evidence about them.
     """
@@ -58,10 +58,6 @@ def read_answers(study: StudyData, test_split: pd.DataFrame) -> pd.DataFrame:
     if not same_rows or not texts["label"].isin(range(classes)).all():
         raise UserError(
             f"the test split of study '{study.plan.study}' in MLflow is not what its trials were tested on"
-        )
-    if "margin" not in answers:
-        raise UserError(
-            f"study '{study.plan.study}' was tested before margins were stored: run it under a new --name"
         )
     answers["wrong"] = answers["label"] != answers["prediction"]
     answers["text"] = answers["row_id"].map(texts["text"])

@@ -111,7 +111,7 @@ def text_statistics(weights: np.ndarray, special: np.ndarray) -> dict[str, float
     ``weights`` are (heads, length, length) without padding, each row summing to 1; ``special`` is
     (length,) bool. The shares are of the weight on special tokens, and on the token that gets most.
     Entropy (nats) is taken per head and row, as in Clark et al. 2019 (arXiv:1906.04341); divided by
-    ln(length) it is 1 where attention is uniform.
+    ln(length) it is 1 for uniform attention.
     """
     received = weights.mean(axis=1)  # (heads, length): by each token, averaged over who looks
     logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)

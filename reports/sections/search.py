@@ -2,90 +2,58 @@
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from optuna import Study
+from optuna.visualization import matplotlib as drawing
 
-from errors import UserError
-from reports.content import Table, rows
+from reports.canvas import COLOURS, plain, png
+from reports.content import Picture, Section, Table, rows
 from reports.prose import accuracy_text, cell_text, counted, learning_rate_text, listed
+from reports.search_data import SearchData, read_search
+from reports.sections import Source
 from reports.study_data import StudyData
 from search_spaces import TrialConfig
-from search_spaces.search_space import Choice, LogUniform, SearchSpace
-from search_spaces.stages import COMPLETE, DIVERGED, STOPPED, Outcome
+from search_spaces.optuna_trials import empty_study, finished_trial
+from search_spaces.search_space import Choice, LogUniform
+from search_spaces.stages import DIVERGED, STOPPED
 from search_spaces.trial_config import DATA, epoch_text
-from tracking.study_store import StudyRuns
 
-_SHOWN = 10  # of the best trials
+PLACE = 10
 _EDGE = 0.02  # of a range: what lies nearer to its end is at the edge
 # of the command that trains the best again: options of their own, and what it says otherwise or not at all
 _OPTIONS = DATA | {"max_length", "epochs", "evaluations", "base_lr", "engine"}
 _SAID = "model target_batch_size scaling_rule seed precision physical_batch_size dataset_digest".split()
 
-
-@dataclass(frozen=True)
-class SearchData:
-    """A search as it lies in MLflow: what was proposed, by number, and how it ended."""
-
-    space: SearchSpace
-    values: Sequence[Mapping[str, Any]]  # of the parameters of each trial
-    outcomes: Sequence[Outcome | None]  # None: not ended
-
-    @cached_property
-    def trials(self) -> pd.DataFrame:
-        """A row per trial: number, the parameters, state, best_val_acc, best_epoch, epochs."""
-        found = pd.DataFrame({"number": range(len(self.values))})
-        for name in self.space.parameters:
-            found[name] = [values[name] for values in self.values]
-        accuracies = [outcome.val_accs if outcome else () for outcome in self.outcomes]
-        found["state"] = [outcome.state if outcome else "" for outcome in self.outcomes]
-        found["best_val_acc"] = [max(each, default=math.nan) for each in accuracies]
-        between = [c.epochs / c.evaluation_count for c in map(self.config, range(len(self.values)))]
-        found["best_epoch"] = [each.index(max(each)) + 1 if each else 0 for each in accuracies]
-        found["epochs"] = [len(each) for each in accuracies]
-        for name in ("best_epoch", "epochs"):  # to the next whole step of the optimizer
-            found[name] *= between
-        return found
-
-    @property
-    def ended(self) -> int:
-        return int((self.trials["state"] != "").sum())
-
-    @cached_property
-    def complete(self) -> pd.DataFrame:
-        """The trials that came to their last epoch, the best first; ties by number."""
-        complete = self.trials[self.trials["state"] == COMPLETE]
-        return complete.sort_values(["best_val_acc", "number"], ascending=[False, True])
-
-    @property
-    def top(self) -> pd.DataFrame:
-        """The ten best, a configuration that was proposed again once."""
-        return self.complete.drop_duplicates(list(self.space.parameters)).head(_SHOWN)
-
-    @property
-    def best(self) -> Any:
-        """The best complete trial; None where there is none."""
-        return next(rows(self.complete), None)
-
-    def config(self, number: int) -> TrialConfig:
-        return self.space.config(self.values[number])
+_VALUE = "val_acc"
+_SIZE = (5.4, 4.0)  # inches
+_PER_PARAMETER = 2.3  # inches of width where the parameters stand side by side
+_FEWEST = 2  # complete trials, below which there is nothing to compare
 
 
-def read_search(space: SearchSpace, runs: StudyRuns) -> SearchData:
-    """The proposals are in the tags of the invocations, the outcomes in the runs of the trials."""
-    generations: dict[int, list[dict[str, Any]]] = {}
-    for invocation in runs.invocations:
-        generations |= invocation.generations
-    in_order = [generations[number] for number in sorted(generations)]
-    values = [each for generation in in_order for each in generation][: space.trials]
-    if not all(map(space.holds, values)):
-        raise UserError("the proposals of the search in MLflow are not of its parameters")
-    found = [runs.trials.get(space.config(each).trial_hash) for each in values]
-    return SearchData(space, values, [run.outcome(with_curve=True) if run else None for run in found])
+def section(source: Source) -> Section | None:
+    """Of a search; it answers the question, and the verdicts say what its best is worth."""
+    study = source.study
+    if study.plan.search is None:
+        return None
+    search = read_search(study.plan.search, source.runs)
+    pictures = list(search_pictures(search))
+    return Section(
+        headline=headline(search, study),
+        answer=pictures[0] if pictures else None,
+        flags=flags(search, study.plan.dataset.sizes["val"]),
+        tables={"best_trials": best_table(search)},
+        heading="The search",
+        pictures=pictures[1:],
+    )
 
 
 def headline(search: SearchData, confirmation: StudyData) -> list[str]:
@@ -162,7 +130,7 @@ def _edge_flags(search: SearchData) -> list[str]:
 
 
 def _edge(parameter: Any, value: Any) -> str:
-    """``the smallest`` or ``the largest`` of the range, or ``nearly`` so; empty elsewhere."""
+    """``the smallest`` or ``the largest`` of the range, or ``nearly`` so; else empty."""
     if isinstance(parameter, Choice):
         numbers = [each for each in parameter.values if isinstance(each, int | float)]
         if len(numbers) < max(3, len(parameter.values)):
@@ -207,16 +175,123 @@ def _ending_flags(search: SearchData) -> list[str]:
 
 def best_table(search: SearchData) -> Table:
     """The ten best trials."""
-    top = search.top
-    shown = {"trial": top["number"].map("#{}".format)}
-    shown |= {name: top[name].map(_text) for name in search.space.parameters}
-    shown |= {
-        "val_acc": top["best_val_acc"].map(accuracy_text),
-        "best epoch": top["best_epoch"].map(epoch_text),
-    }
+    columns: dict[str, Callable[[Any], str]] = {"trial": lambda best: f"#{best.number}"}
+    for name in search.space.parameters:
+        columns[name] = partial(_parameter_text, name)
+    columns["val_acc"] = lambda best: accuracy_text(best.best_val_acc)
+    columns["best epoch"] = lambda best: epoch_text(best.best_epoch)
     note = f"Of {counted(search.ended, 'trial')}; {len(search.complete)} came to their last epoch."
-    return Table("The best trials of the search", pd.DataFrame(shown), note)
+    return Table.of("The best trials of the search", rows(search.top), columns, note=note, folded=False)
+
+
+def _parameter_text(name: str, trial: Any) -> str:
+    return _text(getattr(trial, name))
 
 
 def _text(value: Any) -> str:
     return learning_rate_text(value) if isinstance(value, float) and value else cell_text(value)
+
+
+def search_pictures(search: SearchData) -> Iterator[Picture]:
+    """History, importances, slices and parallel coordinates; none before two trials are complete."""
+    if len(search.complete) < _FEWEST:
+        return
+    study, broad = (
+        _as_optuna_study(search),
+        (max(8.0, _PER_PARAMETER * len(search.space.parameters)), _SIZE[1]),
+    )
+    for name, (draw, is_broad, title, caption) in _PICTURES.items():
+        if draw is drawing.plot_param_importances and search.complete["best_val_acc"].nunique() == 1:
+            continue
+        drawn = _drawn(draw, study, broad if is_broad else _SIZE)
+        about = {"name": name, "title": title, "caption": caption, "alt": f"{title}: {caption}"}
+        yield Picture(**about, broad=is_broad, png=png(drawn, cropped=True))
+
+
+def _as_optuna_study(search: SearchData) -> Study:
+    """The trials that have ended, their texts as matplotlib shows them unchanged."""
+    study = empty_study()
+    parameters = {
+        name: Choice(tuple(map(_plain, parameter.values))) if isinstance(parameter, Choice) else parameter
+        for name, parameter in search.space.parameters.items()
+    }
+    shown = search.space.replace(parameters=parameters)
+    for values, outcome in zip(search.values, search.outcomes, strict=True):
+        if outcome:
+            plain_values = {name: _plain(value) for name, value in values.items()}
+            study.add_trial(finished_trial(shown, plain_values, outcome))
+    return study
+
+
+def _plain(value: Any) -> Any:
+    return plain(value) if isinstance(value, str) else value
+
+
+def _drawn(draw: Callable[..., Any], study: Study, size: tuple[float, float]) -> Figure:
+    """One of Optuna's pictures on a white page, without its title, closed for pyplot."""
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("Agg")
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each of the functions calls itself experimental
+        axes = np.ravel(draw(study, target_name=_VALUE))
+    found = axes[0].figure
+    plt.close(found)
+    found.set_layout_engine("none")
+    found.set_size_inches(*size)
+    found.suptitle("")
+    for each in found.axes:
+        _restyle(each)
+    return found
+
+
+def _slices(study: Study, **named: Any) -> Any:
+    """Slices whose ticks, names of models among them, do not run into each other."""
+    slices: Any = drawing.plot_slice(study, **named)
+    for axes in np.ravel(slices):
+        axes.tick_params("x", rotation=25)
+    return slices
+
+
+def _restyle(axes: Axes) -> None:
+    for place in ("left", "center"):
+        axes.set_title("", loc=place)
+    axes.set_facecolor("white")
+    axes.grid(alpha=0.25, linewidth=0.6, color="grey")
+    axes.spines[["left", "bottom"]].set_color("black")
+    axes.tick_params(labelsize="small", colors="black")
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color("black")
+    for number, line in enumerate(axes.get_lines()):
+        line.set_color(COLOURS[(number + 1) % len(COLOURS)])
+    if legend := axes.get_legend():
+        legend.remove()
+
+
+_PICTURES: dict[str, tuple[Callable[..., Any], bool, str, str]] = {  # how it is drawn, whether it is broad
+    "search_history": (
+        drawing.plot_optimization_history,
+        False,
+        "the best so far",
+        "A dot is a trial that came to its last epoch; the line is the best so far.",
+    ),
+    "search_importances": (
+        drawing.plot_param_importances,
+        False,
+        "which parameters matter",
+        "PED-ANOVA (Watanabe et al. 2023): how much a parameter alone sets the better trials apart. "
+        "With few trials this is a hint.",
+    ),
+    "search_slices": (
+        _slices,
+        True,
+        "each parameter by itself",
+        "A dot is a complete trial, darker the later it was proposed.",
+    ),
+    "search_parallel_coordinates": (
+        drawing.plot_parallel_coordinate,
+        True,
+        "all parameters together",
+        "A line is a complete trial, darker the higher its val_acc.",
+    ),
+}

@@ -17,10 +17,10 @@ from matplotlib.patches import Patch
 from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsClassifier
 
-from reports.attention import Reading, View
 from reports.canvas import COLOURS, batch_colour, draw_points, figure, legend_below, plain, png
 from reports.content import Picture
-from reports.mistakes import Sentence
+from reports.inside.attention import Reading, View
+from reports.inside.mistakes import Sentence
 from reports.prose import shorten
 
 MOST_TOKENS = 24
@@ -104,7 +104,7 @@ def attention_picture(
 def attention_map(reading: Reading) -> tuple[list[str], np.ndarray]:
     """The first tokens of a reading and its last, where attention often rests, and their weights.
 
-    The weights are (shown, shown), a mean over heads; rows sum to less than 1 where tokens are left out.
+    The weights are (shown, shown), a mean over heads; rows sum to less than 1 if tokens are left out.
     """
     shown, length = list(range(len(reading.tokens))), len(reading.tokens)
     if length > MOST_TOKENS:
