@@ -355,11 +355,8 @@ def of_5000(gained, lost, margin=1.0):
     value = baseline.copy()
     value[:lost], value[4502 : 4502 + gained] = False, True
     study = two_cells(value, baseline)
-    return only(
-        compare_cells(
-            replace(study, plan=study.plan.replace(space=study.plan.space.replace(margin=margin)))
-        )
-    )
+    space = study.plan.space.replace(margin=margin)
+    return only(compare_cells(replace(study, plan=study.plan.replace(space=space))))
 
 
 def test_equivalence_by_hand():
