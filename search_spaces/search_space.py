@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from errors import UserError, unknown
 from search_spaces.fields import ONE_LINE, user_error
+from search_spaces.given import Given
 from search_spaces.search_stages import Confirm, Search
 from search_spaces.space import DEFAULT_MARGIN
 from search_spaces.stages import Around, Stage
@@ -74,6 +75,7 @@ class LogUniform:
         return f"{self.low:g} to {self.high:g}, by its logarithm"
 
 
+_RANGES = (Choice, Uniform, LogUniform)
 Parameter = Annotated[Choice | Uniform | LogUniform, Discriminator("kind")]
 
 
@@ -157,6 +159,38 @@ class SearchSpace(BaseModel):
     def varied(self) -> list[str]:
         """The parameters that trials differ in, as MLflow names them."""
         return list(self.parameters)
+
+    def resolved(self, given: Given) -> "SearchSpace":
+        """The search with what a command says: a list narrows a parameter, a single value fixes it."""
+        others, seeds = dict(given.others), given.listed.get("seeds", ())
+        if len(seeds) > 1:
+            raise UserError(
+                "a search takes one --seed: --confirm-seeds says how often its best is trained again"
+            )
+        if others.pop("budget", self.budget) != self.budget:
+            raise UserError("--budget steps is for a grid: a search compares trials at equal examples")
+        for name in others.keys() - type(self).model_fields.keys():
+            raise UserError(f"{given.flag(name)} is for a grid, and {self.name} is a search")
+        listed = {name.removesuffix("s"): Choice(values) for name, values in given.listed.items()}
+        listed.pop("seed", None)
+        models = {"model": given.demo_models[0]} if given.demo_models else {}
+        ranges = {name: values for name, values in given.demo_ranges.items() if name in self.parameters}
+        says = {**self.parameters, **self.settings}
+        said = given.ranked({**given.fields, **listed}, says, {**given.demo, **models, **ranges})
+        settings = {**said, **given.computed(said)}
+        parameters = {name: settings.pop(name) for name in said if isinstance(said[name], _RANGES)}
+        for name in [name for name, value in parameters.items() if len(value.ends) == 1]:
+            settings[name] = parameters.pop(name).ends[0]
+        if not parameters:
+            raise UserError("every parameter has one value: there is nothing to search")
+        if others.get("sampler") == "gp":
+            others.setdefault("stopping", "none")
+        if seeds:
+            others["seed"] = seeds[0]
+        found = self.replace(parameters=parameters, settings=settings, **others)
+        for _ in found.corners():  # each validates a TrialConfig
+            pass
+        return found
 
     def stages(self, around: Around) -> list[Stage]:
         """The search, then its best again."""

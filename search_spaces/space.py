@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from errors import UserError, unknown
 from search_spaces.fields import ONE_LINE, Text, one_of, user_error
+from search_spaces.given import Given
 from search_spaces.stages import Around, Grid, Stage
 from search_spaces.trial_config import TrialConfig
 
@@ -117,6 +118,26 @@ class Space(BaseModel):
 
     def _is_control(self, cell: TrialConfig) -> bool:
         return all(getattr(cell, axis) == baseline for axis, baseline in self.baselines.items())
+
+    def resolved(self, given: Given) -> "Space":
+        """The grid with what a command says; a baseline that is left out is replaced by the first value."""
+        for name in given.others.keys() - type(self).model_fields.keys():
+            raise UserError(f"{given.flag(name)} is for a search, and {self.name} is a grid")
+        says = {f"{axis}s": self.axis_values(axis) for axis in AXES}
+        models = {"models": given.demo_models} if given.demo_models else {}
+        axes = given.ranked(given.listed, says, models)
+        settings = given.ranked(given.fields, self.settings, given.demo)
+        settings |= given.computed(settings)
+        baselines = {
+            axis: baseline if baseline in axes[f"{axis}s"] else axes[f"{axis}s"][0]
+            for axis, baseline in self.baselines.items()
+        }
+        control_seeds = self.control_seeds
+        if control_seeds:  # as many times those of the others as in the space
+            several = len(axes["seeds"]) > 1
+            control_seeds = control_seeds * len(axes["seeds"]) // len(self.seeds) if several else None
+        changes = {"control_seeds": control_seeds, **given.others}
+        return self.replace(**axes, settings=settings, baselines=baselines, **changes)
 
     def stages(self, around: Around) -> list[Stage]:
         """All cells at once."""
