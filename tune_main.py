@@ -10,7 +10,6 @@ from typing import Any
 
 from addresses import clean_command_line, trust_artifact_hosts
 from errors import StoppedError, UserError, is_mendable
-from search_spaces.plan import Forecast, Plan
 from sweep.command_line import USAGE_ERROR
 from sweep.options import SweepOptions, list_spaces, parse_options
 from sweep.resolve import resolve_space
@@ -65,9 +64,7 @@ def _show_plan(options: SweepOptions) -> int:
     from sweep.hardware import bf16_available
     from sweep.plan import make_plan
     from sweep.plan_summary import plan_summary, plan_tables
-    from tracking import check_study_name
 
-    check_study_name(options.study)
     planned = make_plan(options, bf16_available(options))
     say(plan_summary(planned))
     for table in plan_tables(plan := planned.plan):
@@ -83,10 +80,10 @@ def _show_plan(options: SweepOptions) -> int:
     return 0
 
 
-def _forecast(options: SweepOptions, plan: Plan) -> Forecast:
+def _forecast(options: SweepOptions, plan: Any) -> Any:
     """What other studies let expect of this one."""
     from reports.earlier import Earlier
-    from reports.forecast import forecast
+    from reports.forecast import Forecast, forecast
 
     if not plan.cells:  # nothing is forecast, so the store need not be read
         return Forecast()
@@ -95,14 +92,14 @@ def _forecast(options: SweepOptions, plan: Plan) -> Forecast:
     return forecast(plan, chance, durations)
 
 
-def _chance(plan: Plan, options: SweepOptions, earlier: Any) -> Any:
+def _chance(plan: Any, options: SweepOptions, earlier: Any) -> Any:
     """How far trainings vary by chance: as assumed, else as in earlier studies."""
     from reports.forecast import assumed
 
     return assumed(options.assume_seed_sd, options.assume_disagreement).or_else(earlier.chance(plan))
 
 
-def _durations(plan: Plan, options: SweepOptions, earlier: Any) -> Any:
+def _durations(plan: Any, options: SweepOptions, earlier: Any) -> Any:
     """How long trials take, as in earlier studies."""
     from sweep.hardware import ran_as_here
 

@@ -22,7 +22,7 @@ from reports.comparisons import (
     planned_comparisons,
     seed_variance,
 )
-from reports.prose import axis_words, counted
+from reports.prose import counted
 from reports.statistics import Interval, SeedVariance, accuracy_interval, difference, holm
 from reports.study_data import StudyData
 from search_spaces.space import AXES
@@ -108,12 +108,7 @@ class ComparisonFamily:
 
 def compare_cells(study: StudyData) -> ComparisonFamily:
     """Each value against the baseline on its axis, all else equal, from the best epochs' predictions."""
-    notes = [
-        f"The baseline {axis_words(axis)} {baseline} is not in the grid: nothing is compared with it."
-        for axis, baseline in study.plan.baselines.items()
-        if baseline not in study.axis_values(axis)
-    ]
-    return _judge("Which differences are real", study, planned_comparisons(study), notes)
+    return _judge("Which differences are real", study, planned_comparisons(study), [])
 
 
 def compare_epochs(study: StudyData) -> ComparisonFamily:

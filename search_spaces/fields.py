@@ -3,9 +3,9 @@
 import codecs
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from errors import UserError, printable, unknown
 
@@ -51,6 +51,32 @@ Text = Annotated[str, Field(min_length=1), AfterValidator(showable)]
 ONE_LINE = AfterValidator(_one_line)  # of a sentence, which a file may break into several
 Encoding = Annotated[str, AfterValidator(_encoding)]
 Count = Annotated[int, Field(gt=0, le=LARGEST)]
+
+
+class Validated(BaseModel):
+    """Plain data that cannot be changed; UserError, one line, for what is not valid."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise self.refusal(error) from None
+
+    @classmethod
+    def spelled(cls, name: str) -> str:
+        """A field's name as the user writes it."""
+        return name
+
+    @classmethod
+    def refusal(cls, error: ValidationError) -> UserError:
+        """The first of Pydantic's complaints as one line; all keys that are missing at once."""
+        return user_error(error, cls, cls.spelled)
+
+    def replace(self, **changes: Any) -> Self:
+        """The same with other values, validated again."""
+        return type(self)(**dict(self) | changes)
 
 
 def user_error(

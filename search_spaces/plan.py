@@ -134,7 +134,7 @@ class Plan(BaseModel):
         return self.spent(config)["examples"] / at_reference
 
     def replace(self, **changes: Any) -> "Plan":
-        return Plan(**dict(self) | changes)
+        return Plan(**dict(self) | changes)  # not model_copy, which copies what is cached
 
     def has_splits_of(self, params: Mapping[str, str]) -> bool:
         """Whether a trial with these parameters, as MLflow keeps them, read the same splits."""

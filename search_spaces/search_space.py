@@ -4,11 +4,11 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Discriminator, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as validated
 
 from errors import UserError, unknown
-from search_spaces.fields import ONE_LINE, user_error
+from search_spaces.fields import ONE_LINE, Validated
 from search_spaces.given import Given
 from search_spaces.search_stages import Confirm, Search
 from search_spaces.space import DEFAULT_MARGIN
@@ -79,7 +79,7 @@ _RANGES = (Choice, Uniform, LogUniform)
 Parameter = Annotated[Choice | Uniform | LogUniform, Discriminator("kind")]
 
 
-class SearchSpace(BaseModel):
+class SearchSpace(Validated):
     """A question for the best configuration, and how it is searched.
 
     ``parameters`` are the TrialConfig fields that vary, ``settings`` those that every trial shares where
@@ -88,7 +88,7 @@ class SearchSpace(BaseModel):
     trials'. Raises UserError, one line, for what is not valid.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(strict=False)  # whole numbers are fractions, lists are tuples
 
     name: Annotated[str, ONE_LINE]
     question: Annotated[str, ONE_LINE]
@@ -101,11 +101,12 @@ class SearchSpace(BaseModel):
     confirm_seeds: Annotated[int, Field(ge=1, le=100)] = 3
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise _one_line(error) from None
+    @classmethod
+    def refusal(cls, error: ValidationError) -> UserError:
+        first = error.errors(include_url=False)[0]
+        if first["loc"] and first["loc"][0] == "parameters" and len(first["loc"]) > 1:
+            return UserError(f"{first['loc'][1]} has an impossible range: {first['msg']}")
+        return super().refusal(error)
 
     @model_validator(mode="after")
     def _check(self) -> "SearchSpace":
@@ -230,9 +231,6 @@ class SearchSpace(BaseModel):
         box = self.model_dump(mode="json")["parameters"]
         return how | box | {name: v for name, v in self.settings.items() if name not in LEARN_NOTHING}
 
-    def replace(self, **changes: Any) -> "SearchSpace":
-        return SearchSpace(**dict(self) | changes)
-
 
 def _check_parameter(name: str, parameter: Parameter) -> None:
     if isinstance(parameter, Choice):
@@ -246,10 +244,3 @@ def _holds(parameter: Parameter, value: Any) -> bool:
     if isinstance(parameter, Choice):
         return value in parameter.values
     return isinstance(value, int | float) and parameter.low <= value <= parameter.high
-
-
-def _one_line(error: ValidationError) -> UserError:
-    first = error.errors(include_url=False)[0]
-    if first["loc"] and first["loc"][0] == "parameters" and len(first["loc"]) > 1:
-        return UserError(f"{first['loc'][1]} has an impossible range: {first['msg']}")
-    return user_error(error, SearchSpace)

@@ -4,10 +4,10 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from errors import UserError, unknown
-from search_spaces.fields import ONE_LINE, Text, one_of, user_error
+from search_spaces.fields import ONE_LINE, Text, Validated, one_of
 from search_spaces.given import Given
 from search_spaces.stages import Around, Grid, Stage
 from search_spaces.trial_config import TrialConfig
@@ -21,7 +21,7 @@ DEFAULT_MARGIN = 1.0  # points of accuracy
 _LISTED = BeforeValidator(lambda values: tuple(values) if isinstance(values, list) else values)
 
 
-class Space(BaseModel):
+class Space(Validated):
     """A question, and the cells, budget and seeds that answer it. Plain data.
 
     ``settings`` are the TrialConfig fields that every cell shares where they differ from the defaults.
@@ -32,8 +32,6 @@ class Space(BaseModel):
     as many as the others. ``margin`` is the largest difference of accuracy, in points, that counts for
     nothing. Raises UserError, one line, for what is not valid.
     """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     name: Text
     question: Annotated[str, Field(min_length=1), ONE_LINE]
@@ -46,12 +44,6 @@ class Space(BaseModel):
     budget: Annotated[str, one_of("budget", BUDGETS)] = "examples"
     baselines: Mapping[str, str | int] = {}
     margin: Annotated[float, Field(gt=0, le=100)] = DEFAULT_MARGIN
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise user_error(error, type(self)) from None
 
     @model_validator(mode="after")
     def _check(self) -> "Space":
@@ -178,6 +170,3 @@ class Space(BaseModel):
     def identity(self) -> dict[str, Any]:
         """Nothing: a grid may grow and shrink."""
         return {}
-
-    def replace(self, **changes: Any) -> "Space":
-        return Space(**dict(self) | changes)

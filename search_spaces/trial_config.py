@@ -9,16 +9,13 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
-    TypeAdapter,
-    ValidationError,
     model_validator,
 )
 
-from errors import UserError, unknown
-from search_spaces.fields import LARGEST, Count, Encoding, Text, one_of, showable, user_error
+from errors import UserError
+from search_spaces.fields import LARGEST, Count, Encoding, Text, Validated, one_of, showable
 from search_spaces.update import OPTIMIZERS, SCALING_RULES, SCHEDULERS, Update
 
 ENGINES = ("torch", "accelerate")
@@ -53,15 +50,13 @@ class Position(NamedTuple):
     epoch: int | float  # passes over the training examples: an int where they are whole
 
 
-class TrialConfig(BaseModel):
+class TrialConfig(Validated):
     """One fully resolved configuration, trained once. Sizes are in examples, lengths in tokens.
 
     Raises UserError, one line, for anything that is not valid.
     """
 
-    model_config = ConfigDict(
-        title="configuration", frozen=True, strict=True, extra="forbid", allow_inf_nan=False
-    )
+    model_config = ConfigDict(title="configuration")
 
     model: Text
     target_batch_size: Count
@@ -103,10 +98,7 @@ class TrialConfig(BaseModel):
     def __init__(self, **values: Any) -> None:
         if values.get("evaluations") == values.get("epochs", type(self).model_fields["epochs"].default):
             values["evaluations"] = None  # what means the same is written, and hashed, in one way
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise user_error(error, type(self)) from None
+        super().__init__(**values)
 
     @model_validator(mode="after")
     def _check_together(self) -> "TrialConfig":
@@ -221,9 +213,6 @@ class TrialConfig(BaseModel):
         text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def replace(self, **changes: Any) -> "TrialConfig":
-        return TrialConfig(**self.to_dict() | changes)
-
     def to_dict(self) -> dict[str, Any]:
         return dict(self)
 
@@ -253,20 +242,3 @@ def model_name(model: str) -> str:
 
 
 FIELDS: tuple[str, ...] = tuple(TrialConfig.model_fields)
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """``"head_dropout=0.2"`` -> ``("head_dropout", 0.2)``, typed as the TrialConfig field of that name."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"'{text}' is not of the form key=value")
-    if name not in FIELDS:
-        raise unknown("configuration key", name, FIELDS)
-    field = TrialConfig.model_fields[name]
-    if field.default is None and value.lower() in {"", "none", "all"}:
-        return name, None
-    kind: Any = Annotated[field.annotation, field]
-    try:
-        return name, TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        raise user_error(error, TrialConfig, lambda _: name) from None

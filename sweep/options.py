@@ -3,13 +3,16 @@
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
-from errors import UserError
-from search_spaces import SPACES, SearchSpace, Space, find_space
+from pydantic import TypeAdapter, ValidationError
+
+from errors import UserError, unknown
+from search_spaces import SPACES, SearchSpace, Space, TrialConfig, find_space
+from search_spaces.fields import user_error
 from search_spaces.search_space import SAMPLERS
 from search_spaces.space import AXES, MOST_SEEDS
-from search_spaces.trial_config import FIELDS, parse_setting
+from search_spaces.trial_config import FIELDS
 from sweep.command_line import Options, flag_of, option
 
 _RESOLVED = ("physical_batch_size", "precision")  # from "auto" to a TrialConfig field
@@ -272,3 +275,20 @@ def _assigned(assignments: Sequence[str]) -> dict[str, Any]:
             what = "data" if key == "dataset_digest" else "model"
             raise UserError(f"--set {key}=… is not possible: it is computed from the {what}")
     return values
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``"head_dropout=0.2"`` -> ``("head_dropout", 0.2)``, typed as the TrialConfig field of that name."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"'{text}' is not of the form key=value")
+    if name not in FIELDS:
+        raise unknown("configuration key", name, FIELDS)
+    field = TrialConfig.model_fields[name]
+    if field.default is None and value.lower() in {"", "none", "all"}:
+        return name, None
+    kind: Any = Annotated[field.annotation, field]
+    try:
+        return name, TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise user_error(error, TrialConfig, lambda _: name) from None

@@ -14,6 +14,7 @@ from sweep.footprint import Footprint
 from sweep.hardware import gpu_expected
 from sweep.options import SweepOptions
 from sweep.resolve import resolve_space, sizes_passes
+from tracking import check_study_name
 from trainables.encoders import canonical_model, check_max_length, count_parameters, model_digest
 from trainables.evaluation import METRICS
 from trainables.review_facts import facts_of, warnings_of
@@ -51,8 +52,8 @@ class PlannedStudy:
 
 def make_plan(options: SweepOptions, bf16_available: bool) -> PlannedStudy:
     """Resolve the options, load the data and count; raises UserError for anything wrong."""
-    space = resolve_space(options, bf16_available)
-    space = space.with_models(canonical_model)
+    check_study_name(options.study)
+    space = resolve_space(options, bf16_available).with_models(canonical_model)
     shared = next(space.corners())
     _check_model_names(space.models)
     for model in space.models:

@@ -30,7 +30,7 @@ from sweep.storage import StudyStorage, writable_folder
 from sweep.terminal import say, working
 from sweep.testing import TestPhase, register_best
 from sweep.training import train
-from tracking import InvocationRun, StudyStore, TrialRun, check_study_name, colour_tag
+from tracking import InvocationRun, StudyStore, TrialRun, colour_tag
 from trainables.assets import ModelAssets, prepare_assets
 
 
@@ -51,7 +51,6 @@ def run_study(
     Everything that can be wrong with the input raises UserError and leaves no run behind. Raises
     StoreAwayError if MLflow was away for too long; what it lacks waits in the storage.
     """
-    check_study_name(options.study)
     check_driver(options)
     planned = make_plan(options, bf16_available(options))
     planned = planned.expecting(forecast(planned.plan))

@@ -264,7 +264,7 @@ def test_by_examples_alone_a_trial_takes_as_long_as_one_of_as_many_examples(of_t
 def test_no_share_of_the_time_is_less_than_nothing(of_two_models):
     """As where the smaller batch happened to be timed on an idle machine."""
     true = seconds_of(of_two_models, per_example=0.01, per_step=-0.01)
-    smallest = {h for h, config in of_two_models.trials.items() if config.target_batch_size == 32}
+    smallest = {h for h, config in of_two_models.configs.items() if config.target_batch_size == 32}
     known = Durations({h: s for h, s in true.items() if h not in smallest}, "")
     for each in expected_durations(of_two_models, known).values():
         assert each.seconds.keys() & smallest

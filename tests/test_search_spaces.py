@@ -7,9 +7,8 @@ from search_spaces import SPACES, SearchSpace, Space, TrialConfig, find_space
 from search_spaces.given import first_said
 from search_spaces.search_space import LogUniform
 from search_spaces.stages import unique_trials
-from search_spaces.trial_config import parse_setting
 from search_spaces.update import SCALING_RULES, learning_rate_factor
-from sweep.options import SweepOptions
+from sweep.options import SweepOptions, parse_setting
 from sweep.resolve import resolve_space
 from tests.helpers import TINY_MODELS, make_config, refusal
 

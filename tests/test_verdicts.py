@@ -153,14 +153,6 @@ def test_answers_are_paired_by_row_and_not_by_place():
     assert (verdict.gained, verdict.lost) == (0, 0)
 
 
-def test_a_baseline_outside_the_grid_is_said():
-    family = compare_cells(make_study({(256, "fixed", 1): answers(20)}, BATCH))
-    assert headline(family) == [
-        "No comparison can be made. The baseline target batch size 64 is not in the grid: "
-        "nothing is compared with it."
-    ]
-
-
 def seeded(accuracies, baselines, examples=400):
     points = {}
     for seed, (value, baseline) in enumerate(zip(accuracies, baselines, strict=True)):

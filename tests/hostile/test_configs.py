@@ -10,8 +10,8 @@ import tune_main
 from errors import UserError, printable
 from search_spaces import SPACES, SearchSpace, TrialConfig
 from search_spaces.plan import Plan
-from search_spaces.trial_config import FIELDS, parse_setting
-from sweep.options import SweepOptions
+from search_spaces.trial_config import FIELDS
+from sweep.options import SweepOptions, parse_setting
 from sweep.plan import make_plan
 from sweep.plan_summary import plan_summary, plan_tables
 from sweep.resolve import resolve_space
