@@ -2,10 +2,11 @@
 
 import io
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -141,6 +142,41 @@ def model_picture(
     legend_below(drawn, axes, columns, title=legend, **sizes)
     name = f"{slug(model)}_{name}"
     return Picture(name=name, title=title, caption=caption, alt=alt, png=png(drawn))
+
+
+def drawn_by_pyplot(
+    size: tuple[float, float], draw: Callable[..., Any], *arguments: Any, **named: Any
+) -> Figure:
+    """What ``draw``, which returns its axes, draws: on a white page, without title, closed for pyplot."""
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("Agg")
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each of the functions calls itself experimental
+        axes = np.ravel(draw(*arguments, **named))
+    found = axes[0].figure
+    plt.close(found)
+    found.set_layout_engine("none")
+    found.set_size_inches(*size)
+    found.suptitle("")
+    for each in found.axes:
+        _restyle(each)
+    return found
+
+
+def _restyle(axes: Axes) -> None:
+    for place in ("left", "center"):
+        axes.set_title("", loc=place)
+    axes.set_facecolor("white")
+    axes.grid(alpha=0.25, linewidth=0.6, color="grey")
+    axes.spines[["left", "bottom"]].set_color("black")
+    axes.tick_params(labelsize="small", colors="black")
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color("black")
+    for number, line in enumerate(axes.get_lines()):
+        line.set_color(COLOURS[(number + 1) % len(COLOURS)])
+    if legend := axes.get_legend():
+        legend.remove()
 
 
 def png(drawn: Figure, cropped: bool = False) -> bytes:

@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 
 from errors import UserError
-from reports.search_data import SearchData, read_search
-from reports.sections.search import best_table, flags, headline, train_again
+from reports.sections.search import SearchData, best_table, flags, headline, read_search, train_again
 from reports.study_data import StudyData
 from search_spaces.plan import DatasetFacts, Plan
 from search_spaces.search_space import Choice, LogUniform, SearchSpace

@@ -2,38 +2,34 @@
 
 import math
 import shlex
-import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from optuna import Study
 from optuna.visualization import matplotlib as drawing
 
-from reports.canvas import COLOURS, plain, png
+from errors import UserError
+from reports.canvas import drawn_by_pyplot, plain, png
 from reports.content import Picture, Section, Table, rows
 from reports.prose import accuracy_text, cell_text, counted, learning_rate_text, listed
-from reports.search_data import SearchData, read_search
 from reports.sections import Source
 from reports.study_data import StudyData
 from search_spaces import TrialConfig
 from search_spaces.optuna_trials import empty_study, finished_trial
-from search_spaces.search_space import Choice, LogUniform
-from search_spaces.stages import DIVERGED, STOPPED
+from search_spaces.search_space import Choice, LogUniform, SearchSpace
+from search_spaces.stages import COMPLETE, DIVERGED, STOPPED, Outcome
 from search_spaces.trial_config import DATA, epoch_text
+from tracking.study_store import StudyRuns
 
 PLACE = 10
 _EDGE = 0.02  # of a range: what lies nearer to its end is at the edge
 # of the command that trains the best again: options of their own, and what it says otherwise or not at all
 _OPTIONS = DATA | {"max_length", "epochs", "evaluations", "base_lr", "engine"}
 _SAID = "model target_batch_size scaling_rule seed precision physical_batch_size dataset_digest".split()
-
-_VALUE = "val_acc"
 _SIZE = (5.4, 4.0)  # inches
 _PER_PARAMETER = 2.3  # inches of width where the parameters stand side by side
 _FEWEST = 2  # complete trials, below which there is nothing to compare
@@ -54,6 +50,67 @@ def section(source: Source) -> Section | None:
         heading="The search",
         pictures=pictures[1:],
     )
+
+
+@dataclass(frozen=True)
+class SearchData:
+    """A search as it lies in MLflow: what was proposed, by number, and how it ended."""
+
+    space: SearchSpace
+    values: Sequence[Mapping[str, Any]]  # of the parameters of each trial
+    outcomes: Sequence[Outcome | None]  # None: not ended
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """A row per trial: number, the parameters, state, best_val_acc, best_epoch, epochs."""
+        found = pd.DataFrame({"number": range(len(self.values))})
+        for name in self.space.parameters:
+            found[name] = [values[name] for values in self.values]
+        accuracies = [outcome.val_accs if outcome else () for outcome in self.outcomes]
+        found["state"] = [outcome.state if outcome else "" for outcome in self.outcomes]
+        found["best_val_acc"] = [max(each, default=math.nan) for each in accuracies]
+        between = [c.epochs / c.evaluation_count for c in map(self.config, range(len(self.values)))]
+        found["best_epoch"] = [each.index(max(each)) + 1 if each else 0 for each in accuracies]
+        found["epochs"] = [len(each) for each in accuracies]
+        for name in ("best_epoch", "epochs"):  # to the next whole step of the optimizer
+            found[name] *= between
+        return found
+
+    @property
+    def ended(self) -> int:
+        return int((self.trials["state"] != "").sum())
+
+    @cached_property
+    def complete(self) -> pd.DataFrame:
+        """The trials that came to their last epoch, the best first; ties by number."""
+        complete = self.trials[self.trials["state"] == COMPLETE]
+        return complete.sort_values(["best_val_acc", "number"], ascending=[False, True])
+
+    @property
+    def top(self) -> pd.DataFrame:
+        """The ten best; a configuration that was proposed twice counts once."""
+        return self.complete.drop_duplicates(list(self.space.parameters)).head(10)
+
+    @property
+    def best(self) -> Any:
+        """The best complete trial, if there is one."""
+        return next(rows(self.complete), None)
+
+    def config(self, number: int) -> TrialConfig:
+        return self.space.config(self.values[number])
+
+
+def read_search(space: SearchSpace, runs: StudyRuns) -> SearchData:
+    """The proposals are in the tags of the invocations, the outcomes in the runs of the trials."""
+    generations: dict[int, list[dict[str, Any]]] = {}
+    for invocation in runs.invocations:
+        generations |= invocation.generations
+    in_order = [generations[number] for number in sorted(generations)]
+    values = [each for generation in in_order for each in generation][: space.trials]
+    if not all(map(space.holds, values)):
+        raise UserError("the proposals of the search in MLflow are not of its parameters")
+    found = [runs.trials.get(space.config(each).trial_hash) for each in values]
+    return SearchData(space, values, [run.outcome(with_curve=True) if run else None for run in found])
 
 
 def headline(search: SearchData, confirmation: StudyData) -> list[str]:
@@ -196,14 +253,13 @@ def search_pictures(search: SearchData) -> Iterator[Picture]:
     """History, importances, slices and parallel coordinates; none before two trials are complete."""
     if len(search.complete) < _FEWEST:
         return
-    study, broad = (
-        _as_optuna_study(search),
-        (max(8.0, _PER_PARAMETER * len(search.space.parameters)), _SIZE[1]),
-    )
+    study, width = _as_optuna_study(search), max(8.0, _PER_PARAMETER * len(search.space.parameters))
     for name, (draw, is_broad, title, caption) in _PICTURES.items():
         if draw is drawing.plot_param_importances and search.complete["best_val_acc"].nunique() == 1:
             continue
-        drawn = _drawn(draw, study, broad if is_broad else _SIZE)
+        drawn = drawn_by_pyplot(
+            (width, _SIZE[1]) if is_broad else _SIZE, draw, study, target_name="val_acc"
+        )
         about = {"name": name, "title": title, "caption": caption, "alt": f"{title}: {caption}"}
         yield Picture(**about, broad=is_broad, png=png(drawn, cropped=True))
 
@@ -227,45 +283,12 @@ def _plain(value: Any) -> Any:
     return plain(value) if isinstance(value, str) else value
 
 
-def _drawn(draw: Callable[..., Any], study: Study, size: tuple[float, float]) -> Figure:
-    """One of Optuna's pictures on a white page, without its title, closed for pyplot."""
-    from matplotlib import pyplot as plt
-
-    plt.switch_backend("Agg")
-    with mpl.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # each of the functions calls itself experimental
-        axes = np.ravel(draw(study, target_name=_VALUE))
-    found = axes[0].figure
-    plt.close(found)
-    found.set_layout_engine("none")
-    found.set_size_inches(*size)
-    found.suptitle("")
-    for each in found.axes:
-        _restyle(each)
-    return found
-
-
 def _slices(study: Study, **named: Any) -> Any:
     """Slices whose ticks, names of models among them, do not run into each other."""
     slices: Any = drawing.plot_slice(study, **named)
     for axes in np.ravel(slices):
         axes.tick_params("x", rotation=25)
     return slices
-
-
-def _restyle(axes: Axes) -> None:
-    for place in ("left", "center"):
-        axes.set_title("", loc=place)
-    axes.set_facecolor("white")
-    axes.grid(alpha=0.25, linewidth=0.6, color="grey")
-    axes.spines[["left", "bottom"]].set_color("black")
-    axes.tick_params(labelsize="small", colors="black")
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color("black")
-    for number, line in enumerate(axes.get_lines()):
-        line.set_color(COLOURS[(number + 1) % len(COLOURS)])
-    if legend := axes.get_legend():
-        legend.remove()
 
 
 _PICTURES: dict[str, tuple[Callable[..., Any], bool, str, str]] = {  # how it is drawn, whether it is broad
