@@ -1,6 +1,5 @@
 """A group's service: MLflow on PostgreSQL, three Ray nodes, Prometheus; studies as jobs of the cluster."""
 
-import contextlib
 import json
 import re
 import shutil
@@ -23,40 +22,26 @@ pytestmark = [
 ]
 
 
-class Prometheus(Server):
-    """Debian's Prometheus; it finds the nodes in the file that Ray's head writes."""
-
-    def __init__(self, folder, found_in):
-        folder.mkdir()
-        self.uri = f"http://127.0.0.1:{processes.free_port()}"
-        jobs = [{"job_name": "ray", "file_sd_configs": [{"files": [str(found_in)]}]}]
-        content = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(content))
-        address = self.uri.removeprefix("http://")
-        options = ("--config.file=prometheus.yml", "--storage.tsdb.path=data")
-        super().__init__(folder, ["prometheus", *options, f"--web.listen-address={address}"])
-
-    def answers(self):
-        with contextlib.suppress(requests.RequestException):
-            return requests.get(f"{self.uri}/-/ready", timeout=5).ok
-        return False
-
-    def ask(self, query):
-        """The series of an instant query: (labels, value) each."""
-        answer = requests.get(f"{self.uri}/api/v1/query", params={"query": query}, timeout=10).json()
-        assert answer["status"] == "success", answer
-        return [(each["metric"], float(each["value"][1])) for each in answer["data"]["result"]]
-
-
-@contextlib.contextmanager
 def prometheus(folder, cluster):
-    (found_in,) = cluster.discovery
-    server = Prometheus(folder, found_in)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
+    """Debian's; it finds the nodes in the file that Ray's head writes."""
+    folder.mkdir()
+    address = f"127.0.0.1:{processes.free_port()}"
+    jobs = [{"job_name": "ray", "file_sd_configs": [{"files": [str(cluster.discovery)]}]}]
+    content = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(content))
+    options = (
+        "--config.file=prometheus.yml",
+        "--storage.tsdb.path=data",
+        f"--web.listen-address={address}",
+    )
+    return Server(folder, ["prometheus", *options], f"http://{address}", "/-/ready")
+
+
+def series(prom, query):
+    """Of an instant query: (labels, value) each."""
+    answer = requests.get(f"{prom.uri}/api/v1/query", params={"query": query}, timeout=10).json()
+    assert answer["status"] == "success", answer
+    return [(each["metric"], float(each["value"][1])) for each in answer["data"]["result"]]
 
 
 @pytest.mark.campaign  # a busy machine's nodes may take no jobs for minutes
@@ -81,15 +66,15 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(uninterrupted,
             )
             assert submitted.wait_for("epoch 1/3"), submitted.output()
             watched = f'ray_batchscale_val_acc{{study="{NAME}"}}'
-            processes.wait_until(lambda: prom.ask(watched), 60, "Prometheus to have val_acc")
-            for labels, val_acc in prom.ask(watched):
+            processes.wait_until(lambda: series(prom, watched), 60, "Prometheus to have val_acc")
+            for labels, val_acc in series(prom, watched):
                 assert re.fullmatch(r"(modern)?bert-tiny \d+ fixed", labels["trial"])
                 assert 0 <= val_acc <= 1
             every = queries_of_the_board()
             empty = [
                 query
                 for query in every
-                if not prom.ask(query) and "gram" not in query and "gpu" not in query
+                if not series(prom, query) and "gram" not in query and "gpu" not in query
             ]
             assert not empty
             with command("stop", "stop", *address, "--name", NAME) as stop:
