@@ -14,6 +14,7 @@ from xdist.scheduler.loadfile import LoadFileScheduling
 
 from tests.browsing import CHROMIUM
 from tests.helpers import TINY_MODELS, tiny_config
+from tests.hostile.models import write_encoder
 from tests.small_study import write_small_study
 from trainables.assets import prepare_assets
 from trainables.review_splits import load_splits
@@ -33,7 +34,7 @@ settings.load_profile("quick")
 
 # each of these takes both cores: one after the other, while the second process runs the rest
 _STARTS_RAY = (
-    "faults/test_studies faults/test_machines hostile/test_footprint hostile/test_secrets test_study "
+    "faults/test_studies faults/test_machines hostile/test_footprint test_study "
     "test_earlier_version faults/test_service test_search_study test_pages test_run_study"
 ).split()
 
@@ -75,6 +76,12 @@ def splits():
 @pytest.fixture(scope="session")
 def assets(splits):
     return {model: prepare_assets(tiny_config(model=model), splits).trial for model in TINY_MODELS}
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory):
+    """A local encoder with the pooler that hub checkpoints of BERT carry; no test may change it."""
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "small-bert")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tune_main
 from errors import UserError
 from search_spaces import TrialConfig
 from trainables.trial import Trial
@@ -70,10 +71,23 @@ def message(raised):
 
 
 def refusal(call, *arguments, **keywords):
-    """The one line that the user sees where this is refused."""
+    """The one line that the user sees if this is refused."""
     with pytest.raises(UserError) as raised:
         call(*arguments, **keywords)
     return message(raised)
+
+
+def refused_command(argv, capsys):
+    """The one line with which the command refuses these words, before it says anything else."""
+    capsys.readouterr()
+    try:
+        code = tune_main.main(argv)
+    except SystemExit as stop:  # of argparse
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    return err
 
 
 def needs_shared(name):

@@ -14,6 +14,7 @@ from errors import StoppedError
 from sweep.jobs import project_with
 from sweep.options import SweepOptions, parse_options
 from sweep.plan import make_plan
+from tests.helpers import refused_command
 from tests.test_search_spaces import OWN
 from trainables.encoders import load_config
 
@@ -21,11 +22,7 @@ DEMO = ["--space", "fixed_lr", "--demo"]
 
 
 def run(argv, capsys):
-    try:
-        code = tune_main.main(argv)
-    except SystemExit as stop:  # of argparse
-        code = stop.code
-    captured = capsys.readouterr()
+    code, captured = tune_main.main(argv), capsys.readouterr()
     return code, captured.out, captured.err
 
 
@@ -44,17 +41,18 @@ NO_CLUSTER = ["--address", f"http://127.0.0.1:{closed_port()}"]
 SHARED = ["--storage-path", "/shared/checkpoints", "--results-path", "/shared/results"]
 SHARED += ["--tracking-uri", "http://127.0.0.1:5000", "--precision", "fp32"]
 
+SUBMIT = ["submit", *NO_CLUSTER, *DEMO, *SHARED]
+SQLITE = ["--tracking-uri", "sqlite:///mlflow.db"]
+TWO_SEEDS = ["--seed", "1", "2"]
+
 BAD_INPUT = {
     "no address": (["submit", *DEMO], "--address"),
-    "no cluster": (["submit", *NO_CLUSTER, *DEMO, *SHARED], "the job server at http://127.0.0.1"),
+    "no cluster": (SUBMIT, "the job server at http://127.0.0.1"),
     "no cluster to ask": (["status", *NO_CLUSTER], "the job server at http://127.0.0.1"),
     "no job server": (["status", "--address", "127.0.0.1:8265"], "give http://HOST:8265"),
     "port": (["status", "--address", "http://127.0.0.1:99999"], "the job server at http://127.0.0.1:99999"),
-    "a job's own database": (
-        ["submit", *NO_CLUSTER, *DEMO, *SHARED, "--tracking-uri", "sqlite:///mlflow.db"],
-        "must be a server that the cluster reaches",
-    ),
-    "a job's name": (["submit", *NO_CLUSTER, *DEMO, *SHARED, "--name", "not/allowed"], "study name"),
+    "a job's own database": ([*SUBMIT, *SQLITE], "must be a server that the cluster reaches"),
+    "a job's name": ([*SUBMIT, "--name", "not/allowed"], "study name"),
     "a job's own folder": (["submit", *NO_CLUSTER, *DEMO], "--storage-path must be an absolute path"),
     "space of a job": (["submit", *NO_CLUSTER, "--space", "batch_lr_gird"], "did you mean batch_lr_grid"),
     "nothing": ([], "give --space NAME"),
@@ -80,10 +78,7 @@ BAD_INPUT = {
     "setting of an axis": ([*DEMO, "--set", "seed=3"], "use --seed"),
     "a file": (["--space", "./nowhere.py", "--demo"], "./nowhere.py: No such file or directory"),
     "a job's file": (["submit", *NO_CLUSTER, "--space", "nowhere.py", *SHARED], "nowhere.py: No such file"),
-    "control seeds": (
-        [*DEMO, "--seed", "1", "2", "--control-seeds", "1"],
-        "1 control seeds are fewer than",
-    ),
+    "control seeds": ([*DEMO, *TWO_SEEDS, "--control-seeds", "1"], "1 control seeds are fewer than"),
     "no control seeds": ([*DEMO, "--control-seeds", "0"], "--control-seeds must be greater than or equal"),
     "control of a search": (["--space", "best_config", "--control-seeds", "3"], "is for a grid"),
     "twice": ([*DEMO, "--target-batch-sizes", "64", "64"], "named twice"),
@@ -109,30 +104,16 @@ BAD_INPUT = {
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_one_line_and_leaves_nothing(case, capsys, tmp_path):
     argv, expected = BAD_INPUT[case]
-    code, out, err = run(argv, capsys)
-    assert code == 2
-    assert expected in err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert not out
-    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert not left
+    assert expected in refused_command(argv, capsys)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_list_spaces_names_every_question(capsys):
-    code, out, _ = run(["--list-spaces"], capsys)
-    assert code == 0
-    names = [line.split()[0] for line in out.splitlines()]
-    assert names == [
-        "batch_lr_grid",
-        "best_config",
-        "equal_steps",
-        "fixed_lr",
-        "linear_ablation",
-        "seeds",
-        "small_batch",
-        "sqrt_lr",
-    ]
+    _, out, _ = run(["--list-spaces"], capsys)
+    names = (
+        "batch_lr_grid best_config equal_steps fixed_lr linear_ablation seeds small_batch sqrt_lr".split()
+    )
+    assert [line.split()[0] for line in out.splitlines()] == names
 
 
 def test_dry_run_of_a_search_prints_its_box(capsys, tmp_path):
@@ -179,9 +160,8 @@ def test_seeds_and_those_of_the_control_cell(given, seeds, control):
 
 
 def test_where_flags_leave_the_baseline_out_the_first_value_takes_its_place():
-    plan = planned(
-        [*DEMO, "--target-batch-sizes", "256", "1024", "--seed", "1", "2", "--control-seeds", "3"]
-    )
+    words = "--target-batch-sizes 256 1024 --seed 1 2 --control-seeds 3".split()
+    plan = planned([*DEMO, *words])
     assert plan["baselines"] == {"target_batch_size": 256}
     found = {(cell["target_batch_size"], cell["seed"]) for cell in plan["cells"]}
     assert found == {(256, 1), (256, 2), (256, 3), (1024, 1), (1024, 2)}
@@ -189,14 +169,11 @@ def test_where_flags_leave_the_baseline_out_the_first_value_takes_its_place():
 
 def test_a_baseline_among_models_is_called_as_the_cells_call_it(tmp_path):
     load_config("bert-tiny").save_pretrained(tmp_path / "encoders" / "ours")
-    models = '("./encoders/ours", "bert-tiny")'
-    text = OWN.replace('["bert-tiny"]', models).replace(
-        '{"target_batch_size": 64}', '{"model": "./encoders/ours"}'
-    )
+    text = OWN.replace('["bert-tiny"]', '("./encoders/ours", "bert-tiny")')
+    text = text.replace('{"target_batch_size": 64}', '{"model": "./encoders/ours"}')
     (tmp_path / "mine.py").write_text(text)
-    plan = planned(
-        ["--space", "mine.py", "--models", "bert-tiny", "./encoders/ours", "--dataset", "demo-reviews"]
-    )
+    models = ["--models", "bert-tiny", "./encoders/ours"]
+    plan = planned(["--space", "mine.py", *models, "--dataset", "demo-reviews"])
     assert plan["baselines"] == {"model": "ours"}
     assert "ours" in {cell["model"] for cell in plan["cells"]}
 

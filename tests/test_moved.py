@@ -11,7 +11,6 @@ from sweep.options import SweepOptions
 from sweep.plan import make_plan
 from sweep.testing import register_best
 from tests.helpers import make_config, refusal
-from tests.hostile.models import write_encoder
 from tests.small_study import OPTIONS, STUDY, write_small_study
 from tracking import StudyStore
 
@@ -22,8 +21,8 @@ def hashes(*folders):
 
 
 @pytest.fixture
-def encoder(tmp_path):
-    return write_encoder(tmp_path / "encoder")
+def encoder(encoder_folder, tmp_path):
+    return shutil.copytree(encoder_folder, tmp_path / "encoder")
 
 
 def test_a_local_model_is_known_by_what_is_in_it_wherever_it_lies(encoder, tmp_path):

@@ -142,7 +142,10 @@ def test_hostile_texts_and_labels_are_harmless_in_an_analysis(strange):
 def test_what_strangers_write_steers_neither_terminal_nor_page(strange, capsys):
     plan = strange.plan | {"question": f"{STEERING}?", "metrics": strange.plan["metrics"] | {STEERING: "x"}}
     plan["dataset"] |= {"name": STEERING, "source": STEERING, "label_names": [STEERING, f"2{STEERING}"]}
-    plan["dataset"]["facts"] = {f"Class {STEERING}": STEERING}
+    plan["dataset"] |= {
+        "facts": {f"Class {STEERING}": f"fact {STEERING}"},
+        "warnings": [f"warned {STEERING}"],
+    }
     for cell in plan["cells"]:
         cell["config"]["model"] = f"{STEERING}{cell['model']}"
     for run in strange.trials.values():
@@ -157,6 +160,9 @@ def test_what_strangers_write_steers_neither_terminal_nor_page(strange, capsys):
         assert "red] [bold]:apple:bert-tiny" in shown.out
         assert_steers_nothing(shown.out)
     assert_harmless(strange.folder / "results" / STUDY)
+    page = (strange.folder / "results" / STUDY / "report.html").read_text()
+    assert "warned \\x1b]0" in page  # what was found in the data set
+    assert "fact \\x1b]0" in page
 
 
 def test_a_stored_section_steers_no_page(tmp_path):
