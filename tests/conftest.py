@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import sync_playwright
@@ -15,7 +16,7 @@ from xdist.scheduler.loadfile import LoadFileScheduling
 from tests.browsing import CHROMIUM
 from tests.helpers import TINY_MODELS, tiny_config
 from tests.hostile.models import write_encoder
-from tests.small_study import write_small_study
+from tests.small_study import copy_study, write_small_study
 from trainables.assets import prepare_assets
 from trainables.review_splits import load_splits
 
@@ -110,9 +111,23 @@ def empty_store(migrated_database, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def small_study(tmp_path_factory):
-    """The tracking URI of a small study that was really trained; no test may add a run to it."""
-    return write_small_study(tmp_path_factory.mktemp("small_study"))
+def small_study(tmp_path_factory, worker_id):
+    """The tracking URI of a small study that was really trained; no test may add a run to it.
+
+    One of several processes trains it, each of the others gets a copy.
+    """
+    folder, shared = (
+        tmp_path_factory.mktemp("small_study"),
+        tmp_path_factory.getbasetemp().parent / "trained",
+    )
+    if worker_id == "master":
+        return write_small_study(folder)
+    with FileLock(f"{shared}.lock"):
+        if shared.exists():
+            return copy_study(f"sqlite:///{shared}/mlflow.db", folder)
+        tracking_uri = write_small_study(folder)
+        copy_study(tracking_uri, shared)
+        return tracking_uri
 
 
 @pytest.fixture(scope="session")

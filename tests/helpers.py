@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -77,14 +79,20 @@ def refusal(call, *arguments, **keywords):
     return message(raised)
 
 
-def refused_command(argv, capsys):
+def outcome(argv, encoding="utf-8"):
+    """Exit code, standard output and standard error of a command in this process."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True) for _ in range(2)]
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        try:
+            code = tune_main.main(argv)
+        except SystemExit as stop:  # of argparse
+            code = stop.code
+    return code, *(stream.buffer.getvalue().decode(encoding) for stream in streams)
+
+
+def refused_command(argv):
     """The one line with which the command refuses these words, before it says anything else."""
-    capsys.readouterr()
-    try:
-        code = tune_main.main(argv)
-    except SystemExit as stop:  # of argparse
-        code = stop.code
-    out, err = capsys.readouterr()
+    code, out, err = outcome(argv)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
     return err

@@ -1,6 +1,9 @@
 """A study in a real MLflow store, trained as a sweep does but without Ray: quick to make."""
 
 import contextlib
+import shutil
+import sqlite3
+from pathlib import Path
 
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
@@ -79,3 +82,18 @@ def write_small_study(folder, **other_options):
             run = store.open_trial(cells, plan.name(trial_hash), plan.dataset, invocation, tags)
             add_trial(plan, run, config, assets[config.model], folder / trial_hash)
         return store.tracking_uri
+
+
+def copy_study(tracking_uri, folder):
+    """Copy a study on SQLite with its artifacts into a folder. Returns the copy's tracking URI."""
+    old = Path(tracking_uri.removeprefix("sqlite:///")).parent
+    shutil.copytree(old, folder, dirs_exist_ok=True)
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
+        for place in (
+            "experiments.artifact_location",
+            "runs.artifact_uri",
+            "logged_models.artifact_location",
+        ):
+            table, column = place.split(".")
+            store.execute(f"update {table} set {column} = replace({column}, '{old}', '{folder}')")
+    return f"sqlite:///{folder}/mlflow.db"

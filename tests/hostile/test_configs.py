@@ -138,7 +138,7 @@ def test_a_plan_serves_every_cell_once_and_counts_its_steps(grid, sizes):
     json.dumps(plan.to_dict())
 
 
-def test_a_folder_whose_name_steers_a_terminal_is_to_be_renamed(tmp_path, encoder_folder, capsys):
+def test_a_folder_whose_name_steers_a_terminal_is_to_be_renamed(tmp_path, encoder_folder):
     folder = tmp_path / "a\x1b]0;owned\x07"
     folder.symlink_to(encoder_folder)
     start = ["--space", "fixed_lr", "--demo", "--dry-run"]
@@ -147,7 +147,7 @@ def test_a_folder_whose_name_steers_a_terminal_is_to_be_renamed(tmp_path, encode
         [*start, "--set", f"dataset={folder}"],
         ["verify", "--models", str(folder)],
     ):
-        said = refused_command(argv, capsys)
+        said = refused_command(argv)
         assert "a\\x1b]0;owned\\x07' holds a character that cannot be shown" in said
         assert "rename a folder" in said
         assert "\x1b" not in said

@@ -107,7 +107,7 @@ def tokenizers():
 
 
 @given(st.lists(unicode_texts | st.sampled_from(nasty), min_size=1, max_size=8))
-@example([LONG])
+@example([LONG[:100_000]])
 def test_any_text_has_tokens_of_the_vocabulary(tokenizers, texts):
     numbers = np.arange(len(texts))
     for tokenizer in tokenizers:
@@ -161,7 +161,7 @@ def declaring(folder):
     return folder
 
 
-@pytest.mark.parametrize("depth", [10_000, 1_000_000])
+@pytest.mark.parametrize("depth", [10_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_deeply_nested_json_is_a_line_wherever_it_lies(tmp_path, depth):
     nested = {"lists": "[" * depth + "]" * depth, "objects": '{"a":' * depth + "1" + "}" * depth}
     places = []
@@ -236,7 +236,7 @@ def long_texts(path, rows, size):
 
 @pytest.mark.parametrize(
     ("make", "rows", "size"),
-    [(equal_texts, 30_000, MEGABYTE), (long_texts, 600, MEGABYTE), (equal_texts, 64, 1000 * MEGABYTE)],
+    [(equal_texts, 30_000, MEGABYTE), (long_texts, 600, MEGABYTE), (equal_texts, 64, 300 * MEGABYTE)],
     ids=["30 GB of one text", "600 texts", "a few rows that are large"],
 )
 def test_a_parquet_file_is_read_no_further_than_memory_reaches(tmp_path, make, rows, size):
@@ -252,13 +252,13 @@ def test_a_parquet_file_is_read_no_further_than_memory_reaches(tmp_path, make, r
 
 
 def test_packed_text_and_a_file_that_is_large_are_refused_before_memory_ends(tmp_path):
-    rows = "".join(f"{i}{'a' * MEGABYTE},{i % 2}\n" for i in range(300))
+    rows = "".join(f"{i}{'a' * MEGABYTE},{i % 2}\n" for i in range(150))
     large = f"text,label\n{rows}"
-    packed = write(tmp_path / "packed" / "train.csv.gz", gzip.compress(large.encode()))
+    packed = write(tmp_path / "packed" / "train.csv.gz", gzip.compress(large.encode(), compresslevel=1))
     for place in (packed.parent, write(tmp_path / "large.csv", large)):
-        (said,), growth = read_in(200 * MEGABYTE, place)
+        (said,), growth = read_in(50 * MEGABYTE, place)
         assert "does not fit into memory" in said
-        assert growth < 300 * MEGABYTE
+        assert growth < 150 * MEGABYTE
 
 
 def test_parquet_brings_what_the_datasets_library_would_read(tmp_path):

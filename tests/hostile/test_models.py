@@ -36,12 +36,12 @@ def both_refusals(model):
     return refusal(count_parameters, str(model)), refusal(load_encoder, str(model), TEXTS)
 
 
-def test_code_of_a_known_model_is_left_alone_and_a_model_that_needs_it_is_refused(model, proof, capsys):
+def test_code_of_a_known_model_is_left_alone_and_a_model_that_needs_it_is_refused(model, proof):
     add_code(model, proof)
     assert load_encoder(str(model), TEXTS).tokenizer()(TEXTS)["input_ids"]
     add_code(model, proof, model_type="evil")
     assert all("cannot be loaded" in reason for reason in both_refusals(model))
-    assert refused_command(["verify", "--models", str(model)], capsys)
+    assert refused_command(["verify", "--models", str(model)])
 
 
 def test_weights_are_never_unpickled(model, proof):
@@ -65,10 +65,10 @@ def test_weights_are_never_unpickled(model, proof):
         "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
     ],
 )
-def test_a_config_of_anything_else_is_one_line(model, config, capsys):
+def test_a_config_of_anything_else_is_one_line(model, config):
     (model / "config.json").write_text(config)
     assert refusal(make_plan, SweepOptions(space="fixed_lr", demo=True, models=[str(model)]), False)
-    assert refused_command(["verify", "--models", str(model)], capsys)
+    assert refused_command(["verify", "--models", str(model)])
 
 
 @pytest.fixture
