@@ -7,13 +7,12 @@ from pathlib import Path
 
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
-from tests.helpers import CPU, trained
+from tests.helpers import CPU, export, trained
 from tracking import ModelFiles, StudyStore
 from trainables.assets import prepare_assets
 from trainables.batches import TokenTensors
-from trainables.checkpoint import weight_files
 from trainables.evaluation import evaluate
-from trainables.exported_model import ClassifierCard, export_model, load_exported_model
+from trainables.exported_model import load_exported_model
 from trainables.trial import best_evaluation
 
 STUDY = "films"
@@ -24,26 +23,15 @@ def add_trial(plan, run, config, assets, folder):
     """Train, upload and test one trial as a sweep does, without Ray."""
     trial = trained(config, assets.trial)
     run.log_evaluations(trial.history)
-    folder.mkdir()
-    trial.save(folder)
-    best = best_evaluation(trial.history)
-    val_acc = trial.history[best - 1]["val_acc"]
-    card = ClassifierCard(
-        model=config.model_name,
-        label_names=plan.splits.label_names,
-        max_length=config.max_length,
-        dropout=config.head_dropout,
-        trial_hash=config.trial_hash,
-        epoch=trial.history[best - 1]["epoch"],
-        val_acc=val_acc,
+    exported, best = (
+        export(trial, assets.trial, plan.splits.label_names, folder),
+        best_evaluation(trial.history),
     )
-    export_model(folder / "classifier", weight_files(folder)["best"], assets.trial.encoder, card)
-    files = ModelFiles(folder / "classifier", "trainables.exported_model", ())
-    results = {
-        f"best_{name}": value for name, value in config.position(best, len(trial.train))._asdict().items()
-    }
-    run.log_models(files, None, results | {"best_val_acc": val_acc})
-    model = load_exported_model(folder / "classifier")
+    position = config.position(best, len(trial.train))._asdict()
+    results = {f"best_{name}": value for name, value in position.items()}
+    results["best_val_acc"] = trial.history[best - 1]["val_acc"]
+    run.log_models(ModelFiles(exported, "trainables.exported_model", ()), None, results)
+    model = load_exported_model(exported)
     result = evaluate(model.model, TokenTensors(assets.test, model.pad_token, CPU), "fp32")
     run.log_test({"best": result, "last": result}, assets.test.labels, assets.test.row_ids)
 

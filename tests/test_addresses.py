@@ -4,8 +4,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -13,8 +12,7 @@ from mlflow.tracking import MlflowClient
 import addresses
 from errors import StoppedError, UserError
 from sweep.options import SweepOptions
-from tests.faults.study import ROOT
-from tests.helpers import refusal, refused_command
+from tests.helpers import ROOT, refusal, refused_command, web_server
 from tracking import StudyStore
 from tracking.artifacts import download
 from tracking.store_address import client_of
@@ -146,11 +144,9 @@ class Asked(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def elsewhere():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Asked) as server:
+    with web_server(Asked) as server:
         server.asked = []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
-        server.shutdown()
 
 
 @pytest.fixture

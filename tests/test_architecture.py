@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT
+
 GROUND = {"addresses", "errors"}
 ARROWS = {
     "addresses.py": set(),

@@ -63,12 +63,6 @@ def test_labels_become_indices_into_sorted_names(tmp_path, file, labels, names, 
     assert reviews.labels.dtype == np.int64
 
 
-def test_words_that_libraries_take_for_something_else_are_texts(tmp_path):
-    texts = [*WORDS, "007", "1e5", "True"]
-    path = write(tmp_path / "texts.csv", pd.DataFrame({"text": texts, "label": [0, 1] * 6}))
-    assert load(path).texts == texts
-
-
 def test_names_of_classes_can_be_shown_and_stay_as_people_write_them(tmp_path):
     path = write(tmp_path / "x.csv", "text,label\na,\x1b]0;owned\x07\nb,خیلی‌خوب\nc,とても　良い\n")
     assert load(path).label_names == ("\\x1b]0;owned\\x07", "خیلی‌خوب", "とても　良い")

@@ -15,10 +15,10 @@ import pandas as pd
 from mlflow.tracking import MlflowClient
 
 from tests.faults import processes
+from tests.helpers import ROOT
 from tracking.artifacts import folder_digest
 from tracking.store_address import quiet_mlflow
 
-ROOT = Path(__file__).parents[2]
 NAME = "faults"
 STUDY = (
     f"--space batch_lr_grid --name {NAME} --demo --models bert-tiny modernbert-tiny --precision fp32 "

@@ -66,7 +66,8 @@ def test_texts_are_read_exactly_as_they_were_written(folder, suffix, texts, labe
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_every_kind_of_text_passes_through(folder, suffix):
-    texts = ["a\0b", "<script>alert(1)</script>", "=1+1", "\u202eevil", "x\r\ny", "x\ry", "007", LONG]
+    texts = ["a\0b", "<script>alert(1)</script>", "=1+1", "\u202eevil", "x\r\ny", "x\ry", LONG]
+    texts += ["None", "NA", "null", "n/a", "nan", "NaN", "inf", "007", "1e5", "True"]
     texts += ["\U0001f600", "\\ud800", "\ufeffx"]
     rows = [(text, i % 2) for i, text in enumerate(texts)]
     reviews = read(write(folder / f"kinds{suffix}", table(rows)))
