@@ -32,7 +32,8 @@ def listening(who):
     ("who", "why"),
     [("nobody", "Connection refused"), ("a web server", "no Ray"), ("a deaf one", "no Ray")],
 )
-def test_who_is_no_ray_is_refused_in_one_line_and_ray_stays_silent(scheme, who, why, capfd):
+def test_who_is_no_ray_is_refused_in_one_line_and_ray_stays_silent(scheme, who, why, capfd, monkeypatch):
+    monkeypatch.setattr("sweep.cluster._ANSWERS_WITHIN", 1.0)  # seconds: nobody here ever answers
     with listening(who) as port:
         started = time.monotonic()
         line = refusal(join, f"{scheme}127.0.0.1:{port}")

@@ -110,9 +110,8 @@ class Command:
 def facts(tracking_uri: str, artifacts_from: Path) -> dict[str, dict[str, str]]:
     """Trial hash -> all that must not depend on what happened on the way, as text.
 
-    Every epoch and step of every metric in order, the results, the status, the predictions and the
-    bytes of the models; how many runs the trial has, and how many were left behind for a new one. Of
-    times only their number of entries counts.
+    Every epoch and step of every metric, the results, the status, the predictions and the bytes of the
+    models; how many runs the trial has, and how many were left behind. Of times only how many there are.
     """
     quiet_mlflow()
     with contextlib.chdir(artifacts_from):  # artifact locations may be relative
