@@ -123,13 +123,27 @@ def tracking_image(buildah, base, tmp_path_factory):
     return built(buildah, base, tmp_path_factory.mktemp("pip"), "tracking")
 
 
+@pytest.fixture
+def container(buildah):
+    """Makes a container of an image, which goes with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(image):
+            made = buildah("from", image)
+            stack.callback(buildah, "rm", made)
+            return made
+
+        yield make
+
+
 @pytest.mark.slow
 @needs_buildah
-def test_nothing_but_what_a_study_needs_gets_into_the_image(buildah, tmp_path):
+def test_nothing_but_what_a_study_needs_gets_into_the_image(buildah, container, tmp_path):
     context, destination = tmp_path / "context", tmp_path / "image"
-    listing = ["git", "ls-files", "-coz", "--exclude-standard"]
-    files = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for file in filter(None, files.split("\0")):
+    listing = ["git", "ls-files", "-co", "--exclude-standard"]
+    listed = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [file for file in listed.splitlines() if (ROOT / file).exists()]
+    for file in files:
         (context / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, context / file)
     for stray in STRAY:
@@ -137,12 +151,10 @@ def test_nothing_but_what_a_study_needs_gets_into_the_image(buildah, tmp_path):
         (context / stray).write_text("stray")
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
     buildah("build", "-f", tmp_path / "Dockerfile", "-t", "files", context)
-    container = buildah("from", "files")
-    shutil.copytree(buildah("mount", container), destination)
-    buildah("rm", container)
+    shutil.copytree(buildah("mount", container("files")), destination)
     found = {str(path.relative_to(destination)) for path in destination.rglob("*") if path.is_file()}
-    packages = ("search_spaces", "trainables", "sweep", "tracking", "reports")
-    code = {str(p.relative_to(ROOT)) for name in packages for p in (ROOT / name).glob("*") if p.is_file()}
+    packages = ("search_spaces/", "trainables/", "sweep/", "tracking/", "reports/")
+    code = {file for file in files if file.startswith(packages)}
     top = {"addresses.py", "errors.py", "tune_main.py", "LICENSE", "requirements.txt", "constraints.txt"}
     top |= {"docker/make_secrets.py", "docker/requirements-server.txt"}
     assert found == code | top
@@ -167,19 +179,6 @@ def test_compose_takes_the_file_and_gives_gpus_to_one_service_only(tmp_path):
     assert services["ray-gpu"]["mem_limit"] == "500g"
     assert services["ray"]["mem_limit"] == "32g"
     assert sum(len(service.get("ports", [])) for service in services.values()) == 3
-
-
-@pytest.fixture
-def container(buildah):
-    """Makes a container of an image, which goes with the test."""
-    with contextlib.ExitStack() as stack:
-
-        def make(image):
-            made = buildah("from", image)
-            stack.callback(buildah, "rm", made)
-            return made
-
-        yield make
 
 
 def megabytes(server):
