@@ -195,30 +195,23 @@ def test_the_look_leaves_no_trace(folder, tiny, prepare):
 def test_a_deberta_with_a_sentencepiece_model_alone_trains(folder, splits, prepare):
     """As in the folders of microsoft/deberta-v3: spm.model, and no tokenizer.json."""
     folder.mkdir()
+    pieces = {"pad": "[PAD]", "bos": "[CLS]", "eos": "[SEP]", "unk": "[UNK]"}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(splits.train.texts),
         model_prefix=str(folder / "spm"),
         vocab_size=200,
-        pad_id=0,
-        bos_id=1,
-        eos_id=2,
-        unk_id=3,
-        pad_piece="[PAD]",
-        bos_piece="[CLS]",
-        eos_piece="[SEP]",
-        unk_piece="[UNK]",
         hard_vocab_limit=False,
         minloglevel=2,
+        **{f"{name}_id": number for number, name in enumerate(pieces)},
+        **{f"{name}_piece": piece for name, piece in pieces.items()},
     )
     (folder / "spm.vocab").unlink()
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "vocab_type": "spm"}')
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     DebertaV2Model(DebertaV2Config(vocab_size=256, **sizes)).save_pretrained(folder)
-    assert not (folder / "tokenizer.json").exists()
     tokenizer = load_encoder(str(folder), []).tokenizer()
-    text = "the plot was dull"
-    ids = tokenizer(text)["input_ids"]
+    ids = tokenizer(TEXTS[0])["input_ids"]
     assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
     assert tokenizer.unk_token_id not in ids
-    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert tokenizer.decode(ids, skip_special_tokens=True) == TEXTS[0]
     assert train_loss(folder, prepare(folder)) > 0
