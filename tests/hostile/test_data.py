@@ -186,12 +186,14 @@ def test_deeply_nested_json_is_a_line_wherever_it_lies(tmp_path, depth):
     assert all("nested too deeply: write objects with a text and a label each" in line for line in files)
 
 
-def test_the_classes_that_a_readme_declares_are_those_of_json_files(tmp_path):
-    for name, labels in {"numbers": (0, 1), "names": ("no", "yes")}.items():
-        folder = declaring(tmp_path / name)
-        write(folder / "train.jsonl", table([("dull", labels[0]), ("a fine film", labels[1])]))
-        reviews = read(folder)
-        assert (reviews.label_names, reviews.labels.tolist()) == (("no", "yes"), [0, 1])
+@pytest.mark.parametrize(
+    ("suffix", "labels"), [(".jsonl", (0, 1)), (".jsonl", ("no", "yes")), (".parquet", ("no", "yes"))]
+)
+def test_the_classes_that_a_readme_declares_are_those_of_the_files(tmp_path, suffix, labels):
+    folder = declaring(tmp_path / "declared")
+    write(folder / f"train{suffix}", table([("dull", labels[0]), ("a fine film", labels[1])]))
+    reviews = read(folder)
+    assert (reviews.label_names, reviews.labels.tolist()) == (("no", "yes"), [0, 1])
 
 
 # -- larger than memory ----------------------------------------------------------------------------
@@ -269,18 +271,11 @@ def test_packed_text_and_a_file_that_is_large_are_refused_before_memory_ends(tmp
     assert growth < 150 * MEGABYTE
 
 
-def test_parquet_brings_what_the_datasets_library_would_read(tmp_path):
-    """Types and names of classes, also those of a README, categories of pandas, and the order of splits."""
-    frame = pd.DataFrame({"text": ["a fine film", "dull"], "label": ["yes", "no"]})
-    declared = declaring(tmp_path / "declared")
-    frame.to_parquet(declared / "train.parquet")
-    assert read(declared).label_names == ("no", "yes")
-    assert read(declared).labels.tolist() == [1, 0]
-    frame.astype({"label": "category"}).to_parquet(tmp_path / "categories.parquet")
-    assert read(tmp_path / "categories.parquet").label_names == ("no", "yes")
+def test_categories_of_pandas_are_classes_and_what_is_nested_is_no_text(tmp_path):
+    categories = pd.DataFrame({"text": ["a fine film", "dull"], "label": ["yes", "no"]}, dtype="category")
+    assert read(write(tmp_path / "categories.parquet", categories)).label_names == ("no", "yes")
     nested = pd.DataFrame({"text": [{"en": "a"}, {"en": "b"}], "label": [0, 1]})
-    nested.to_parquet(tmp_path / "nested.parquet")
-    assert "2 rows have no text" in refused(tmp_path / "nested.parquet")
+    assert "2 rows have no text" in refused(write(tmp_path / "nested.parquet", nested))
 
 
 def test_a_folder_of_which_a_part_is_lacking_is_refused(tmp_path):
