@@ -1,16 +1,18 @@
 """A study in a real MLflow store, trained as a sweep does but without Ray: quick to make."""
 
 import contextlib
+import shutil
+import sqlite3
+from pathlib import Path
 
 from sweep.options import SweepOptions
 from sweep.plan import colour_coordinates, make_plan
-from tests.helpers import CPU, trained
+from tests.helpers import CPU, export, trained
 from tracking import ModelFiles, StudyStore, colour_tag
 from trainables.assets import prepare_assets
 from trainables.batches import TokenTensors
-from trainables.checkpoint import weight_files
 from trainables.evaluation import evaluate
-from trainables.exported_model import ClassifierCard, export_model, load_exported_model
+from trainables.exported_model import load_exported_model
 from trainables.trial import best_evaluation
 
 STUDY = "films"
@@ -21,26 +23,13 @@ def add_trial(plan, run, config, assets, folder):
     """Train, upload and test one trial as a sweep does, without Ray."""
     trial = trained(config, assets.trial)
     run.log_evaluations(trial.history)
-    folder.mkdir()
-    trial.save(folder)
+    exported = export(trial, assets.trial, plan.dataset.label_names, folder)
     best = best_evaluation(trial.history)
-    val_acc = trial.history[best - 1]["val_acc"]
-    card = ClassifierCard(
-        model=config.model_name,
-        label_names=plan.dataset.label_names,
-        max_length=config.max_length,
-        dropout=config.head_dropout,
-        trial_hash=config.trial_hash,
-        epoch=trial.history[best - 1]["epoch"],
-        val_acc=val_acc,
-    )
-    export_model(folder / "classifier", weight_files(folder)["best"], assets.trial.encoder, card)
-    files = ModelFiles(folder / "classifier", "trainables.exported_model", ())
-    results = {
-        f"best_{name}": value for name, value in config.position(best, len(trial.train))._asdict().items()
-    }
-    run.log_models(files, None, results | {"best_val_acc": val_acc})
-    model = load_exported_model(folder / "classifier")
+    position = config.position(best, len(trial.train))._asdict()
+    results = {f"best_{name}": value for name, value in position.items()}
+    results["best_val_acc"] = trial.history[best - 1]["val_acc"]
+    run.log_models(ModelFiles(exported, "trainables.exported_model", ()), None, results)
+    model = load_exported_model(exported)
     result = evaluate(model.model, TokenTensors(assets.test, model.pad_token, CPU), "fp32")
     run.log_test({"best": result, "last": result}, assets.test.labels, assets.test.row_ids)
 
@@ -80,3 +69,18 @@ def write_small_study(folder, **other_options):
             run = store.open_trial(cells, plan.name(trial_hash), plan.dataset, invocation, tags)
             add_trial(plan, run, config, assets[config.model], folder / trial_hash)
         return store.tracking_uri
+
+
+def copy_study(tracking_uri, folder):
+    """Copy a study on SQLite with its artifacts into a folder. Returns the copy's tracking URI."""
+    old = Path(tracking_uri.removeprefix("sqlite:///")).parent
+    shutil.copytree(old, folder, dirs_exist_ok=True)
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
+        for place in (
+            "experiments.artifact_location",
+            "runs.artifact_uri",
+            "logged_models.artifact_location",
+        ):
+            table, column = place.split(".")
+            store.execute(f"update {table} set {column} = replace({column}, '{old}', '{folder}')")
+    return f"sqlite:///{folder}/mlflow.db"

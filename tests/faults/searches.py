@@ -1,8 +1,4 @@
-"""Searches whose trials cost nothing, killed at random moments.
-
-The command is the real one, and so are Ray, MLflow and the search. Only the training is a formula,
-and the best is not confirmed.
-"""
+"""Real searches, killed at random moments, whose trials cost nothing: only their training is a formula."""
 
 import math
 import random

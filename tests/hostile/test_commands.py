@@ -1,7 +1,6 @@
 """Any command line: it works, or it is one line and exit code 2; never another exception."""
 
 import contextlib
-import io
 import itertools
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 import tune_main
 from sweep.command_line import flag_of
 from sweep.options import SweepOptions
+from tests.helpers import outcome
 from tests.hostile.junk import NASTY, any_text, texts
 from tests.small_study import STUDY
 
@@ -42,19 +42,8 @@ def pairs(values):
     return st.lists(pair.map(lambda pair: [pair[0], *pair[1]]), max_size=3)
 
 
-def outcome(argv):
-    """Exit code, standard output and standard error of a command in this process."""
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True) for _ in range(2)]
-    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-        try:
-            code = tune_main.main(argv)
-        except SystemExit as stop:
-            code = stop.code
-    return code, *(stream.buffer.getvalue().decode("ascii") for stream in streams)
-
-
 def assert_works_or_says_why(argv):
-    code, out, err = outcome(argv)
+    code, out, err = outcome(argv, encoding="ascii")
     if code == 0:
         assert out
         return
