@@ -75,7 +75,8 @@ def write_small_study(folder, **other_options):
                 continue
             if config.model not in assets:
                 assets[config.model] = prepare_assets(config, plan.splits)
-            cells, tags = plan.trials[trial_hash], plan.colour_tag(config)
+            digest = assets[config.model].trial.digest
+            cells, tags = plan.trials[trial_hash], {"assets_digest": digest, **plan.colour_tag(config)}
             run = store.open_trial(cells, plan.name(trial_hash), plan.dataset, invocation, tags)
             add_trial(plan, run, config, assets[config.model], folder / trial_hash)
         return store.tracking_uri
