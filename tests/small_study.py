@@ -65,7 +65,9 @@ def write_small_study(folder, **other_options):
                 continue
             if config.model not in assets:
                 assets[config.model] = prepare_assets(config, planned.splits)
-            cells, tags = plan.trials[trial_hash], colour_tag(*colour_coordinates(plan.space, config))
+            tags = {"assets_digest": assets[config.model].trial.digest}
+            tags |= colour_tag(*colour_coordinates(plan.space, config))
+            cells = plan.trials[trial_hash]
             run = store.open_trial(cells, plan.name(trial_hash), plan.dataset, invocation, tags)
             add_trial(plan, run, config, assets[config.model], folder / trial_hash)
         return store.tracking_uri

@@ -123,7 +123,6 @@ def test_list_spaces_names_every_question():
         ("--space best_config --trials 9", "0.0001 to 0.01, by its logarithm"),
         ("--space fixed_lr", "torch engine, fp32"),  # on every machine
         ("--space fixed_lr --precision bf16", "torch engine, bf16"),  # flags beat --demo
-        ("--space fixed_lr --set dropout=0.2", "note: dropout is called head_dropout now"),
     ],
 )
 def test_a_dry_run_says_what_is_planned(words, shown):

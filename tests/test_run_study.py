@@ -55,8 +55,8 @@ def open_trials(plan, uri, owner):
 
 def registered(plan, uri, folder, val_accs, test_accs):
     """Which trial's model is registered, by its place in a plan whose trials have come to these."""
-    store, runs = open_trials(plan, uri, {})
-    store.read_runs().invocations[0].finish("FINISHED")
+    with (storage := StudyStorage("ray_results", STUDY)).owned():
+        store, runs = open_trials(plan, uri, storage.owner)
     for run, val_acc, test_acc in zip(runs, val_accs, test_accs, strict=True):
         model = model_files(folder / run.run_id, run.run_id)
         run.log_models(model, None, {"best_epoch": 1, "best_val_acc": val_acc})
@@ -98,9 +98,9 @@ class Untested:
         self.uri = write_small_study(folder, **THREE_TRIALS)
         store = StudyStore(self.uri, STUDY)
         plan = make_plan(options(self.uri), bf16_available=False).plan
-        runs = [store.read_runs().trials[trial_hash] for trial_hash in plan.trials]
-        store.read_runs().invocations[0].finish("KILLED")
-        for run in runs:
+        found = store.read_runs()
+        runs = [found.trials[trial_hash] for trial_hash in plan.trials]
+        for run in (*found.invocations, *runs):
             store.client.set_terminated(run.run_id, "KILLED")  # as if a kill had come before the test
         self.checkpoints = [folder / "ray_results" / STUDY / "trials" / h for h in plan.trials]
         for checkpoint in self.checkpoints:
