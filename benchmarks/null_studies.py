@@ -153,6 +153,7 @@ def simulated_plan(
         space=space,
         shared=cells[0],
         dataset=DatasetFacts("simulated", "nowhere", "", sizes, ("wrong", "right"), 0),
+        model_digests={},
         metrics={"loss": "cross entropy (nats)", "acc": "accuracy"},
         cells=tuple(Cell(config=cell) for cell in cells),
     )

@@ -53,11 +53,30 @@ class Cell(BaseModel):
         return config.model_name, config.target_batch_size, config.scaling_rule
 
 
+def as_trained(
+    config: TrialConfig,
+    *,
+    budget: str,
+    dataset_digest: str,
+    model_digests: Mapping[str, str],
+    train_examples: int,
+) -> TrialConfig:
+    """A configuration of a space with what its trial is known by: the data, the model, the steps."""
+    found = config.replace(dataset_digest=dataset_digest, model_digest=model_digests[config.model])
+    if budget != "steps":
+        return found
+    reference = found.replace(target_batch_size=found.reference_batch_size)
+    steps = reference.total_steps(train_examples)
+    # its own epochs are no other budget: such a trial is shared with studies at equal examples
+    return found if steps == found.total_steps(train_examples) else found.replace(steps=steps)
+
+
 class Plan(BaseModel):
     """What a study will do.
 
     ``cells`` are those whose models are kept and tested, as far as they are known: of a search, the ones
     that confirm its best. ``shared`` is any trial, for the settings that all have in common.
+    ``model_digests`` are those of local folders, empty for other models.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,6 +85,7 @@ class Plan(BaseModel):
     space: Space | SearchSpace
     shared: TrialConfig
     dataset: DatasetFacts
+    model_digests: dict[str, str]
     metrics: dict[str, str]  # name -> axis label
     cells: Annotated[tuple[Cell, ...], Field(strict=False)]
     forecast: Forecast = Forecast()
@@ -118,6 +138,16 @@ class Plan(BaseModel):
     def name(self, trial_hash: str) -> str:
         """The trial's name in tables and in MLflow."""
         return trial_name(self.trials[trial_hash], len({cell.config.seed for cell in self.cells}))
+
+    def trial_of(self, config: TrialConfig) -> TrialConfig:
+        """The trial of a configuration of the space, but for the size of its passes."""
+        return as_trained(
+            config,
+            budget=self.budget,
+            dataset_digest=self.shared.dataset_digest,
+            model_digests=self.model_digests,
+            train_examples=self.train_examples,
+        )
 
     @property
     def train_examples(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from errors import UserError
 from search_spaces import SearchSpace, Space, Stage, TrialConfig
-from search_spaces.plan import Cell, DatasetFacts, Forecast, Plan
+from search_spaces.plan import Cell, DatasetFacts, Forecast, Plan, as_trained
 from search_spaces.stages import Around, Outcomes
 from search_spaces.trial_config import model_name
 from sweep.footprint import Footprint
@@ -67,9 +67,13 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> PlannedStudy:
     fits_gpu = sizes_passes(options) and gpu_expected(options)
 
     def resolve(config: TrialConfig) -> TrialConfig:
-        found = config.replace(dataset_digest=shared.dataset_digest, model_digest=digests[config.model])
-        if space.budget == "steps":
-            found = _at_equal_steps(found, train)
+        found = as_trained(
+            config,
+            budget=space.budget,
+            dataset_digest=shared.dataset_digest,
+            model_digests=digests,
+            train_examples=train,
+        )
         return _sized_for_gpu(found) if fits_gpu else found
 
     for corner in space.corners():
@@ -83,6 +87,7 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> PlannedStudy:
         space=space,
         shared=shared,
         dataset=dataset,
+        model_digests=digests,
         metrics=metrics,
         cells=tuple(Cell(config=cell) for cell in first),
     )
@@ -111,14 +116,6 @@ def colour_coordinates(space: Space | SearchSpace, config: TrialConfig) -> tuple
         rules.index(config.scaling_rule) if config.scaling_rule in rules else 0,
         bisect_left(sizes, config.target_batch_size) / max(1, len(sizes) - 1),
     )
-
-
-def _at_equal_steps(cell: TrialConfig, train_examples: int) -> TrialConfig:
-    """The cell with the steps that its epochs take at the reference batch size."""
-    reference = cell.replace(target_batch_size=cell.reference_batch_size)
-    steps = reference.total_steps(train_examples)
-    # its own epochs are no other budget: such a trial is shared with studies at equal examples
-    return cell if steps == cell.total_steps(train_examples) else cell.replace(steps=steps)
 
 
 def _sized_for_gpu(cell: TrialConfig) -> TrialConfig:
