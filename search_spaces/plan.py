@@ -56,8 +56,8 @@ class Cell(BaseModel):
 class Plan(BaseModel):
     """What a study will do.
 
-    ``cells`` are the known cells whose models are kept and tested; in a search, those that confirm its best.
-    ``shared`` is any trial; the settings that all trials have in common are read from it.
+    ``cells`` are the known cells whose models are kept and tested; of a search, those that confirm its
+    best. ``shared`` is any trial; the settings that all trials have in common are read from it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -141,9 +141,7 @@ class Plan(BaseModel):
         return params.get("dataset_digest") == self.shared.dataset_digest
 
     def apart(self, params: Mapping[str, str]) -> str:
-        """``epochs 5, base_lr 0.001``: the settings in which a trial with these parameters differs from all
-        trials of the plan.
-        """
+        """``epochs 5, base_lr 0.001``: the settings of these parameters that no trial of the plan has."""
         settings = {
             name: str(getattr(self.shared, name))
             for name in FIELDS

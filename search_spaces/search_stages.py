@@ -76,7 +76,7 @@ class Search(Stage):
         return self._values[number]
 
     def winner(self, outcomes: Outcomes) -> Proposal:
-        """The complete trial with the highest val_acc, the earliest on ties; StoppedError if there is none."""
+        """The complete trial with the highest val_acc, the earliest on ties; StoppedError without one."""
         ended = [each for each in self.opened if each.trial_hash in outcomes]
         complete = [each for each in ended if outcomes[each.trial_hash].state == COMPLETE]
         if not complete:

@@ -58,7 +58,7 @@ class Stage(ABC):
     role: str
     trials: int  # at most
     at_once: int  # the most trials that have checkpoints at the same time
-    keeps_models: bool = True  # whether models are kept in MLflow and tested; if not, only outcomes are kept
+    keeps_models: bool = True  # whether models are kept in MLflow and tested; if not, only outcomes are
     meets_others: bool = True  # whether its best competes with finished trials outside the plan
 
     @abstractmethod
@@ -168,7 +168,7 @@ def unique_trials(cells: Iterable[TrialConfig]) -> dict[str, list[TrialConfig]]:
 
 
 def trial_name(cells: Sequence[TrialConfig], seeds: int = 1) -> str:
-    """``modernbert-base · 256 · sqrt``; rules that make the same trial are joined, ``fixed=sqrt=linear``."""
+    """``modernbert-base · 256 · sqrt``; rules of the same trial are joined, ``fixed=sqrt=linear``."""
     config = cells[0]
     rules = "=".join(dict.fromkeys(cell.scaling_rule for cell in cells))
     parts = [config.model_name, str(config.target_batch_size), rules]

@@ -198,7 +198,7 @@ class TrialConfig(Validated):
 
     @property
     def trial_hash(self) -> str:
-        """12 hex digits that identify what is learned; the names of model, rule and data do not matter."""
+        """12 hex digits that identify what is learned; equal for configurations that learn the same."""
         facts = {
             name: value
             for name, value in self.to_dict().items()
