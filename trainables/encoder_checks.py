@@ -240,7 +240,7 @@ def _beside_the_longest(
 
 
 def _longest(run: Callable[[int], Any], works: int, length: int) -> int:
-    """The largest number of tokens up to ``length`` that ``run`` accepts, by halving; it accepts ``works``."""
+    """The largest number of tokens up to ``length`` that ``run`` accepts, by halving, from ``works`` on."""
 
     def can_run(tokens: int) -> bool:
         try:

@@ -132,7 +132,7 @@ def _used_splits(own_splits: Mapping[str, int], config: TrialConfig) -> dict[str
 
 
 def _group_name(value: Any) -> str:
-    """A group as text, ``folded``; 3.0 is written 3, because one missing value makes all numbers fractions."""
+    """A group as text, ``folded``; 3.0 becomes 3: a missing value turns all numbers into fractions."""
     number = _typed_cell(value) if isinstance(value, str) else value
     whole = isinstance(number, float) and number.is_integer()
     return printable(folded(str(int(number) if whole else value)))
@@ -149,7 +149,7 @@ def _parts(config: TrialConfig) -> list[SourcePart]:
 
 
 def _frame(parts: Sequence[SourcePart], config: TrialConfig) -> pd.DataFrame:
-    """A row per row of the source, by position; missing values are None, ``part`` and ``row`` give its place."""
+    """A row per row of the source, by position; None for a missing value; ``part`` and ``row``: its place."""
     columns = {"text": config.text_column, "label": config.label_column, "group": config.group_column}
     frames = []
     for number, part in enumerate(parts):
@@ -179,7 +179,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _unlabelled_splits(frame: pd.DataFrame) -> list[str]:
-    """The splits without any label, if other splits have some; else those that are known to have none."""
+    """The splits without any label; if no split has labels, only one that is called ``unsupervised``."""
     is_secret = frame["label"].map(lambda label: label in _SECRETS)
     if is_secret.groupby(frame["split"]).any().sum() > is_secret.groupby(frame["split"]).all().sum():
         is_secret[:] = False  # some split has -1 beside other labels, so -1 is a class
