@@ -149,7 +149,7 @@ def _parts(config: TrialConfig) -> list[SourcePart]:
 
 
 def _frame(parts: Sequence[SourcePart], config: TrialConfig) -> pd.DataFrame:
-    """A row per row of the source, by position; None for a missing value; ``part`` and ``row``: its place."""
+    """A row per row of the source; None for a missing value; ``part`` and ``row`` give its place there."""
     columns = {"text": config.text_column, "label": config.label_column, "group": config.group_column}
     frames = []
     for number, part in enumerate(parts):

@@ -40,14 +40,14 @@ class NonFiniteLossError(RuntimeError):
 class Trial:
     """One configuration, trained once.
 
-    ``history`` holds a report per evaluation. Of the evaluation: its ``Position`` (``evaluation``, ``step``,
-    ``examples``, ``epoch``), ``reported_at`` (ms since 1970), ``val_<metric>`` and ``train_eval_<metric>``
-    for each metric of ``evaluation.METRICS``, ``val_correct``, a bit for each val example as hex digits, and
-    ``val_flips``, the number of bits that differ from the evaluation before. ``train_eval_<metric>`` is
-    computed on a random part of the training split, as large as the val split and the same in all trials of
-    a study. Of the training since the evaluation before: ``train_loss``, ``train_acc``,
-    ``examples_per_second``, ``epoch_seconds`` (including the evaluation; despite the name, from one
-    evaluation to the next), ``physical_batch_size`` at the end, ``step_curve``, rows of (optimizer step,
+    ``history`` holds a report per evaluation. Of the evaluation: its ``Position`` (``evaluation``,
+    ``step``, ``examples``, ``epoch``), ``reported_at`` (ms since 1970), ``val_<metric>`` and
+    ``train_eval_<metric>`` for each metric of ``evaluation.METRICS``, ``val_correct``, a bit for each val
+    example as hex digits, and ``val_flips``, the number of bits that differ from the evaluation before.
+    ``train_eval_<metric>`` is computed on a random part of the training split, as large as the val split
+    and the same in all trials of a study. Of the training since the evaluation before: ``train_loss``,
+    ``train_acc``, ``examples_per_second``, ``epoch_seconds`` (of all since the evaluation before, this
+    evaluation included), ``physical_batch_size`` at the end, ``step_curve``, rows of (optimizer step,
     loss, accuracy, learning rate), and the ``noise_metrics`` if noise was measured.
 
     ``physical_batch_size`` starts as the configuration's and is halved if memory runs out. The target
