@@ -20,7 +20,7 @@ SPACES: dict[str, Space | SearchSpace] = {
 
 
 def find_space(name: str) -> Space | SearchSpace:
-    """The space of this name, or in this ``.py`` file; UserError for a mistake, with the near misses."""
+    """The space of this name, or in this ``.py`` file; UserError if there is none, with similar names."""
     if name.endswith(".py"):
         space = space_in(name)
         if space != SPACES.get(space.name, space):

@@ -12,21 +12,21 @@ def first_said(
     demo: Mapping[str, Any],
     default: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Each name with the value of the first that says it: a flag, one's own file, ``--demo``, a default.
+    """Name -> value, from the first source that has it: a flag, the user's own file, ``--demo``, a default.
 
-    What a space says that comes with the program is a default.
+    The values of a space that comes with the program are defaults.
     """
     return {**default, **demo, **own, **flag}
 
 
 @dataclass(frozen=True)
 class Given:
-    """For a space to take over, each as ``ranked`` says.
+    """What a space takes over from a command, in the order of ``ranked``.
 
-    ``fields`` are those of a TrialConfig that flags say, ``listed`` the values on an axis ("models"), and
-    ``others`` what flags say of the space itself, such as ``trials`` or ``budget``. ``demo`` holds fields,
-    ``demo_models`` models and ``demo_ranges`` what is searched of a field under ``--demo``; all three are
-    empty without it. ``computed`` gives the fields that nobody said. ``flag`` spells the flag of an option.
+    From flags: ``fields`` of a TrialConfig, ``listed`` values on an axis ("models"), and ``others`` that
+    are the space's own, such as ``trials`` or ``budget``. From ``--demo``, else empty: fields in ``demo``,
+    models in ``demo_models``, and the searched ranges of fields in ``demo_ranges``. ``computed`` gives
+    fields that no source sets, from those that are set. ``flag`` spells the flag of an option.
     """
 
     fields: Mapping[str, Any]
@@ -35,13 +35,13 @@ class Given:
     demo: Mapping[str, Any]
     demo_models: tuple[str, ...]
     demo_ranges: Mapping[str, Any]
-    is_own: bool  # whether the space is the user's, and so speaks for the person at the keyboard
+    is_own: bool  # whether the space is the user's own file, which ranks before the demo
     computed: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     flag: Callable[[str], str]
 
     def ranked(
         self, flag: Mapping[str, Any], says: Mapping[str, Any], demo: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Whoever says it first: a flag, the space, the demo."""
+        """``first_said`` of a flag, a space and the demo; the space ranks first if it is the user's own."""
         own, default = (says, {}) if self.is_own else ({}, says)
         return first_said(flag=flag, own=own, demo=demo, default=default)

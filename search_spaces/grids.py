@@ -51,7 +51,7 @@ SPACES = (
         name="seeds",
         question="Which differences between target batch sizes and scaling rules are there under any seed?",
         seeds=(1, 2, 3),
-        control_seeds=6,  # it is in most comparisons, so its seeds tell most
+        control_seeds=6,  # the control is in most comparisons, so its seeds add most information
     ),
     Space(
         name="small_batch",
@@ -61,7 +61,7 @@ SPACES = (
         # One rule: each further one doubles the comparisons, and batch size 1 takes the longest. Under
         # `fixed` both ends are far from their learning rates, and `linear` is not derived for Adam.
         scaling_rules=("sqrt",),
-        # 64 is the largest that needs no accumulation: smaller ones and larger ones are compared with it
+        # 64 is the largest size that needs no accumulation; smaller and larger ones are compared with it
         baselines={"target_batch_size": 64},
     ),
     Space(

@@ -12,12 +12,12 @@ from search_spaces.space import AXES, Space
 from search_spaces.stages import trial_name, unique_trials
 from search_spaces.trial_config import FIELDS, LEARN_NOTHING, TrialConfig, model_name
 
-Point = tuple[Any, ...]  # the coordinates GRID of a cell
+Point = tuple[Any, ...]  # a cell's coordinates on the axes of GRID
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """The data set, as the plan, the report and MLflow show it."""
+    """The facts of a data set that the plan, the report and MLflow show."""
 
     name: str
     source: str
@@ -25,7 +25,7 @@ class DatasetFacts:
     sizes: dict[str, int]
     label_names: tuple[str, ...]
     duplicates_dropped: int
-    # what is said of it in the plan and in the report: heading -> text, and what a reader should know first
+    # for the plan and the report: heading -> text; and what a reader should know first
     facts: Mapping[str, str] = Field(default_factory=dict)
     warnings: Sequence[str] = ()
 
@@ -33,7 +33,7 @@ class DatasetFacts:
 class Forecast(BaseModel):
     """What was expected before training, shown in the report beside the results; None: unknown."""
 
-    # that the most and the least sensitive comparison find with a probability of 80 %
+    # the smallest differences that the most and the least sensitive comparison find with probability 80 %
     smallest_points: tuple[float, float] | None = None
     minutes: float | None = None  # of training and validation, all trials
 
@@ -74,8 +74,8 @@ def as_trained(
 class Plan(BaseModel):
     """What a study will do.
 
-    ``cells`` are those whose models are kept and tested, as far as they are known: of a search, the ones
-    that confirm its best. ``shared`` is any trial, for the settings that all have in common.
+    ``cells`` are the known cells whose models are kept and tested; of a search, those that confirm its
+    best. ``shared`` is any trial; the settings that all trials have in common are read from it.
     ``model_digests`` are those of local folders, empty for other models.
     """
 
@@ -106,22 +106,22 @@ class Plan(BaseModel):
 
     @property
     def search(self) -> SearchSpace | None:
-        """The space if it is searched."""
+        """The space if it is a search, else None."""
         return self.space if isinstance(self.space, SearchSpace) else None
 
     @property
     def budget(self) -> str:
-        """What all cells spend alike: ``examples`` or ``steps``."""
+        """Of what all cells spend the same: ``examples`` or ``steps``."""
         return self.space.budget
 
     @property
     def margin(self) -> float:
-        """Points of accuracy within which cells are equivalent."""
+        """The difference of accuracy, in points, within which cells are equivalent."""
         return self.space.margin
 
     @property
     def baselines(self) -> dict[str, str | int]:
-        """The axes that the question is about, and the baseline on each, as cells name it."""
+        """Axis of the question -> its baseline, in the names that cells have."""
         found = dict(self.space.baselines)
         return found | ({"model": model_name(str(found["model"]))} if "model" in found else {})
 
@@ -159,19 +159,19 @@ class Plan(BaseModel):
         return {"steps": end.step, "examples": end.examples, "epochs": end.epoch}
 
     def cost_ratio(self, config: TrialConfig) -> float:
-        """A trial's examples as a multiple of those of its cell at the reference batch size."""
+        """A trial's examples as a multiple of what the same cell takes at the reference batch size."""
         at_reference = config.epochs * self.train_examples  # under either budget
         return self.spent(config)["examples"] / at_reference
 
     def replace(self, **changes: Any) -> "Plan":
-        return Plan(**dict(self) | changes)  # not model_copy, which copies what is cached
+        return Plan(**dict(self) | changes)  # not model_copy, which copies cached properties
 
     def has_splits_of(self, params: Mapping[str, str]) -> bool:
-        """Whether a trial with these parameters, as MLflow keeps them, read the same splits."""
+        """Whether a trial with these parameters, as stored in MLflow, read the same splits."""
         return params.get("dataset_digest") == self.shared.dataset_digest
 
     def apart(self, params: Mapping[str, str]) -> str:
-        """``epochs 5, base_lr 0.001``: the settings in which such a trial differs from all of the plan."""
+        """``epochs 5, base_lr 0.001``: the settings of these parameters that no trial of the plan has."""
         settings = {
             name: str(getattr(self.shared, name))
             for name in FIELDS

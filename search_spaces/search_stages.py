@@ -17,14 +17,15 @@ from search_spaces.stages import (
     proposals_of,
 )
 
-if TYPE_CHECKING:  # which makes these stages
+if TYPE_CHECKING:  # search_space.py imports this module
     from search_spaces.search_space import SearchSpace
 
 
 class Search(Stage):
     """Proposes generations of trials, each a function of how the trials of earlier ones ended.
 
-    A generation is kept in MLflow before any of it is trained, because another machine may round otherwise.
+    A generation is stored in MLflow before any of it is trained, because on another machine rounding may
+    lead to other proposals.
     """
 
     role = "search"
@@ -36,7 +37,7 @@ class Search(Stage):
         self.at_once = min(space.generation_size, space.trials)
         self._around = around
         self.opened: list[Proposal] = []  # the proposals of all generations so far
-        self._values: list[Values] = []  # of each of them
+        self._values: list[Values] = []  # the parameters of each proposal in ``opened``
 
     @cached_property
     def _proposer(self) -> Proposer:
@@ -75,7 +76,7 @@ class Search(Stage):
         return self._values[number]
 
     def winner(self, outcomes: Outcomes) -> Proposal:
-        """The complete trial with the highest val_acc, the earliest on ties; StoppedError if none is."""
+        """The complete trial with the highest val_acc, the earliest on ties; StoppedError without one."""
         ended = [each for each in self.opened if each.trial_hash in outcomes]
         complete = [each for each in ended if outcomes[each.trial_hash].state == COMPLETE]
         if not complete:
@@ -85,7 +86,7 @@ class Search(Stage):
         return max(complete, key=lambda each: outcomes[each.trial_hash].best_val_acc)
 
     def _advance(self, outcomes: Outcomes, may_ask: bool) -> None:
-        """Open generations until one has something to train; without asking, only those that are known."""
+        """Open generations until one has a trial to train; unless ``may_ask``, only those in MLflow."""
         size = self.space.generation_size
         while len(self.opened) < self.trials:
             opened, rest = divmod(len(self.opened), size)
@@ -118,7 +119,7 @@ class Search(Stage):
 
 
 class Confirm(Stage):
-    """Trains the best of a search again with fresh seeds, which is tested."""
+    """Trains the best trial of a search again with fresh seeds; those trials are tested."""
 
     role = "confirm"
     meets_others = False

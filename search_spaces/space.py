@@ -14,7 +14,7 @@ from search_spaces.trial_config import TrialConfig
 
 BUDGETS = ("examples", "steps")
 AXES = ("model", "target_batch_size", "scaling_rule", "seed")
-GRID = AXES[:-1]  # what can be compared on: seeds are pairs
+GRID = AXES[:-1]  # the axes of comparisons; two cells are compared in pairs of the same seed
 MOST_SEEDS = 100
 DEFAULT_MARGIN = 1.0  # points of accuracy
 
@@ -24,13 +24,13 @@ _LISTED = BeforeValidator(lambda values: tuple(values) if isinstance(values, lis
 class Space(Validated):
     """A question, and the cells, budget and seeds that answer it. Plain data.
 
-    ``settings`` are the TrialConfig fields that every cell shares where they differ from the defaults.
+    ``settings`` are the TrialConfig fields that all cells share and that differ from the defaults.
     ``baselines`` says which differences the question is about: an axis, and the value on it that every
-    other value is compared with, all else equal. ``budget`` is what all cells spend alike: the examples of
-    ``epochs`` epochs, or the optimizer steps that those take at the reference batch size. A cell that has
-    the baseline on each of these axes is a control cell; it has ``control_seeds`` seeds in all, by default
-    as many as the others. ``margin`` is the largest difference of accuracy, in points, that counts for
-    nothing. Raises UserError, one line, for what is not valid.
+    other value is compared with, all else equal. A cell with the baseline on each of these axes is a
+    control cell; it has ``control_seeds`` seeds in all, by default as many as other cells. All cells spend
+    the same ``budget``: the examples of ``epochs`` epochs, or the optimizer steps that so many epochs take
+    at the reference batch size. Differences of accuracy up to ``margin`` points count as none. Raises
+    UserError, one line, for invalid values.
     """
 
     name: Text
@@ -84,8 +84,8 @@ class Space(Validated):
     def cells(self) -> list[TrialConfig]:
         """Every point of the grid under its seeds, in reading order: rule, model, batch, seed.
 
-        The further seeds of a control cell follow the largest of the others. All cells that are one trial
-        with it have them too: they are the same training.
+        The further seeds of a control cell are the numbers after the largest of the others. Cells with the
+        same trial hash as a control cell have these seeds too: they are the same training.
         """
         grid = itertools.product(self.scaling_rules, self.models, self.target_batch_sizes)
         cells = [
@@ -112,7 +112,7 @@ class Space(Validated):
         return all(getattr(cell, axis) == baseline for axis, baseline in self.baselines.items())
 
     def resolved(self, given: Given) -> "Space":
-        """The grid with what a command says; a baseline that is left out is replaced by the first value."""
+        """The grid with what a command says; a baseline whose value is left out becomes the first value."""
         for name in given.others.keys() - type(self).model_fields.keys():
             raise UserError(f"{given.flag(name)} is for a search, and {self.name} is a grid")
         says = {f"{axis}s": self.axis_values(axis) for axis in AXES}
@@ -125,30 +125,30 @@ class Space(Validated):
             for axis, baseline in self.baselines.items()
         }
         control_seeds = self.control_seeds
-        if control_seeds:  # as many times those of the others as in the space
+        if control_seeds:  # keep the ratio to the seeds of other cells
             several = len(axes["seeds"]) > 1
             control_seeds = control_seeds * len(axes["seeds"]) // len(self.seeds) if several else None
         changes = {"control_seeds": control_seeds, **given.others}
         return self.replace(**axes, settings=settings, baselines=baselines, **changes)
 
     def stages(self, around: Around) -> list[Stage]:
-        """All cells at once."""
+        """One stage, with all cells."""
         seeds, control = len(self.seeds), self.control_seeds or 0
         further = f" ({control} seeds of a control cell, {seeds} of any other)" if control > seeds else ""
         return [Grid(map(around.resolve, self.cells()), further)]
 
     def corners(self) -> Iterator[TrialConfig]:
-        """Trials of which each must be possible."""
+        """The trials to check before a study: each must be possible."""
         return iter(self.cells())
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """None that is searched."""
+        """Empty: a grid searches no parameter."""
         return {}
 
     @property
     def varied(self) -> list[str]:
-        """The parameters that trials differ in, as MLflow names them."""
+        """The parameters in which trials differ, as MLflow names them."""
         several = len(self.seeds) > 1
         return [axis for axis in AXES if axis != "seed" or several] + ["learning_rate"]
 
@@ -168,5 +168,5 @@ class Space(Validated):
         return self.replace(models=tuple(map(named, self.models)), baselines=baselines)
 
     def identity(self) -> dict[str, Any]:
-        """Nothing: a grid may grow and shrink."""
+        """Empty: a grid may grow and shrink, and stays the same study."""
         return {}

@@ -11,7 +11,7 @@ from search_spaces.space import Space
 
 
 def space_in(path: str) -> Space | SearchSpace:
-    """Run the file and return its ``SPACE``; UserError, with the line where there is one, for a mistake."""
+    """Run the file and return its ``SPACE``; UserError for a mistake, with its line if that is known."""
     try:
         found = runpy.run_path(path).get("SPACE")
         if isinstance(found, SearchSpace):
@@ -40,7 +40,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _line(error: BaseException, path: str) -> str:
-    """``, line 7`` where the error arose at a line of the file, else nothing."""
+    """``, line 7`` if the error arose in the file, else nothing."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return f", line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

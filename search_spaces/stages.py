@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from search_spaces.trial_config import TrialConfig
 
 COMPLETE, STOPPED, DIVERGED = "complete", "stopped", "diverged"
-ROLE = "role"  # the tag of a run that says which stage its trial is of
+ROLE = "role"  # the tag of a run that names the stage of its trial
 
-Values = dict[str, Any]  # of the parameters of one trial of a search
+Values = dict[str, Any]  # the parameters of one trial of a search: name -> value
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ Outcomes = Mapping[str, Outcome]  # by trial hash
 
 @dataclass(frozen=True)
 class Proposal:
-    """A trial that a stage wants trained: the cells that it serves, its name, the tags of its run."""
+    """A trial that a stage proposes: the cells that it serves, its name, the tags of its run."""
 
     cells: Sequence[TrialConfig]  # one at least
     name: str
@@ -40,7 +40,7 @@ class Proposal:
 
     @property
     def config(self) -> TrialConfig:
-        """What is trained."""
+        """The configuration that is trained."""
         return self.cells[0]
 
     @cached_property
@@ -52,42 +52,42 @@ class Stage(ABC):
     """A part of a study: its proposals are a function of the space, its seed and earlier outcomes alone.
 
     So a stage has no state to lose: the same outcomes lead to the same proposals. A trial that failed
-    otherwise than by diverging has no outcome, and is proposed again by the next command.
+    without diverging has no outcome, so the next command proposes it again.
     """
 
     role: str
     trials: int  # at most
-    at_once: int  # trials that may have checkpoints at the same time
-    keeps_models: bool = True  # whether models are kept in MLflow and tested; else the outcome is all
-    meets_others: bool = True  # whether its best competes with finished trials that the plan leaves out
+    at_once: int  # the most trials that have checkpoints at the same time
+    keeps_models: bool = True  # whether models are kept in MLflow and tested; if not, only outcomes are
+    meets_others: bool = True  # whether its best competes with finished trials outside the plan
 
     @abstractmethod
     def propose(self, outcomes: Outcomes) -> Sequence[Proposal]:
-        """All trials so far, in their order. Raises StoppedError if the outcomes allow none."""
+        """All trials so far, in order. Raises StoppedError if the outcomes allow none."""
 
     def cells(self, outcomes: Outcomes) -> Sequence[TrialConfig]:
-        """The cells that these trials serve, in reading order."""
+        """The cells that the trials so far serve, in reading order."""
         return [cell for each in self.propose(outcomes) for cell in each.cells]
 
     def proposed(self, outcomes: Outcomes) -> Sequence[Proposal]:
-        """The same trials without what would have to be decided first."""
+        """All trials so far, as ``propose``, but without deciding on new ones."""
         return self.propose(outcomes)
 
     @property
     @abstractmethod
     def extent(self) -> str:
-        """How much is trained, as the plan says it."""
+        """How much is trained, in words for the plan."""
 
     def should_stop(self, val_accs: Sequence[float]) -> bool:
-        """Whether a trial with these val_accs, one an evaluation, is ended early."""
+        """Whether a trial is ended early, given its val_acc at each evaluation so far."""
         return False
 
     def lines(self, outcomes: Outcomes) -> list[str]:
-        """What the user is told when the stage begins."""
+        """Lines for the user when the stage begins."""
         return []
 
     def progress(self, done: int, untested: int, has_begun: bool) -> str:
-        """What the user is told of the trials that are finished already; empty if there are none."""
+        """A line for the user on the trials that are finished already; empty if there are none."""
         if done == self.trials:
             return f"all {done} trials are already trained and tested"
         left = self.trials - done - untested
@@ -95,11 +95,11 @@ class Stage(ABC):
         return f"{text}, {left} are to be trained" if has_begun else ""
 
     def note(self, outcomes: Outcomes) -> None:
-        """Called when trials have ended, for what a stage shows elsewhere."""
+        """Called when trials have ended, so that a stage can show them elsewhere."""
         return
 
     def unfinished(self, outcomes: Outcomes, ended: Set[str]) -> list[Proposal]:
-        """The trials so far, by hash without those that have ``ended``."""
+        """The trials so far whose hash is not in ``ended``."""
         return [each for each in self.proposed(outcomes) if each.trial_hash not in ended]
 
     def is_over(self, outcomes: Outcomes, ended: Set[str]) -> bool:
@@ -107,12 +107,12 @@ class Stage(ABC):
 
 
 class Grid(Stage):
-    """Cells that are all known before anything is trained."""
+    """A stage whose cells are all known before anything is trained."""
 
     role = "grid"
 
     def __init__(self, cells: Iterable[TrialConfig], note: str = "") -> None:
-        """``note`` is added to what the plan says of its extent."""
+        """``note`` is appended to ``extent``."""
         self._cells = list(cells)
         self._proposals = proposals_of(self._cells)
         self._note = note
@@ -130,25 +130,26 @@ class Grid(Stage):
 
 
 class Proposer(Protocol):
-    """Who proposes a search's trials, a generation at a time."""
+    """Proposes the trials of a search, a generation at a time."""
 
     def ask(self, generation: int) -> list[Values]:
-        """The generation's proposals, given that all earlier ones were told."""
+        """The proposals of a generation; all earlier generations must have been told."""
 
     def tell(self, proposals: Sequence[Values], outcomes: Sequence[Outcome]) -> None:
-        """How a whole generation ended, in its order."""
+        """Take the outcomes of a whole generation, one for each of its proposals."""
 
     def should_stop(self, val_accs: Sequence[float]) -> bool:
-        """Whether a trial with these val_accs is ended early."""
+        """Whether a trial is ended early, given its val_acc at each evaluation so far."""
 
 
 @dataclass(frozen=True)
 class Around:
     """What a study gives to its stages.
 
-    ``resolve`` makes a trial of a configuration, with all that depends on data and machine. ``known`` are
-    the generations of a search that are in MLflow, and ``keep`` gets a new one before any of it is trained.
-    ``proposer`` is asked for once, if at all. ``note`` hears of a search whose trials have ended.
+    ``resolve`` completes a configuration with the fields that depend on data and machine. ``known`` holds
+    the generations of a search that are in MLflow; ``keep`` stores a new one before any of it is trained.
+    ``proposer`` makes the Proposer of a search, when it is first needed. ``note`` is called when trials of
+    a search have ended.
     """
 
     resolve: Callable[[TrialConfig], TrialConfig]
@@ -159,7 +160,7 @@ class Around:
 
 
 def unique_trials(cells: Iterable[TrialConfig]) -> dict[str, list[TrialConfig]]:
-    """Group cells by what they learn: trial hash -> the cells that this one trial serves."""
+    """Group cells by what they learn: trial hash -> the cells that this trial serves."""
     trials: dict[str, list[TrialConfig]] = {}
     for cell in cells:
         trials.setdefault(cell.trial_hash, []).append(cell)
@@ -167,7 +168,7 @@ def unique_trials(cells: Iterable[TrialConfig]) -> dict[str, list[TrialConfig]]:
 
 
 def trial_name(cells: Sequence[TrialConfig], seeds: int = 1) -> str:
-    """``modernbert-base · 256 · sqrt``; rules that agree are joined, ``fixed=sqrt=linear``."""
+    """``modernbert-base · 256 · sqrt``; rules of the same trial are joined, ``fixed=sqrt=linear``."""
     config = cells[0]
     rules = "=".join(dict.fromkeys(cell.scaling_rule for cell in cells))
     parts = [config.model_name, str(config.target_batch_size), rules]
@@ -175,7 +176,7 @@ def trial_name(cells: Sequence[TrialConfig], seeds: int = 1) -> str:
 
 
 def proposals_of(cells: Iterable[TrialConfig], tags: Mapping[str, str] | None = None) -> list[Proposal]:
-    """A proposal for each unique trial of some cells."""
+    """A proposal for each unique trial of the cells."""
     cells = list(cells)
     seeds = len({cell.seed for cell in cells})
     return [Proposal(own, trial_name(own, seeds), tags or {}) for own in unique_trials(cells).values()]

@@ -21,19 +21,20 @@ from search_spaces.update import OPTIMIZERS, SCALING_RULES, SCHEDULERS, Update
 ENGINES = ("torch", "accelerate")
 PRECISIONS = ("fp32", "bf16")
 EXACT, FOLDED, KEEP = DUPLICATES = ("exact", "folded", "keep")  # which texts count as one, if any
-# all splits of a data set cut anew, or used as it has them
+# pool the splits of a data set and cut new ones, or use its own
 POOLED, OWN = SPLITTINGS = ("pooled", "own")
 
-# The hash identifies what is learned. These fields say how a trial is computed, or where its data lie,
-# for which the digest stands in.
+# The hash identifies what is learned. Fields that say where the data lie are not in it: the data's digest
+# is. Nor are fields that say how a trial is computed.
 DATA = frozenset(
     "dataset text_column label_column group_column encoding duplicates splits train_size eval_size".split()
 )
 LEARN_NOTHING = DATA | {"physical_batch_size", "noise_every"}
-# the learning rate stands in for the three that it derives from, the digest of a folder for the model
+# in the hash, the learning rate replaces the three fields that it derives from, and a folder's digest
+# replaces the model
 _NOT_IN_HASH = LEARN_NOTHING | {"scaling_rule", "base_lr", "reference_batch_size", "model_digest"}
-# A field added after these enters the hash only where it differs from its default, so that nobody's
-# finished study is trained again.
+# Other fields enter the hash only if they differ from their default, so that a new field does not make
+# finished trials be trained again.
 _ALWAYS_IN_HASH = frozenset(
     "model target_batch_size epochs seed optimizer weight_decay scheduler warmup_ratio head_dropout engine "
     "precision max_length split_seed dataset_digest".split()
@@ -47,7 +48,7 @@ class Position(NamedTuple):
     evaluation: int  # counted from 1
     step: int  # optimizer steps taken
     examples: int  # training examples seen
-    epoch: int | float  # passes over the training examples: an int where they are whole
+    epoch: int | float  # passes over the training examples: an int if the last one is complete
 
 
 class TrialConfig(Validated):
@@ -66,8 +67,8 @@ class TrialConfig(Validated):
     reference_batch_size: Count = 64
     physical_batch_size: Count = 64
     epochs: Count = 5
-    steps: Count | None = None  # optimizer steps where they are not the epochs'; the plan sets them
-    evaluations: Count | None = None  # None: as many as epochs, after each where those are the budget
+    steps: Count | None = None  # optimizer steps, set by the plan; None: those of the epochs
+    evaluations: Count | None = None  # None: as many as epochs; after each, if epochs are the budget
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     optimizer: Annotated[str, one_of("optimizer", OPTIMIZERS)] = "adam"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -82,7 +83,7 @@ class TrialConfig(Validated):
     dataset: Text = "stanfordnlp/imdb"
     text_column: Text = "text"
     label_column: Text = "label"
-    group_column: Text | None = None  # of what no two splits share: a patient, a film
+    group_column: Text | None = None  # no two splits share a value of it: a patient, a film
     # at least two special tokens and one of text
     max_length: Annotated[int, Field(ge=3, le=LARGEST)] = 128
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
@@ -92,12 +93,12 @@ class TrialConfig(Validated):
     train_size: Count | None = None
     eval_size: Count | None = None
     dataset_digest: Annotated[str, AfterValidator(showable)] = ""
-    # of a model in a local folder, which may be moved: the plan sets it
+    # of a model in a local folder, which may be moved; set by the plan
     model_digest: Annotated[str, AfterValidator(showable)] = ""
 
     def __init__(self, **values: Any) -> None:
         if values.get("evaluations") == values.get("epochs", type(self).model_fields["epochs"].default):
-            values["evaluations"] = None  # what means the same is written, and hashed, in one way
+            values["evaluations"] = None  # the same meaning gets the same hash
         super().__init__(**values)
 
     @model_validator(mode="after")
@@ -125,7 +126,7 @@ class TrialConfig(Validated):
 
     @property
     def update(self) -> Update:
-        """The optimizer's settings: what the scaling rule makes of those at the reference batch size."""
+        """The optimizer's settings: the scaling rule applied to those at the reference batch size."""
         base = OPTIMIZERS[self.optimizer].update(self.base_lr, self.weight_decay)
         ratio = self.target_batch_size / self.reference_batch_size
         return SCALING_RULES[self.scaling_rule](base, ratio)
@@ -135,7 +136,7 @@ class TrialConfig(Validated):
         return -(-self.target_batch_size // self.physical_batch_size)
 
     def steps_per_epoch(self, train_examples: int) -> int:
-        """Optimizer steps in one pass over ``train_examples`` examples, the short last one included."""
+        """Optimizer steps in one pass over ``train_examples`` examples, including the short last one."""
         return -(-train_examples // self.target_batch_size)
 
     def total_steps(self, train_examples: int) -> int:
@@ -143,7 +144,7 @@ class TrialConfig(Validated):
         return self.steps or self.epochs * self.steps_per_epoch(train_examples)
 
     def warmup_steps(self, train_examples: int) -> int:
-        """The optimizer steps of warm-up, at the beginning of the budget."""
+        """How many optimizer steps at the beginning of the budget are warm-up."""
         return round(self.warmup_ratio * self.total_steps(train_examples))
 
     @property
@@ -152,16 +153,16 @@ class TrialConfig(Validated):
         return self.evaluations or self.epochs
 
     def evaluation_step(self, evaluation: int, train_examples: int) -> int:
-        """The optimizer steps taken at an evaluation, counted from 1; 0 at 0.
+        """The optimizer steps taken before an evaluation, counted from 1; 0 for evaluation 0.
 
-        k/K of all steps, to the nearest whole one and upwards from the middle between two: k whole epochs
-        where they are the budget and K their number.
+        k/K of all steps, rounded to the nearest whole number, halves upwards: k whole epochs if epochs are
+        the budget and there are K of them.
         """
         steps, count = self.total_steps(train_examples), self.evaluation_count
         return (2 * evaluation * steps + count) // (2 * count)
 
     def examples_seen(self, step: int, train_examples: int) -> int:
-        """Training examples in the first ``step`` windows, of which the last of each epoch may be short."""
+        """Training examples in the first ``step`` windows; the last window of an epoch may be short."""
         epochs, windows = divmod(step, self.steps_per_epoch(train_examples))
         return epochs * train_examples + windows * self.target_batch_size
 
@@ -178,7 +179,7 @@ class TrialConfig(Validated):
         return (train_examples - 1) % self.target_batch_size + 1
 
     def check_evaluations(self, train_examples: int) -> None:
-        """Raise UserError where there are more evaluations than steps."""
+        """Raise UserError if there are more evaluations than steps."""
         steps, batch = self.total_steps(train_examples), self.target_batch_size
         if self.evaluation_count > steps:
             raise UserError(
@@ -197,14 +198,14 @@ class TrialConfig(Validated):
 
     @property
     def trial_hash(self) -> str:
-        """12 hex digits that identify what is learned, whatever the configuration was called."""
+        """12 hex digits that identify what is learned; equal for configurations that learn the same."""
         facts = {
             name: value
             for name, value in self.to_dict().items()
             if name not in _NOT_IN_HASH
             and (name in _ALWAYS_IN_HASH or value != type(self).model_fields[name].default)
         }
-        facts["dropout"] = facts.pop("head_dropout")  # the name under which trials have their hashes
+        facts["dropout"] = facts.pop("head_dropout")  # the hash uses this name for the field
         own = vars(OPTIMIZERS[self.optimizer].update(self.base_lr, self.weight_decay))
         always = ("learning_rate", "weight_decay")
         facts |= {k: v for k, v in vars(self.update).items() if k in always or v != own[k]}
@@ -218,7 +219,7 @@ class TrialConfig(Validated):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
-        """Build from exactly the fields: an unknown or a missing key is a UserError."""
+        """Build from a value for every field; UserError for an unknown or a missing key."""
         config = cls(**{str(name): value for name, value in values.items()})
         missing = [name for name in FIELDS if name not in values]
         if missing:

@@ -1,8 +1,8 @@
 """What turns a gradient into a step: optimizers, scaling rules, and how the learning rate moves.
 
-A cell's ``Update`` holds the settings of its optimizer. A scaling rule makes it of the base update, that of
-the reference batch size, and of κ = target batch size / reference batch size. At κ = 1 every rule changes
-nothing. Whatever a rule sets enters the trial's hash, the optimizer, the plan and the report.
+A cell's ``Update`` holds the settings of its optimizer. A scaling rule computes it from the base update,
+which holds at the reference batch size, and κ = target batch size / reference batch size. At κ = 1 no rule
+changes anything. Each setting that a rule changes enters the trial's hash, the optimizer, plan and report.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Update:
-    """The settings of an optimizer; None: it has no such setting."""
+    """The settings of an optimizer; None: the optimizer has no such setting."""
 
     learning_rate: float
     weight_decay: float = 0.0
@@ -22,7 +22,7 @@ class Update:
     epsilon: float | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """The same as PyTorch's optimizers call it."""
+        """The settings as keyword arguments of PyTorch's optimizers."""
         found: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
         if self.beta1 is not None and self.beta2 is not None:
             found["betas"] = (self.beta1, self.beta2)
@@ -30,7 +30,7 @@ class Update:
 
     @property
     def is_possible(self) -> bool:
-        """Whether an optimizer can be built with it."""
+        """Whether an optimizer can be built with these settings."""
         decays = [beta for beta in (self.beta1, self.beta2) if beta is not None]
         return (
             0 < self.learning_rate < math.inf
@@ -74,7 +74,7 @@ SCALING_RULES: dict[str, Rule] = {"fixed": fixed, "sqrt": sqrt, "linear": linear
 
 @dataclass(frozen=True)
 class Optimizer:
-    """A class of ``torch.optim`` by name, its own settings, and ``options`` that change no result."""
+    """A class of ``torch.optim`` by name, its default settings, and ``options`` that change no result."""
 
     torch_name: str
     beta1: float | None = None
@@ -94,7 +94,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
 
 
 def half_life(decay: float) -> float:
-    """The steps in which a running average with this decay per step forgets half: ln 2 / −ln β."""
+    """The steps after which a gradient's weight in a running average of decay β is half: ln 2 / −ln β."""
     return math.log(2) / -math.log(decay) if decay else 0.0
 
 
@@ -109,7 +109,7 @@ SCHEDULERS: dict[str, Callable[[int, int], float]] = {
 
 
 def learning_rate_factor(scheduler: str, step: int, warmup_steps: int, total_steps: int) -> float:
-    """What the learning rate is multiplied by in a step, counted from 0.
+    """The factor of the learning rate in a step, counted from 0.
 
     Warm-up rises linearly and reaches 1 in its last step, so that no step is wasted at 0.
     """

@@ -2,7 +2,7 @@
 
 import os
 
-# read when MLflow is imported, which would report each use to its makers
+# MLflow reads this when it is imported; without it, MLflow reports each use to its makers
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from tracking.artifacts import ChangedModelError, ModelFiles

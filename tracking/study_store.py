@@ -36,17 +36,17 @@ _BEST = "best"  # the alias of the study's best model in the registry
 
 @dataclass(frozen=True)
 class StudyRuns:
-    """The runs of a study that count, as of one reading."""
+    """The runs of a study that are not superseded, as read at one time."""
 
     invocations: Sequence[InvocationRun]  # the newest first
     trials: Mapping[str, TrialRun]  # trial hash -> run
 
 
 class StudyStore:
-    """Where a study's runs are kept; UserError where that cannot work.
+    """The tracking store of one study; UserError if its address or the study's name cannot work.
 
-    Every method waits for a store that is away, and raises StoreAwayError after ``patience`` seconds of it,
-    or StoreFailedError where the store answers and refuses. ``say`` hears when it goes and comes back.
+    Every method waits while the store does not answer, and raises StoreAwayError after ``patience`` seconds
+    of waiting, or StoreFailedError if the store answers and refuses. ``say`` is told of both changes.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class StudyStore:
         self._experiment = self.connection.repeat(self._find_experiment)
 
     def background(self) -> BackgroundWriter:
-        """A new writer, whose writes wait for the store until the writer is stopped."""
+        """A new writer; its writes wait for the store until the writer is stopped."""
         return BackgroundWriter(self.connection)
 
     @retried
     def read_runs(self, any_format: bool = False) -> StudyRuns:
-        """All runs of a study, in one reading; UserError if there is no such study.
+        """All runs of the study, read at one time; UserError if there is no such study.
 
-        UserError also if another version of this program wrote it, whose runs this one cannot read;
-        with ``any_format`` they are returned all the same, to be superseded.
+        UserError also if a version of this program with another format wrote the study; with
+        ``any_format`` its runs are returned all the same, to be superseded.
         """
         if self._experiment is None:
             names = [experiment.name for experiment in self.client.search_experiments()]
@@ -101,7 +101,7 @@ class StudyStore:
     def start_invocation(
         self, title: str, plan: Mapping[str, Any], tags: Mapping[str, str]
     ) -> InvocationRun:
-        """Create the parent run (and the experiment, the first time) and store the plan."""
+        """Create the parent run, and the experiment if the study has none, and store the plan."""
         identity = uuid4().hex
 
         def start() -> InvocationRun:
@@ -114,9 +114,9 @@ class StudyStore:
 
     @retried
     def save_views(self, parameters: Sequence[str]) -> None:
-        """Save the views of the study; ``parameters`` are those that trials differ in.
+        """Save the views of the study; trials differ in ``parameters``.
 
-        Views that people have saved are left alone.
+        Views that people have saved stay as they are.
         """
         for key, value in view_tags(parameters).items():
             self.client.set_experiment_tag(self._experiment_id(), key, value)
@@ -130,9 +130,9 @@ class StudyStore:
         parent: InvocationRun,
         tags: Mapping[str, str] | None = None,
     ) -> TrialRun:
-        """The run of the trial that serves ``cells``, marked as running: the one it has, or a new one.
+        """The run of the trial that serves ``cells``, marked as running; created if the trial has none.
 
-        ``name`` is what MLflow shows.
+        MLflow shows ``name``.
         """
         config, own = cells[0], tags or {}
         created = {"mlflow.parentRunId": parent.run_id, **own}
@@ -161,7 +161,7 @@ class StudyStore:
     def register_best(self, run: TrialRun) -> str:
         """Register the best-epoch model of ``run`` as the study's best; returns ``models:/<study>@best``.
 
-        A model that has a version gets no second one.
+        A model that is registered already gets no second version.
         """
         source = run.tags["best_model"]
         if not self.client.search_registered_models(f"name = '{self.study}'"):
@@ -181,12 +181,12 @@ class StudyStore:
         return f"models:/{self.study}@{_BEST}"
 
     def run_url(self, run_id: str, tab: str = "") -> str:
-        """Where a browser finds the run: on the tracking server, or on a local ``mlflow ui``."""
+        """The address of a run for a browser, on the tracking server or on a local ``mlflow ui``."""
         page = f"{self._server}/#/experiments/{self._experiment_id()}/runs/{run_id}{tab}"
         return f"{page}?workflowType=machine_learning"
 
     def pages(self) -> dict[str, str]:
-        """How a browser gets to the study: what to start or open, and the addresses of both views."""
+        """How to see the study in a browser: the server to open or start, and both views' addresses."""
         uri = self.tracking_uri
         start = {"MLflow": bare(uri) if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"}
         views = {"  trials": TRIALS, "  curves": CURVES}
@@ -196,7 +196,7 @@ class StudyStore:
 
     @property
     def _server(self) -> str:
-        """MLflow's page for a browser, which may know the server under another address."""
+        """The address of MLflow's page; a browser may reach the server under another one than we do."""
         local = "http://127.0.0.1:5000"
         server = self.tracking_uri if self.tracking_uri.startswith("http") else local
         return bare(os.environ.get("BATCHSCALE_MLFLOW_PAGE", server)).rstrip("/")
@@ -215,10 +215,10 @@ class StudyStore:
         return experiment
 
     def _only_run(self, tag: str, value: str, name: str, tags: Mapping[str, str]) -> Run:
-        """The one run with this value of the tag; it is created where there is none."""
+        """The one run with this value of the tag; created if there is none."""
         found = sorted(self._search(f"tags.{tag} = '{value}'"), key=_results)
         for run in found[:-1]:
-            if not _results(run):  # made by a server that answered too late
+            if not _results(run):  # a call was repeated whose first attempt succeeded after all
                 self.client.delete_run(run.info.run_id)
         if found:
             return found[-1]
@@ -226,7 +226,7 @@ class StudyStore:
         return self.client.create_run(self._experiment_id(), tags=tags, run_name=name)
 
     def _experiment_id(self) -> str:
-        """Of the study's experiment, which is created where there is none."""
+        """The id of the study's experiment, which is created if there is none."""
         self._experiment = self._experiment or self._find_experiment()
         if self._experiment is None:
             self.client.create_experiment(self.study, tags=_MODEL_TRAINING)
@@ -235,7 +235,7 @@ class StudyStore:
         return printable(str(self._experiment.experiment_id))
 
     def _search(self, query: str = "") -> list[Run]:
-        """Runs of the study that match, the newest first, without superseded ones."""
+        """The study's runs that match, the newest first, without superseded ones."""
         places, order = [self._experiment_id()], ["attributes.start_time DESC"]
 
         def page(size: int, token: str | None) -> Sequence[Run]:
@@ -246,7 +246,7 @@ class StudyStore:
 
 
 def check_study_name(study: str) -> None:
-    """Raise UserError for a name that could not be a folder everywhere."""
+    """Raise UserError for a name that some file system does not take for a folder."""
     if not _STUDY_NAME.fullmatch(study):
         raise UserError(
             f"study name '{study}' must start with a letter or digit and contain only letters, "
