@@ -12,9 +12,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 from mlflow.tracking._tracking_service import utils as mlflow_caches
 
-from errors import printable
+from errors import all_printable, printable
 from reports.content import read_section
 from reports.prose import slug
+from search_spaces import TrialConfig
 from tests.helpers import outcome, refusal
 from tests.hostile.junk import NASTY
 from tests.small_study import STUDY, copy_study
@@ -100,10 +101,8 @@ class Reported(Strange):
 
     def _change(self):
         foreign = f"{EVIL}{STEERING}"
-        plan = deepcopy(self.plan) | {
-            "study": f"../../x{foreign}",
-            "question": f"=1+1 {foreign} \ud800\x1b[31m$x^{{",
-        }
+        plan = deepcopy(self.plan) | {"study": f"../../x{foreign}"}
+        plan["space"]["question"] = f"=1+1 {foreign} \ud800\x1b[31m$x^{{"
         plan["metrics"] |= {STEERING: "x"}
         plan["dataset"] |= dict.fromkeys(("name", "source", "digest"), foreign)
         plan["dataset"] |= {"label_names": [f"=1+{foreign}", f"$x_{{{STEERING}"]}
@@ -113,7 +112,11 @@ class Reported(Strange):
         }
         names = {"bert-tiny": f"=x{foreign}", "modernbert-tiny": f"..{foreign} "}
         for cell in plan["cells"]:
-            cell["config"]["model"] = names[cell["model"]]
+            run = self.trials.get(TrialConfig(**cell["config"]).trial_hash)
+            cell["config"]["model"] = names[cell["config"]["model"]]
+            if run:
+                known_by = TrialConfig(**all_printable(cell["config"])).trial_hash
+                self.client.set_tag(run.run_id, "trial_hash", known_by)
         for run in self.trials.values():
             self.client.update_run(run.run_id, name=f"http://evil/{foreign}")
             for tag in ("hardware", "versions", "mlflow.runName"):
@@ -231,7 +234,7 @@ BROKEN_PLANS = {
     "no cells": lambda plan: plan | {"cells": []},
     "two models of one name": every_model_in("a", "b"),
     "a cell that is a text": lambda plan: plan | {"cells": ["x"]},
-    "an axis that is none": lambda plan: plan | {"baselines": {"__class__": 1}},
+    "an axis that is none": lambda plan: plan | {"space": plan["space"] | {"baselines": {"__class__": 1}}},
     "no data set": lambda plan: plan | {"dataset": None},
     "a size of zero": in_dataset(sizes={"train": 0, "val": 1, "test": 1}),
     "one class": in_dataset(label_names=["a"]),
@@ -243,9 +246,9 @@ BROKEN_PLANS = {
 
 
 @pytest.mark.parametrize("case", BROKEN_PLANS)
-def test_a_broken_plan_is_one_line(reported, case):
-    reported.write(BROKEN_PLANS[case](deepcopy(reported.plan)))
-    reported.assert_refused()
+def test_a_broken_plan_is_one_line(strange, case):
+    strange.write(BROKEN_PLANS[case](deepcopy(strange.plan)))
+    strange.assert_refused()
 
 
 @pytest.mark.parametrize(
