@@ -177,8 +177,8 @@ def wilson_interval(correct: float, examples: int) -> Interval:
 def accuracy_interval(answers: np.ndarray) -> Interval:
     """95 % interval of a cell's accuracy, from its answers: bool, (seeds, examples), one seed or more.
 
-    With one training it is Wilson's, for new examples. With several it is for new trainings on new examples,
-    from a part of the seeds, those of this cell alone, and a part of the examples. The margins of the parts
+    With one training it is Wilson's, for new examples. With several it is for new trainings on new
+    examples, with a part of this cell's own seeds and a part of the examples. The margins of the parts
     are added in squares (Howe 1974, J Am Stat Assoc 69): with three seeds Satterthwaite's degrees of
     freedom cover too little. Four examples are added, two right and two wrong (Agresti and Coull 1998).
     """

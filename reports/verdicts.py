@@ -246,9 +246,9 @@ def _decided(verdicts: Sequence[Verdict], planned: int, margin: float) -> list[V
 def _decide(verdict: Verdict, margin: float) -> Verdict:
     """Set the outcome, and let no interval contradict it.
 
-    The score interval may just exclude 0 although the exact test does not reject: it is then extended to 0.
-    The interval, at the level of Holm's first step, may include 0 although a later step claims a difference:
-    it is then cut at 0.
+    The score interval may just exclude 0 although the exact test does not reject: it is then extended to
+    0. An interval has the level of Holm's first step and may include 0 although a later step claims a
+    difference: it is then cut at 0.
     """
     low, high = verdict.difference_points_low, verdict.difference_points_high
     if verdict.p_holm <= ALPHA and verdict.difference_points > 0:
