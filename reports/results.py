@@ -132,7 +132,7 @@ class _Accuracy(Mark):
 
 
 def _accuracies(study: StudyData, model: str, metric: str) -> list[_Accuracy]:
-    """The cells of a model that have the metric, by target batch size; of test metrics, tested ones only."""
+    """The cells of a model that have the metric, by target batch size; a test metric needs a test."""
     found = []
     for (name, batch, rule), names in study.points.items():
         trials = [study.trials[each] for each in names if each in study.trials]
