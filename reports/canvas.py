@@ -180,7 +180,7 @@ def _restyle(axes: Axes) -> None:
 
 
 def png(drawn: Figure, cropped: bool = False) -> bytes:
-    """The figure as PNG, the same bytes each time; ``cropped``: the size of what is drawn."""
+    """The figure as PNG, the same bytes each time; ``cropped``: fitted to all that is drawn."""
     out, metadata = io.BytesIO(), {"Software": None}
     with warnings.catch_warnings():
         # a review may hold characters that the font lacks; a box stands in for them

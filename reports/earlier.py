@@ -26,7 +26,7 @@ class Earlier:
         self.trials = [each for each in earlier_trials(tracking_uri, say) if each.study != leave_out]
 
     def chance(self, plan: Plan) -> Chance:
-        """From the newest study of the same reviews and splits that has tested trials to compare."""
+        """The chance in the newest study of the same reviews and splits with tested trials to compare."""
         digest = plan.shared.dataset_digest
         same = [each.study for each in self.trials if each.params.get("dataset_digest") == digest]
         for name in dict.fromkeys(same):
@@ -37,7 +37,7 @@ class Earlier:
         return Chance()
 
     def durations(self, plan: Plan, ran_as_here: Callable[[Mapping[str, str]], bool]) -> Durations:
-        """From the newest study that trained the same model on hardware like this machine's.
+        """The durations by the newest study that trained the same model on hardware as it is here.
 
         A trial takes the seconds per example measured at its target batch size, or at the next smaller one.
         If all measured batch sizes are larger, the forecast estimates the trial instead. ``ran_as_here``

@@ -64,7 +64,7 @@ def _part(splits: ReviewSplits) -> ReviewSplits:
 def _seconds_per_example(
     config: TrialConfig, assets: TrialAssets, device: torch.device
 ) -> tuple[float, float]:
-    """For training and for evaluation; the first window, which warms everything up, is not timed."""
+    """Of training and of evaluation; the first window, which warms everything up, is not timed."""
     trial = Trial(config, assets, device)
     trial.model.train()
     examples, started = 0, 0.0

@@ -76,7 +76,7 @@ def logs(options: JobOptions) -> int:
 
 
 def stop(options: JobOptions) -> int:
-    """Stop a study's job; submitted again, the study goes on."""
+    """Stop a study's job; the study continues when it is submitted again."""
     with _client(options.address) as client:
         job = _current(client, options.name)
         if job.status.is_terminal():

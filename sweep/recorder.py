@@ -115,7 +115,7 @@ class Recorder(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         """Keep the reason; a trial whose worker died before the trial started is given to Tune again.
 
-        Tune counts such a death twice, and does not retry after the second count.
+        Tune counts this death twice, and after the second count it does not retry.
         """
         proposal, why = self._proposal(trial), worker_error(trial)
         if proposal.trial_hash not in self._started and self._queue.again(proposal):

@@ -89,7 +89,7 @@ def noise_scale(epochs: pd.DataFrame) -> NoiseScale:
 
 
 def from_moments(windows: np.ndarray, means: np.ndarray) -> NoiseScale:
-    """From each epoch's means of v, g, v², v·g and g², (epochs, 5), and number of windows, (epochs,).
+    """The scale from each epoch's means of v, g, v², v·g and g², (epochs, 5), and windows, (epochs,).
 
     The error is the scatter of windows about the mean of their own epoch, because epochs truly differ. If
     every epoch has only one window, differences between epochs count as chance too.
