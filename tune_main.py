@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run_sweep(options: SweepOptions) -> int:
-    """Run a study and print its tables; exit code 1 where a trial failed."""
+    """Run a study and print its tables; exit code 1 if a trial failed."""
     if options.list_spaces:
         say(list_spaces())
         return 0
@@ -81,7 +81,7 @@ def _show_plan(options: SweepOptions) -> int:
 
 
 def _forecast(options: SweepOptions, plan: Any) -> Any:
-    """What other studies let expect of this one."""
+    """What to expect of this study, from other studies."""
     from reports.earlier import Earlier
     from reports.forecast import Forecast, forecast
 
@@ -156,7 +156,7 @@ def run_stop(options: Any) -> int:
 
 
 def run_verify(options: Any) -> int:
-    """Check the arithmetic; exit code 1 on a miss."""
+    """Check the arithmetic; exit code 1 if a gradient is wrong."""
     from sweep.verify import verify
 
     return 0 if verify(options.models) else FAILED
@@ -179,7 +179,7 @@ def _print_report(
 
 
 def _quiet_libraries() -> None:
-    """Nothing stands between the user and the table; set before the libraries are imported."""
+    """Keep libraries from printing between the user and the table; call before they are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

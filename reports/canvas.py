@@ -25,7 +25,7 @@ MARKERS = "os^DvP"
 SIZE = (5.4, 4.3)  # inches: one picture fills a phone, two stand side by side on a desktop
 _DPI = 150
 _BESIDE = 0.14  # octaves between the markers that stand side by side at one batch size
-_LIGHTEST = 0.82  # of viridis: ordered, safe for the colour-blind, without its yellow
+_LIGHTEST = 0.82  # of viridis, whose order the colour-blind see too; its yellow is too pale
 
 
 def figure(width: float, height: float) -> Figure:
@@ -45,7 +45,7 @@ def line_look(place: int) -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
-    """The text as it is: matplotlib would typeset what stands between two dollar signs."""
+    """The text with escaped dollar signs: matplotlib would typeset the part between two of them."""
     return text.replace("$", r"\$")
 
 
@@ -59,7 +59,7 @@ def draw_points(
 
 @dataclass(frozen=True)
 class Mark:
-    """A value at a target batch size; its interval, if the marks of its line have one, is a bar."""
+    """A value at a target batch size; its interval is drawn as a bar. In a line all have one, or none."""
 
     target_batch_size: int
     value: float
@@ -67,11 +67,11 @@ class Mark:
 
 
 class Line(NamedTuple):
-    """Marks of one look, in matplotlib's words, beside those of the other lines of a panel."""
+    """Marks that look alike; ``look`` holds matplotlib's arguments, ``place`` keeps lines apart."""
 
     marks: Sequence[Mark]
     look: Mapping[str, Any]
-    place: int = 0  # from 0, of ``places`` side by side at a batch size
+    place: int = 0  # from 0, among ``places`` lines side by side at a batch size
     places: int = 1
 
     def x(self, batch: int) -> float:
@@ -79,7 +79,7 @@ class Line(NamedTuple):
 
 
 def draw_by_batch(axes: Axes, batches: Sequence[int], lines: Iterable[Line], label: str) -> None:
-    """A panel of lines over the target batch sizes, its only ticks; ``label`` names the values."""
+    """Draw lines over the target batch sizes, which are the only ticks; ``label`` names the values."""
     plain_axes(axes)
     for line in lines:
         x, y = [line.x(each.target_batch_size) for each in line.marks], [each.value for each in line.marks]
@@ -147,7 +147,7 @@ def model_picture(
 def drawn_by_pyplot(
     size: tuple[float, float], draw: Callable[..., Any], *arguments: Any, **named: Any
 ) -> Figure:
-    """What ``draw``, which returns its axes, draws: on a white page, without title, closed for pyplot."""
+    """The figure of the axes that ``draw`` returns, on white and without title; pyplot has closed it."""
     from matplotlib import pyplot as plt
 
     plt.switch_backend("Agg")
@@ -180,7 +180,7 @@ def _restyle(axes: Axes) -> None:
 
 
 def png(drawn: Figure, cropped: bool = False) -> bytes:
-    """The figure as PNG, the same bytes each time; ``cropped`` to what is drawn, also beyond its edge."""
+    """The figure as PNG, the same bytes each time; ``cropped``: fitted to all that is drawn."""
     out, metadata = io.BytesIO(), {"Software": None}
     with warnings.catch_warnings():
         # a review may hold characters that the font lacks; a box stands in for them

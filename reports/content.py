@@ -15,13 +15,15 @@ from errors import UserError, first_line, printable
 from reports.prose import cell_text
 
 INSIDE = "inside"  # the section that looks inside the models: its folder, and its file's name
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,149}$")]  # it stays in its folder
+FileName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,149}$")
+]  # cannot name another folder
 _Shown = Annotated[str, AfterValidator(printable)]
-_STARTS_A_FORMULA = frozenset("=+-@\t\n＝＋－＠")  # a spreadsheet would compute it
+_STARTS_A_FORMULA = frozenset("=+-@\t\n＝＋－＠")  # a spreadsheet would compute such a cell
 
 
 class Picture(BaseModel, frozen=True, extra="forbid"):
-    """A figure as PNG; ``name`` is its file's name without the ending; ``broad``: by itself in a row."""
+    """A figure as PNG; ``name``: of its file, without the ending; ``broad``: alone in a row."""
 
     name: FileName
     title: _Shown
@@ -32,14 +34,14 @@ class Picture(BaseModel, frozen=True, extra="forbid"):
 
 
 class Table(BaseModel, frozen=True, extra="forbid"):
-    """Columns as people read them; ``note`` says how."""
+    """A table for people; ``note`` explains its columns."""
 
     title: _Shown
     columns: list[_Shown]
     rows: list[list[_Shown | int | float]]
     note: _Shown = ""
-    unrounded: Any = Field(default=None, exclude=True)  # the DataFrame of the CSV file, if it says more
-    folded: bool = Field(default=True, exclude=True)  # shown when the reader of the page wants it
+    unrounded: Any = Field(default=None, exclude=True)  # what the CSV file holds instead
+    folded: bool = Field(default=True, exclude=True)  # the page shows it on demand
 
     @model_validator(mode="after")
     def _check(self) -> "Table":
@@ -51,7 +53,7 @@ class Table(BaseModel, frozen=True, extra="forbid"):
     def of(
         cls, title: str, items: Iterable[Any], columns: Mapping[str, Callable[..., Any]], **more: Any
     ) -> "Table":
-        """A row per item, from the name of each column and its value of an item."""
+        """A row per item; ``columns`` maps the name of a column to a function of the item."""
         cells = [[value(item) for value in columns.values()] for item in items]
         return cls(title=title, columns=list(columns), rows=cells, **more)
 
@@ -79,10 +81,10 @@ class Section:
     answer: Picture | None = None  # beside the headline
     flags: Sequence[str] = ()  # what a reader should know before believing the study
     tables: Mapping[str, Table] = field(default_factory=dict)  # by the names of their CSV files
-    sentences: Sequence[Sequence[str]] = ()  # lists of them, folded
+    sentences: Sequence[Sequence[str]] = ()  # lists of sentences, folded
     heading: str = ""  # of the pictures
     pictures: Sequence[Picture] = ()
-    folded: Sequence[Picture] = ()  # shown when the reader wants them
+    folded: Sequence[Picture] = ()  # shown on demand
     is_asked_for: bool = False  # by an option: tables also in the terminal, pictures before the others
 
 
@@ -113,7 +115,7 @@ def _csv_cell(value: Any) -> Any:
 
 
 def terminal_table(table: Table) -> RichTable:
-    """For a terminal: the first column to the left, the others to the right."""
+    """The table for a terminal: the first column aligned left, the others right."""
     drawn = RichTable(title=Text(table.title), title_justify="left", title_style="bold")
     for number, column in enumerate(table.columns):
         drawn.add_column(Text(column), justify="left" if number == 0 else "right")
@@ -146,7 +148,7 @@ def write_section(section: InsideSection, folder: Path) -> None:
 
 
 def _written_before(folder: Path) -> list[Path]:
-    """What an earlier ``inside.json`` names, and itself at last; the rest there is somebody's own."""
+    """The files that an earlier ``inside.json`` names, then itself; other files are the user's own."""
     described_by = folder / f"{INSIDE}.json"
     try:
         section = InsideSection.model_validate_json(described_by.read_bytes())

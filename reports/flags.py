@@ -13,13 +13,13 @@ from reports.study_data import StudyData, TrialData, seeds_by_point
 from reports.verdicts import ALPHA
 from search_spaces.update import OPTIMIZERS, half_life
 
-_GRID_VALUES = 3  # with two values either is an edge
-_NAMED = 6  # trials; more are counted
-_FEW_WINDOWS = 20  # among more a small one weighs little
+_GRID_VALUES = 3  # of two values both are edges
+_NAMED = 6  # trials; the rest are counted
+_FEW_WINDOWS = 20  # among more windows a small one weighs little
 
 
 def flags(study: StudyData) -> list[str]:
-    """Every flag of a study; one sentence speaks for all trials of the same kind and subject."""
+    """Every flag of a study; one sentence covers all trials with the same fault and subject."""
     kinds = (
         data_flags,
         learning_flags,
@@ -61,7 +61,7 @@ def _labels(trials: Sequence[TrialData], study: StudyData) -> str:
 
 
 def report_flags(study: StudyData) -> list[str]:
-    """Seeds and cells that were added or left out when a report had been written."""
+    """Seeds and cells that were added or left out after a report had been written."""
     now = seeds_by_point(study.plan.cells)
     both = study.reported.keys() & now.keys()
     if not both:  # no report, or one of another study of this name
@@ -93,9 +93,8 @@ def _seeds_were(seeds: Sequence[int]) -> str:
 def edge_flags(study: StudyData) -> list[str]:
     """Models whose best cell by val_acc, a mean over seeds, sits at an edge of the grid.
 
-    An edge is the smallest or the largest target batch size or learning rate of a grid that has three
-    or more. A tie with a cell inside the grid is not at the edge. Cells with trainings that diverged cannot
-    be the best.
+    An edge is the smallest or the largest of three or more target batch sizes or learning rates. A tie
+    with a cell inside the grid is not at the edge. Cells in which a training diverged cannot be the best.
     """
     found = []
     results = study.cells.assign(val_acc=study.metric("best_val_acc"))
@@ -127,10 +126,10 @@ def _edge(name: str, grid: pd.Series, best: pd.Series) -> list[str]:
 
 
 def monotony_flags(study: StudyData) -> list[str]:
-    """Where test accuracy goes down and up again with the target batch size, or up and down.
+    """Models and rules whose test accuracy both falls and rises with the target batch size.
 
     A change between neighbours counts if its 95 % interval, simultaneous for the neighbours of a line,
-    leaves 0 out. Cells with trainings that diverged are left out, and cells with one training of several.
+    excludes 0. Cells in which a training diverged, or only one of several is tested, are left out.
     """
     found = []
     batches, needed = sorted(study.axis_values("target_batch_size")), min(2, len(study.axis_values("seed")))
@@ -149,7 +148,7 @@ def monotony_flags(study: StudyData) -> list[str]:
 
 
 def _turns(cells: Sequence[np.ndarray]) -> bool:
-    """Whether the accuracy goes both ways along a line of cells, of answers (seeds, examples) each."""
+    """Whether the accuracy both rises and falls along a line of cells; answers: (seeds, examples) each."""
     pooled, alpha = pooled_seed_variance(cells), ALPHA / max(1, len(cells) - 1)
     intervals = [difference(after, before, pooled).interval(alpha) for before, after in pairwise(cells)]
     return any(each.low > 0 for each in intervals) and any(each.high < 0 for each in intervals)
@@ -205,9 +204,9 @@ def rising_flags(study: StudyData) -> list[str]:
 
 
 def _is_still_rising(trial: TrialData, val_examples: int) -> bool:
-    """Whether the best evaluation is the last, and better than the one before by over a standard error.
+    """Whether the last evaluation is the best, by more than a standard error over the one before.
 
-    The error is paired: it follows from the val examples that one of the two classified correctly.
+    The error is paired: it follows from the val examples that only one of the two got right.
     """
     last = trial.config.evaluation_count
     if last < 2 or trial.best_evaluation != last or not {last - 1, last} <= set(trial.evaluations.index):

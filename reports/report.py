@@ -46,7 +46,7 @@ class Report:
     results: Sequence[Table]
     outside: str  # a line about finished trials that the plan leaves out; empty without any
     page: Path
-    pages: Mapping[str, str]  # of MLflow: what to start or open, and the addresses of its views
+    pages: Mapping[str, str]  # of MLflow: name -> what to start, or an address
 
 
 def write_report(
@@ -58,8 +58,7 @@ def write_report(
 ) -> Report:
     """Write ``results/<study>/`` and log it to the newest parent run.
 
-    With ``target_val_acc`` it also says what training to this val_acc takes. ``say`` is told what is
-    waited for.
+    ``target_val_acc``: also say what training to this val_acc takes. ``say`` gets a line for each wait.
     Raises UserError for an unknown study, and StoreAwayError if MLflow does not answer.
     """
     check_store_exists(tracking_uri)
@@ -97,7 +96,7 @@ def write_report(
     pictures += [each for section in sections for each in (*section.pictures, *section.folded)]
     folder = Path(results_path) / study
     _write(folder, files, pictures, inside)
-    with tempfile.TemporaryDirectory() as uploaded:  # without what else lies in the folder
+    with tempfile.TemporaryDirectory() as uploaded:  # other files of the folder stay here
         _write(Path(uploaded), files, pictures, inside)
         newest.log_folder(Path(uploaded))
     newest.describe(render("description.md.jinja", page))
@@ -107,7 +106,7 @@ def write_report(
 
 
 def render(template: str, page: Mapping[str, Any]) -> str:
-    """A template beside this module, filled in; in HTML, whatever came from data is escaped."""
+    """Fill in a template beside this module; HTML templates escape everything that comes from data."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: str(name).endswith(".html.jinja"),
@@ -136,7 +135,7 @@ def _write(
 
 
 def _inside(invocations: Iterable[InvocationRun]) -> InsideSection | None:
-    """What the newest analysis found, of whichever invocation it was."""
+    """What the newest analysis under any invocation found; None without an analysis."""
     with tempfile.TemporaryDirectory() as temporary:
         for invocation in invocations:
             if folder := invocation.download_folder(INSIDE, Path(temporary)):
@@ -170,7 +169,7 @@ def outside_line(study: StudyData, store: StudyStore) -> str:
 def facts(
     study: StudyData, invocations: Iterable[InvocationRun], family: ComparisonFamily
 ) -> dict[str, str]:
-    """How the study was made, in the order in which it is told, with what was expected before."""
+    """How the study was made, in the order of the page, with expectations beside results."""
     dataset, config = study.plan.dataset, study.plan.shared
     sizes, trials = dataset.sizes, study.trials.values()
     tags = pd.DataFrame(

@@ -33,7 +33,7 @@ _UNKNOWN = Interval(math.nan, math.nan)
 
 
 def results_frame(study: StudyData) -> pd.DataFrame:
-    """``results.csv``: a row per cell in reading order, NaN for what its trial has not come to."""
+    """``results.csv``: a row per cell in reading order, NaN for results that its trial still lacks."""
     frame = study.cells[["scaling_rule", "model", "target_batch_size", "seed", "learning_rate"]].copy()
     for name in ("best_val_acc", "best_epoch", "best_step", "best_examples", "test_acc", "last_test_acc"):
         frame[name] = study.metric(name)
@@ -55,7 +55,7 @@ def _further_metrics(study: StudyData) -> list[str]:
 
 
 def _of_one(accuracy: float, examples: int) -> Interval:
-    """The interval of one training's accuracy on so many examples."""
+    """The interval of one training's accuracy on this number of examples."""
     if math.isnan(accuracy):
         return _UNKNOWN
     return wilson_interval(round(accuracy * examples), examples)
@@ -91,7 +91,7 @@ def result_tables(study: StudyData, compact: bool = False) -> list[Table]:
 
 
 def _accuracy_text(value: float, examples: int) -> str:
-    """The accuracy on so many examples, with its interval."""
+    """The accuracy on this number of examples, with its interval."""
     if math.isnan(value):
         return accuracy_text(value)
     low, high = _of_one(value, examples)
@@ -99,7 +99,7 @@ def _accuracy_text(value: float, examples: int) -> str:
 
 
 def seed_spread_table(study: StudyData) -> Table:
-    """How far trainings of one cell lie apart, beside how far test examples alone would scatter them."""
+    """How far the trainings of a cell lie apart, beside the scatter due to test examples alone."""
     accuracy = study.of_trials(lambda trial: trial.correct().mean() if trial.is_tested else math.nan)
     spread = by_cell(study, accuracy=accuracy)["accuracy"].agg(seeds="count", mean="mean", deviation="std")
     spread = spread[spread["seeds"] > 1]
@@ -118,7 +118,7 @@ def seed_spread_table(study: StudyData) -> Table:
 
 
 def by_cell(study: StudyData, **values: pd.Series) -> DataFrameGroupBy:
-    """Values of each cell's trial, those of all seeds together."""
+    """The values of trials, grouped by cell with all its seeds."""
     cells = [study.cells[axis].rename(axis_words(axis)) for axis in GRID]
     return pd.DataFrame(values, dtype=float).groupby(cells, sort=False)
 
@@ -132,7 +132,7 @@ class _Accuracy(Mark):
 
 
 def _accuracies(study: StudyData, model: str, metric: str) -> list[_Accuracy]:
-    """The cells of a model that have the metric, by target batch size; tested trials alone for a test."""
+    """The cells of a model that have the metric, by target batch size; a test metric needs a test."""
     found = []
     for (name, batch, rule), names in study.points.items():
         trials = [study.trials[each] for each in names if each in study.trials]
@@ -145,7 +145,7 @@ def _accuracies(study: StudyData, model: str, metric: str) -> list[_Accuracy]:
 
 
 def _interval(study: StudyData, metric: str, trials: Sequence[str], accuracy: float) -> Interval:
-    """With several seeds a cell with one tested training, or with one that diverged, has none."""
+    """In a study of several seeds, unknown if one training diverged or fewer than two are tested."""
     which = _EPOCHS.get(metric)
     if which is None or not study.has_several_seeds:
         examples = study.plan.dataset.sizes["test" if which else "val"]
@@ -157,7 +157,7 @@ def _interval(study: StudyData, metric: str, trials: Sequence[str], accuracy: fl
 
 
 def _bars(study: StudyData, metric: str, cells: Sequence[_Accuracy], dots: str = "") -> str:
-    """What a caption says of the bars, and of the points with several seeds."""
+    """The part of a caption about the bars and, if there are several seeds, about the points."""
     if not study.has_several_seeds:
         return f"Bars: Wilson 95 % intervals.{_SAME_EXAMPLES}"
     if metric in _EPOCHS:

@@ -19,7 +19,7 @@ from tracking.study_store import StudyRuns
 
 @dataclass(frozen=True)
 class TrialData:
-    """One trial's results. Metrics that it has not come to are absent from ``metrics``."""
+    """One trial's results; ``metrics`` holds only those that the trial has already."""
 
     run_id: str
     name: str  # modernbert-base · 256 · sqrt
@@ -37,17 +37,17 @@ class TrialData:
 
     @property
     def is_diverged(self) -> bool:
-        """Whether its loss was no number any more, which ended it."""
+        """Whether the trial ended because its loss was no number."""
         return self.tags.get("outcome") == DIVERGED and not self.is_tested
 
     @property
     def best_evaluation(self) -> int:
-        """The evaluation of the highest val_acc, from 1; 0 where the trial has not come to it."""
+        """The evaluation of the highest val_acc, from 1; 0 if it is not known yet."""
         return int(self.metrics.get("best_evaluation", 0))
 
     @property
     def best_epoch(self) -> float:
-        """The epochs trained at the best evaluation; 0 where the trial has not come to it."""
+        """The epochs trained at the best evaluation; 0 if it is not known yet."""
         return self.metrics.get("best_epoch", 0.0)
 
     def by_epoch(self, name: str) -> pd.Series:
@@ -58,17 +58,17 @@ class TrialData:
 
     @property
     def rules(self) -> str:
-        """The scaling rules that it serves: ``fixed=sqrt``."""
+        """The scaling rules that the trial serves: ``fixed=sqrt``."""
         return "=".join(self.scaling_rules)
 
     @property
     def label(self) -> str:
-        """``256 · sqrt``: its name where the model is named already."""
+        """``256 · sqrt``: the trial's name without the model."""
         return f"{self.config.target_batch_size} · {self.rules}"
 
     @property
     def physical_batch_size(self) -> int:
-        """What it ended with: less than configured where memory ran out, which changes no result."""
+        """The size at the end: less than configured if memory ran out, which changes no result."""
         logged = self.evaluations.get("physical_batch_size", pd.Series(dtype=float)).dropna()
         return int(self.config.physical_batch_size if logged.empty else logged.iloc[-1])
 
@@ -83,7 +83,7 @@ class Outside(NamedTuple):
     """The finished trials of a study that its newest plan leaves out."""
 
     trials: int = 0
-    reports: Sequence[str] = ()  # the parent runs that keep a report of any, the newest first
+    reports: Sequence[str] = ()  # parent runs with a report of some of them, the newest first
 
 
 _NONE_OUTSIDE = Outside()
@@ -91,10 +91,10 @@ _NONE_OUTSIDE = Outside()
 
 @dataclass(frozen=True)
 class StudyData:
-    """A study: its plan, and what its trials have come to."""
+    """A study: its plan and the results of its trials so far."""
 
     plan: Plan
-    trials: Mapping[str, TrialData]  # trial hash -> trial; without those that have not started
+    trials: Mapping[str, TrialData]  # trial hash -> trial; only those that have started
     reported: Mapping[Point, frozenset[int]] = field(
         default_factory=dict
     )  # cells of earlier reports -> seeds
@@ -118,7 +118,7 @@ class StudyData:
 
     @cached_property
     def diverged(self) -> frozenset[str]:
-        """The trials of cells of which some training diverged: the others are no fair sample of them."""
+        """All trials of cells in which a training diverged: the others are a biased sample."""
         ended = {name for name, trial in self.trials.items() if trial.is_diverged}
         return frozenset(name for names in self.points.values() if ended & set(names) for name in names)
 
@@ -147,12 +147,12 @@ class StudyData:
         return bool(above and tested["prediction"].nunique() > 1)
 
     def of_trials(self, value: Any) -> pd.Series:
-        """``value(trial)`` for the trial of each cell, NaN where it has not started."""
+        """``value(trial)`` for the trial of each cell, NaN if it has not started."""
         found = {trial_hash: value(trial) for trial_hash, trial in self.trials.items()}
         return self.cells["trial_hash"].map(found)
 
     def metric(self, name: str) -> pd.Series:
-        """A result of each cell's trial, NaN where there is none yet."""
+        """A result of each cell's trial, NaN if there is none yet."""
         return self.of_trials(lambda trial: trial.metrics.get(name, math.nan)).astype(float)
 
 
@@ -219,7 +219,7 @@ def _trial(cells: Sequence[TrialConfig], run: TrialRun) -> TrialData:
 
 
 def _check_results(trials: Iterable[TrialData], classes: int) -> None:
-    """Raise UserError for results that no trial has: somebody else stored them."""
+    """Raise UserError for results that no trial can have: another program stored them."""
     rows = set()
     for trial in trials:
         for name, value in trial.metrics.items():

@@ -1,8 +1,8 @@
 """Verdicts: which differences of a study are real, as far as its test examples and seeds can tell.
 
 With one seed a verdict is about the trainings at hand: another training of the same cell may turn out
-otherwise, and one seed says nothing about it. With several seeds one test and one interval cover both
-chances, another seed and other test examples (``statistics.difference``).
+otherwise. With several seeds one test and one interval cover both sources of chance, other seeds and
+other test examples (``statistics.difference``).
 """
 
 import math
@@ -28,7 +28,7 @@ from reports.study_data import StudyData
 from search_spaces.space import AXES
 
 ALPHA = 0.05  # the chance of any false claim in a family of comparisons
-BETTER, WORSE = "better", "worse"  # differences by Holm's adjustment
+BETTER, WORSE = "better", "worse"  # significant after Holm's adjustment
 # the interval at twice ALPHA lies within the study's margin on either side of 0 (TOST, Schuirmann 1987)
 EQUIVALENT = "equivalent"
 # at least one training of either side has, so no test is made: the others are a biased sample
@@ -41,7 +41,7 @@ class Verdict:
     """What the tests say of one comparison: a row of its CSV file.
 
     Accuracies are fractions of 1 and means over seeds; points are hundredths of accuracy. Intervals are
-    at 95 %: Wilson's with one seed, else over seeds and test examples together. Those of the difference
+    at 95 %: Wilson's with one seed, else over seeds and test examples together. Intervals of differences
     are simultaneous, at the level 1 − ALPHA / comparisons: all of a family hold at once. If a training
     diverged, the numbers are NaN or None.
     """
@@ -50,7 +50,7 @@ class Verdict:
     target_batch_size: Any
     scaling_rule: Any
     seed: Any
-    axis: str  # on which they differ
+    axis: str  # on which the sides differ
     value: Any
     baseline: Any
     outcome: str
@@ -60,7 +60,7 @@ class Verdict:
     baseline_diverged: int
     test_examples: int | None = None
     gained: int | None = None  # test examples that the value got right more often than the baseline
-    lost: int | None = None  # or less often
+    lost: int | None = None  # test examples that the value got right less often
     accuracy: float = math.nan
     accuracy_low: float = math.nan
     accuracy_high: float = math.nan
@@ -112,7 +112,7 @@ def compare_cells(study: StudyData) -> ComparisonFamily:
 
 
 def compare_epochs(study: StudyData) -> ComparisonFamily:
-    """The last epoch against the best epoch of each trial; always about the one training."""
+    """The last epoch against the best epoch of each trial; each verdict is about one training."""
     comparisons, tested = epoch_comparisons(study), sum(trial.is_tested for trial in study.trials.values())
     notes = []
     if same := tested - len(comparisons):
@@ -130,13 +130,13 @@ class _Sides:
     correct: np.ndarray
     baseline: np.ndarray
     diverged: tuple[int, int]
-    has_learned: bool  # any of their trainings
+    has_learned: bool  # any training of either side
 
     @property
     def can_be_judged(self) -> bool:
-        """Whether both sides have trainings; two each if several seeds are planned.
+        """Whether both sides have tested trainings; two each if several seeds are planned.
 
-        One training of such a side says nothing about its setting.
+        One of several planned trainings says nothing about its setting.
         """
         planned = max(len(self.comparison.trials), len(self.comparison.baseline_trials))
         return min(len(self.correct), len(self.baseline)) >= min(2, planned)
@@ -168,7 +168,7 @@ def _has_learned(study: StudyData, trials: Iterable[str]) -> bool:
 def _judge(
     title: str, study: StudyData, comparisons: Sequence[Comparison], notes: Sequence[str]
 ) -> ComparisonFamily:
-    """The verdicts on all comparisons that can be made by now; a comparison's seeds may be missing."""
+    """The verdicts on all comparisons that can be made by now, some of them with seeds missing."""
     planned, margin = len(comparisons), study.plan.margin
     sides = list(_sides(study, comparisons))
     if incomplete := sum(each.missing > 0 for each in sides):
@@ -201,7 +201,7 @@ def _measured(sides: _Sides, pooled: SeedVariance, alpha: float) -> Verdict:
     if any(sides.diverged):
         return verdict
     found, scores = difference(correct, baseline, pooled), correct.mean(axis=0) - baseline.mean(axis=0)
-    # those that only guess are alike, whatever their settings could do
+    # trainings that only guess look alike, whatever their settings could do
     alike = found.interval(2 * alpha) if sides.has_learned else Interval(math.nan, math.nan)
     return replace(
         verdict,
@@ -234,7 +234,7 @@ def _ends(name: str, interval: Interval, factor: int = 1) -> dict[str, Any]:
 
 
 def _decided(verdicts: Sequence[Verdict], planned: int, margin: float) -> list[Verdict]:
-    """The verdicts with adjusted p-values and outcomes; those on trainings that diverged stay."""
+    """The verdicts with adjusted p-values and outcomes; the outcome DIVERGED stays."""
     tested = [each for each in verdicts if each.outcome != DIVERGED]
     adjusted = iter(holm(np.array([each.p for each in tested], dtype=float), planned).tolist())
     return [
@@ -246,9 +246,9 @@ def _decided(verdicts: Sequence[Verdict], planned: int, margin: float) -> list[V
 def _decide(verdict: Verdict, margin: float) -> Verdict:
     """Set the outcome, and let no interval contradict it.
 
-    The exact test may not reject although the score interval just leaves 0 out, and Holm's later steps
-    may claim although an interval at the level of the first still holds 0. The interval is then moved to
-    end at 0, or to reach it.
+    The score interval may just exclude 0 although the exact test does not reject: it is then extended to
+    0. An interval has the level of Holm's first step and may include 0 although a later step claims a
+    difference: it is then cut at 0.
     """
     low, high = verdict.difference_points_low, verdict.difference_points_high
     if verdict.p_holm <= ALPHA and verdict.difference_points > 0:

@@ -21,7 +21,7 @@ from trainables.trial import Trial
 
 SECONDS = 3.0  # of timed steps, for each model and size of window
 _EXAMPLES = 1024  # of each split, at most
-_PASSES = 4  # of a window, at most: more take as long each
+_PASSES = 4  # of a window, at most: further ones take the same time each
 
 
 def calibrate(planned: PlannedStudy, options: SweepOptions) -> dict[str, float]:
@@ -39,7 +39,7 @@ def calibrate(planned: PlannedStudy, options: SweepOptions) -> dict[str, float]:
 
 def _timed(planned: PlannedStudy, device: torch.device) -> Iterable[tuple[str, float]]:
     plan, sizes, splits = planned.plan, planned.splits.sizes(), _part(planned.splits)
-    evaluated = sizes["val"] + min(sizes["val"], sizes["train"])  # examples, each time
+    evaluated = sizes["val"] + min(sizes["val"], sizes["train"])  # examples per evaluation
     assets: dict[str, TrialAssets] = {}
     rates: dict[tuple[str, int], tuple[float, float]] = {}
     for trial_hash, config in plan.configs.items():

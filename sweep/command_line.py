@@ -31,8 +31,8 @@ def option(
 ) -> Any:
     """A field of Options.
 
-    ``more`` are Pydantic's constraints, such as ``ge``. ``repeated``: a list option that is given once
-    per value, not once with all of them.
+    ``more`` are Pydantic's constraints, such as ``ge``. ``repeated``: the flag of a list is given once
+    per value, not once with all values.
     """
     extra: dict[str, Any] = {"group": group, "metavar": metavar, "flag": flag, "repeated": repeated}
     if "default_factory" not in more:
@@ -59,7 +59,7 @@ class Options(Validated):
     @field_validator("*", mode="before")
     @classmethod
     def _without_credentials(cls, value: Any) -> Any:
-        """Credentials leave addresses here: whatever reads options sees them without."""
+        """Take credentials out of addresses, so that no reader of options sees them."""
         return take_credentials(value) if isinstance(value, str) else value
 
     @classmethod
@@ -75,7 +75,7 @@ class Options(Validated):
         return cls(**vars(parser.parse_all(argv)))
 
     def words(self) -> list[str]:
-        """The command line that gives these options, without those that were not given."""
+        """The command line that gives these options; only those that were given."""
         words: list[str] = []
         for name in self.model_fields_set:
             value, flag = getattr(self, name), flag_of(type(self), name)

@@ -19,25 +19,25 @@ _SCRATCH_COPIES = 3  # of weights: best and last model, and the copy that is upl
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that trials write, from their models' parameters; one that is not known yet is ``largest``."""
+    """Bytes that trials write, from their models' parameters; ``largest`` stands for unknown trials."""
 
     parameters: Mapping[str, int]  # of each model
     largest: TrialConfig
 
     def checkpoints(self, configs: Iterable[TrialConfig]) -> int:
-        """Of the checkpoints of trials, at most, while they are trained."""
+        """Bytes of the trials' checkpoints, at most, while they are trained."""
         return 2 * self._bytes(configs, 4, _BESIDE_TENSORS)  # weights, best weights, Adam's two moments
 
     def trained(self, configs: Iterable[TrialConfig]) -> int:
-        """Of the last checkpoints of trained trials until the trials are tested."""
+        """Bytes of the last checkpoints of trained trials until the trials are tested."""
         return self._bytes(configs, 2, _BESIDE_TENSORS)  # weights, best weights
 
     def models(self, configs: Iterable[TrialConfig]) -> int:
-        """Of the models of the best and the last epoch, which stay in MLflow, at most."""
+        """Bytes of the models of the best and the last epoch, which stay in MLflow, at most."""
         return 2 * self._bytes(configs, 1, _BESIDE_WEIGHTS)
 
     def weights(self, config: TrialConfig) -> int:
-        """Of one set of a trial's weights, in fp32."""
+        """Bytes of one set of a trial's weights, in fp32."""
         return 4 * self.parameters[config.model]
 
     def _bytes(self, configs: Iterable[TrialConfig], sets: int, beside: int) -> int:
@@ -73,8 +73,8 @@ def check_disk_space(
 ) -> None:
     """Raise UserError if a disk lacks room for what training writes to it at any one time.
 
-    The models of the trials in ``kept`` stay in MLflow. Checkpoints that these trials have already are part
-    of the room there is. More may be needed while MLflow is away, because trained trials then wait:
+    The models of the trials in ``kept`` stay in MLflow. Checkpoints that the trials to train already have
+    count as free room. More may be needed while MLflow is away, because trained trials then wait:
     ``--dry-run`` says how much at most.
     """
     by_size = sorted(to_train, key=footprint.weights, reverse=True)

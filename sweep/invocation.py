@@ -15,7 +15,7 @@ from tracking import InvocationRun, StudyStore, in_time
 def invocation_of(
     planned: PlannedStudy, store: StudyStore, storage: StudyStorage
 ) -> Iterator[InvocationRun]:
-    """The parent run, with the plan and the test split in it; a refused one is taken back."""
+    """The parent run, with the plan and the test split in it; a run that is refused is discarded."""
     plan = planned.plan
     title = f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
     tags = {"space": plan.space.name, "question": plan.space.question, **storage.owner}

@@ -20,15 +20,15 @@ from trainables.evaluation import METRICS
 from trainables.review_facts import facts_of, warnings_of
 from trainables.review_splits import ReviewSplits, load_splits
 
-GPU_TOKENS_PER_PASS = 32_768  # more saturates nothing, and undoes the sorting by length
+GPU_TOKENS_PER_PASS = 32_768  # more makes no GPU faster, and undoes the sorting by length
 
 
 @dataclass(frozen=True)
 class PlannedStudy:
-    """A plan with the data that it is about; nothing is trained or written yet.
+    """A plan and its data; nothing is trained or written yet.
 
-    ``resolve`` makes a trial of a configuration of the space: with the digests of data and model, with the
-    steps of its budget, with passes that suit the machine.
+    ``resolve`` completes a configuration of the space: digests of data and model, the steps of its budget,
+    passes that suit the machine.
     """
 
     plan: Plan
@@ -37,11 +37,11 @@ class PlannedStudy:
     footprint: Footprint
 
     def stages(self, **around: Any) -> list[Stage]:
-        """The study's stages; ``around`` is what a search needs once it is carried out."""
+        """The study's stages; ``around`` is what a search needs to be carried out."""
         return self.plan.space.stages(Around(self.resolve, **around))
 
     def with_cells(self, stages: Iterable[Stage], outcomes: Outcomes) -> "PlannedStudy":
-        """The same with the cells of these stages whose models are kept."""
+        """This study with the cells of those stages that keep models."""
         kept = [cell for stage in stages if stage.keeps_models for cell in stage.cells(outcomes)]
         cells = tuple(Cell(config=cell) for cell in kept)
         return replace(self, plan=self.plan.replace(cells=cells))
@@ -81,7 +81,7 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> PlannedStudy:
     dataset = _dataset_facts(shared, splits)
     metrics = {name: metric.label for name, metric in METRICS.items()}
     stages = space.stages(Around(resolve))
-    first = stages[0].cells({}) if stages[0].keeps_models else ()  # of later ones nothing is known yet
+    first = stages[0].cells({}) if stages[0].keeps_models else ()  # later cells are not known yet
     plan = Plan(
         study=options.study,
         space=space,
@@ -109,7 +109,7 @@ def _dataset_facts(config: TrialConfig, splits: ReviewSplits) -> DatasetFacts:
 
 
 def colour_coordinates(space: Space | SearchSpace, config: TrialConfig) -> tuple[int, int, float]:
-    """Of a trial among those of its study: its model and its rule, from 0, its batch size from 0 to 1."""
+    """A trial's place in its study: number of model and of rule, from 0; batch size, from 0 to 1."""
     sizes, rules = sorted(space.target_batch_sizes), list(space.scaling_rules)
     return (
         list(space.models).index(config.model),
@@ -119,13 +119,13 @@ def colour_coordinates(space: Space | SearchSpace, config: TrialConfig) -> tuple
 
 
 def _sized_for_gpu(cell: TrialConfig) -> TrialConfig:
-    """A pass of so many tokens; the trial halves it where memory runs out."""
+    """Passes of at most GPU_TOKENS_PER_PASS tokens; the trial halves them if memory runs out."""
     fitting = max(1, GPU_TOKENS_PER_PASS // cell.max_length)
     return cell.replace(physical_batch_size=min(cell.target_batch_size, fitting))
 
 
 def _check_digests(digests: Mapping[str, str]) -> None:
-    """Two folders with the same in them would be one trial."""
+    """Raise UserError for two models with the same files, which would be one trial."""
     by_digest: dict[str, str] = {}
     for model, digest in digests.items():
         if digest and (other := by_digest.setdefault(digest, model)) != model:
@@ -133,7 +133,7 @@ def _check_digests(digests: Mapping[str, str]) -> None:
 
 
 def _check_model_names(models: Iterable[str]) -> None:
-    """Tables and pictures name a model by its last part: two of one name would become one."""
+    """Raise UserError for two models with the same last part, which tables and pictures show alone."""
     by_name: dict[str, str] = {}
     for model in models:
         other = by_name.setdefault(name := model_name(model), model)

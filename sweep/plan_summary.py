@@ -61,7 +61,7 @@ def plan_summary(planned: PlannedStudy) -> str:
 
 
 def _short_last_windows(plan: Plan) -> str:
-    """A note where the last step of every epoch has less than half of the target batch size."""
+    """A note if the last step of every epoch has less than half of the target batch size."""
     train = plan.train_examples
     sizes = {c.target_batch_size: c for c in plan.configs.values() if c.target_batch_size <= train}
     last = {batch: config.last_window(train) for batch, config in sizes.items()}
@@ -72,7 +72,7 @@ def _short_last_windows(plan: Plan) -> str:
 
 
 def plan_tables(plan: Plan) -> list[Table]:
-    """What is searched, and the trials that are known already."""
+    """The searched parameters, and the trials that are already known."""
     found = [_parameters_table(plan.space.parameters)] if plan.space.parameters else []
     return found + ([trials_table(plan), companions_table(plan)] if plan.cells else [])
 
@@ -109,7 +109,7 @@ def trials_table(plan: Plan) -> Table:
 
 
 def companions_table(plan: Plan) -> Table:
-    """A row per target batch size, and rules that differ there, of settings beside the learning rate."""
+    """Settings beside the learning rate: a row per target batch size and group of rules that agree."""
     title = "beside the learning rate; half-life: when the optimizer has forgotten half"
     table = Table("target\nbatch\nsize", "rules", title=title, title_justify="left")
     for column in ("weight\ndecay", "warm-up", "β₁", "its half-life", "β₂", "its half-life", "ε"):
@@ -129,7 +129,7 @@ def companions_table(plan: Plan) -> Table:
 
 
 def _warmup(plan: Plan, config: TrialConfig) -> str:
-    """In steps, in examples and as a share of the budget."""
+    """The warm-up in steps, in examples and as a share of the budget."""
     steps = config.warmup_steps(plan.train_examples)
     if not steps:
         return "none"

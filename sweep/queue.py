@@ -8,7 +8,7 @@ from search_spaces.stages import Outcome, Proposal
 
 
 class TrialQueue:
-    """Which trial of a stage is trained next; ``announce`` hears of a proposal once."""
+    """Which trial of a stage is trained next; ``announce`` gets each proposal once."""
 
     def __init__(
         self, stage: Stage, outcomes: MutableMapping[str, Outcome], ended: Set[str], max_failures: int
@@ -25,11 +25,11 @@ class TrialQueue:
 
     @property
     def is_over(self) -> bool:
-        """Whether ``next`` has nothing more to give: all is done, or something has failed."""
+        """Whether no trial waits or runs: all are done, or a failed one keeps the stage from going on."""
         return not self._waiting and not self._running
 
     def next(self) -> Proposal | None:
-        """The next trial; None if there is none yet, or none any more. Raises StoppedError as stages do."""
+        """The next trial; None if none is ready, or all are given out. Raises StoppedError as stages do."""
         for each in self.stage.propose(self._outcomes):
             if each.trial_hash not in self._ended | self._waiting.keys() | self._given.keys():
                 self._waiting[each.trial_hash] = each
@@ -42,14 +42,14 @@ class TrialQueue:
         return self._waiting.pop(trial_hash)
 
     def end(self, trial_hash: str, outcome: Outcome | None) -> None:
-        """A trial has come to its outcome, or failed without."""
+        """A trial has reached its outcome, or failed without one."""
         self._running.discard(trial_hash)
         if outcome:
             self._ended.add(trial_hash)
             self._outcomes[trial_hash] = outcome
 
     def again(self, proposal: Proposal) -> bool:
-        """Give out a trial once more that could not even start; False if that was tried often enough."""
+        """Queue again a trial that could not even start; False after more than ``max_failures`` tries."""
         self._running.discard(proposal.trial_hash)
         if self._given.get(proposal.trial_hash, 0) > self._max_failures:
             return False

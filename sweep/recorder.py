@@ -22,8 +22,8 @@ from trainables.trial import Report
 class Recorder(tune.Callback):
     """Passes on what happens to trials, and keeps why a trial failed.
 
-    ``failures`` maps the hash of every failed trial to its reason, and ``ended`` holds the trials that
-    reached their last step or failed.
+    ``failures`` maps the hash of every failed trial to its reason; ``ended`` holds the hashes of trials
+    that have ended or failed.
     """
 
     def __init__(
@@ -31,13 +31,13 @@ class Recorder(tune.Callback):
     ) -> None:
         self.failures: dict[str, str] = {}
         self.ended: set[str] = set()
-        self.writer: TrialWriter  # which reports to this recorder what MLflow refuses
+        self.writer: TrialWriter  # tells this recorder what MLflow refuses
         self._plan = plan
         self._queue = queue
         self._progress = progress
         self._exported = exported
         self._proposals: dict[str, Proposal] = {}
-        self._started: set[str] = set()  # those that a worker has, by hash
+        self._started: set[str] = set()  # hashes of trials that a worker has started
         self._histories: dict[str, list[Report]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Recorder(tune.Callback):
         return {self._proposals[trial_hash].name: why for trial_hash, why in self.failures.items()}
 
     def interrupt(self) -> None:
-        """Mark the runs of the trials that did not come to their end."""
+        """Mark the runs of the trials that have not ended."""
         self.writer.interrupt(self._proposals.keys() - self.ended)
 
     def trial_proposed(self, proposal: Proposal) -> None:
@@ -113,9 +113,9 @@ class Recorder(tune.Callback):
         self._progress.say(trial_hash, f"{worker_error(trial)}: {place} (failure {trial.num_failures})")
 
     def on_trial_error(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
-        """Keep the reason; a trial whose worker died before it started on it is given to Tune once more.
+        """Keep the reason; a trial whose worker died before the trial started is given to Tune again.
 
-        Tune counts such a death twice, and the second time retries nothing.
+        Tune counts this death twice, and after the second count it does not retry.
         """
         proposal, why = self._proposal(trial), worker_error(trial)
         if proposal.trial_hash not in self._started and self._queue.again(proposal):
@@ -125,13 +125,13 @@ class Recorder(tune.Callback):
         self.fail(proposal.trial_hash, why)
 
     def fail(self, trial_hash: str, why: str, outcome: str = "") -> None:
-        """A trial has failed; ``outcome`` is that of a training which a retry would not change."""
+        """A trial has failed; ``outcome`` is given if a retry would end the same way."""
         self.failures[trial_hash] = why
         self.writer.fail(trial_hash, why, outcome)
         self._progress.trial_failed(trial_hash, why)
 
     def _stopped_by_itself(self, proposal: Proposal, why: str, has_diverged: bool) -> None:
-        """A trial that diverged is done if its outcome is all that counts; else it has failed."""
+        """A trial that diverged is done if the stage keeps no models; otherwise it has failed."""
         trial_hash = proposal.trial_hash
         if self._queue.stage.keeps_models or not has_diverged:
             self.fail(trial_hash, why, DIVERGED if has_diverged else "")
@@ -165,7 +165,7 @@ def _val_accs(history: list[Report]) -> tuple[float, ...]:
 
 
 def _forget_averages(trial: TuneTrial) -> None:
-    """Tune keeps running averages of every number to its end: 64 KB a trial, which nothing here reads."""
+    """Drop Tune's running averages of every number: 64 KB a trial, which nothing here reads."""
     trial.run_metadata.metric_analysis.clear()
     trial.run_metadata.metric_n_steps.clear()
 

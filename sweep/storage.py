@@ -20,16 +20,16 @@ _MARK = ".batchscale"
 _OURS = "batchscale keeps a study here: trials, tune and scratch are its own, and it removes them\n"
 _MARK_TEXT = f"{_OURS}format {FORMAT}\n"
 _TRIAL = re.compile("[0-9a-f]{12}")
-_LOCK = re.compile(r"(process \d+ on .*(\n[0-9a-f]{32}(-\d+)?)?)?")  # empty where a kill came in between
-_LONGEST = 1000  # characters of either, and more
+_LOCK = re.compile(r"(process \d+ on .*(\n[0-9a-f]{32}(-\d+)?)?)?")  # empty after a kill
+_LONGEST = 1000  # characters that are read; lock and mark are shorter
 _GIVE_ANOTHER = "give another --storage-path or --name"
 
 
 class StudyStorage:
     """``trials/`` holds checkpoints, ``tune/`` what Ray Tune notes, ``scratch/`` temporary files.
 
-    Every machine of a cluster must see the folder under the same path. It is marked as this program's:
-    nothing is removed from any other. UserError where it is not a folder, cannot be written, or holds
+    Every machine of a cluster must see the folder under the same path. Nothing is removed from a folder
+    without this program's mark. UserError if the path is not a folder, cannot be written, or holds
     something else.
     """
 
@@ -75,10 +75,10 @@ class StudyStorage:
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
-        """Keep other commands out of the study; a UserError that names the one at work.
+        """Keep other commands out of the study; UserError, naming the command at work, if there is one.
 
-        The lock is the operating system's, so it ends with the process, however that ends. Meanwhile
-        temporary files lie in the storage, where the next command removes those that a kill has left.
+        The operating system releases the lock when the process ends, however it ends. Meanwhile temporary
+        files lie in the storage; the next command removes those that a kill has left.
         """
         process, storage_id = self._holder()
         lock = FileLock(self._lock, timeout=0)
@@ -95,7 +95,7 @@ class StudyStorage:
             ) from error
         with contextlib.ExitStack() as stack:
             stack.callback(lock.release)
-            self._check_ours()  # the command that had the study may have left it otherwise
+            self._check_ours()  # the command before may have changed the folder
             self._put_mark()
             stack.callback(self._tidy)
             place = f"-{self._lock.stat().st_ino}"  # a copy of the folder is another storage
@@ -110,7 +110,7 @@ class StudyStorage:
             yield
 
     def _check_ours(self) -> None:
-        """Raise UserError where something is in the way that is not this program's. Writes nothing."""
+        """Raise UserError if something that is not this program's is in the way. Writes nothing."""
         for folder in (self.path, self.trials, self.tune, self._scratch):
             _check_kind(folder, os.path.isdir, "no folder")
         for file in (self._mark, self._lock):
@@ -130,11 +130,11 @@ class StudyStorage:
     def _put_mark(self) -> None:
         """Mark the folder, which is empty or this program's, before anything else is written into it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if not _text(self._mark).startswith(_OURS):  # one of another version stays until it is cleared
+        if not _text(self._mark).startswith(_OURS):  # another version's mark stays until ``clear``
             self._mark.write_text(_MARK_TEXT)
 
     def _tidy(self) -> None:
-        """Remove what no re-run reads, and the folders that nothing is left in."""
+        """Remove what no re-run reads, and folders that are empty then."""
         for folder in (self.tune, self._scratch):
             shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty: unfinished trials
@@ -145,13 +145,13 @@ class StudyStorage:
                 self.path.rmdir()
 
     def _holder(self) -> tuple[str, str]:
-        """The process that holds the lock, or held it last, and what this storage is called in MLflow."""
+        """The process that holds the lock, or held it last, and this storage's name in MLflow."""
         process, _, storage_id = _text(self._lock).partition("\n")
         return process, storage_id
 
 
 def _check_kind(path: Path, is_kind: Callable[[Path], bool], otherwise: str) -> None:
-    """Raise UserError for what is there and is a link, or of another kind."""
+    """Raise UserError if the path exists and is a link, or of another kind."""
     if not os.path.lexists(path):  # Path raises for long names
         return
     is_link = path.is_symlink()
@@ -160,7 +160,7 @@ def _check_kind(path: Path, is_kind: Callable[[Path], bool], otherwise: str) -> 
 
 
 def _names(folder: Path) -> dict[str, Path]:
-    """What is in a folder; empty where there is none, UserError where it cannot be read."""
+    """What is in a folder; empty if there is no folder, UserError if it cannot be read."""
     try:
         return {path.name: path for path in folder.iterdir()}
     except (FileNotFoundError, NotADirectoryError):
@@ -177,10 +177,10 @@ def _text(file: Path) -> str:
 
 
 def writable_folder(folder: Path, flag: str) -> Path:
-    """Create the folder; UserError naming the flag where that, or writing into it, is impossible."""
+    """Create the folder; UserError naming the flag if it cannot be created or written into."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # without a name, where the file system can
+        tempfile.TemporaryFile(dir=folder).close()  # without a name, if the file system can
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write to {folder} ({first_line(error)}): choose another {flag}") from error
     return folder

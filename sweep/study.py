@@ -45,11 +45,11 @@ class StudyOutcome:
 def run_study(
     options: SweepOptions, forecast: Callable[[Plan], Forecast] = lambda plan: Forecast()
 ) -> StudyOutcome:
-    """Own the study, read it once, train and test what is left, and register the best model.
+    """Own the study, read it once, train and test what is missing, and register the best model.
 
-    ``forecast`` says what is expected of the study; its report will say so beside what came.
-    Everything that can be wrong with the input raises UserError and leaves no run behind. Raises
-    StoreAwayError if MLflow was away for too long; what it lacks waits in the storage.
+    ``forecast`` gives what is expected before training, which the report shows beside the results. Wrong
+    input raises UserError and leaves no run behind. Raises StoreAwayError if MLflow was away for too long;
+    results that it lacks wait in the storage.
     """
     check_driver(options)
     planned = make_plan(options, bf16_available(options))
@@ -80,7 +80,7 @@ class Sweep:
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # of the trials that have ended
     failures: dict[str, str] = field(default_factory=dict)  # a trial's name -> reason
     superseded: list[InvocationRun | TrialRun] = field(default_factory=list)  # under --fresh
-    generations: dict[int, list[Values]] = field(default_factory=dict)  # of a search, that are in MLflow
+    generations: dict[int, list[Values]] = field(default_factory=dict)  # of a search, as MLflow has them
     assets: dict[str, ModelAssets] = field(default_factory=dict)
     resources: Resources | None = None  # once Ray runs
 
@@ -89,7 +89,7 @@ class Sweep:
         return self.planned.plan
 
     def run(self) -> None:
-        """Carry out each stage; one that is not over, because a trial failed, is the last."""
+        """Carry out each stage; stop after one that is not over because a trial failed."""
         self.read()
         copy = OptunaCopy(self.options.optuna_storage, self.plan.study)
         stages = self.planned.stages(
@@ -111,13 +111,13 @@ class Sweep:
         return Proposer(space, 1 / len(self.plan.dataset.label_names))
 
     def _ended(self, stage: Stage) -> set[str]:
-        """The hashes of the trials with which a stage is done, but for their tests."""
+        """The hashes of the trials that a stage need not train."""
         if not stage.keeps_models:
             return set(self.outcomes)
         return {trial_hash for trial_hash, run in self.runs.items() if run.is_trained}
 
     def finish(self, stage: Stage, stages: Sequence[Stage]) -> None:
-        """Train and test what a stage lacks; ``stages`` are it and those after it."""
+        """Train and test what a stage lacks; ``stages`` are this stage and those after it."""
         to_train, to_test = self.unfinished(stage)
         if stage.is_over(self.outcomes, self._ended(stage)) and not to_test:
             stage.note(self.outcomes)
@@ -140,7 +140,7 @@ class Sweep:
             self.test([*to_test, *to_train], resources)
 
     def _plan_cells(self, stages: Sequence[Stage]) -> None:
-        """Put cells into the plan that are known only now."""
+        """Add to the plan the cells that have just become known."""
         planned = self.planned.with_cells(stages, self.outcomes)
         if planned.plan.cells != self.plan.cells:
             self.planned = planned
@@ -149,7 +149,7 @@ class Sweep:
                 say(line)
 
     def read(self) -> None:
-        """Read the study, having made sure that nobody else is at work on it."""
+        """Read the study, after a check that no other command works on it."""
         read = self.store.read_runs(any_format=self.options.fresh)
         earlier = [run for run in read.invocations if run.run_id != self.invocation.run_id]
         running = [run for run in earlier if run.is_running]
@@ -178,7 +178,7 @@ class Sweep:
         self.outcomes = {trial_hash: outcome for trial_hash, outcome in found.items() if outcome}
 
     def unfinished(self, stage: Stage) -> tuple[list[Proposal], list[Proposal]]:
-        """The trials of a stage, as far as they are known, that lack training, or only the test."""
+        """The known trials of a stage that lack training, and those that lack only the test."""
         known, ended = stage.proposed(self.outcomes), self._ended(stage)
         to_train = [each for each in known if each.trial_hash not in ended]
         to_test: list[Proposal] = []
@@ -194,7 +194,7 @@ class Sweep:
         return to_train, to_test
 
     def _prepare(self, models: Iterable[str], known: Iterable[Proposal]) -> None:
-        """Load and tokenise what the trials of these models read, each once."""
+        """Load and tokenise what trials of these models read, once per model."""
         missing = sorted(set(models) - self.assets.keys())
         if not missing:
             return
@@ -207,9 +207,9 @@ class Sweep:
                 self.assets[model] = prepare_assets(config, self.planned.splits)
 
     def changed(self, stage: Stage, known: Iterable[Proposal]) -> set[str]:
-        """The hashes of trials whose model or tokens have changed since, finished ones among them.
+        """The hashes of trials, also finished ones, whose model or tokens have changed since.
 
-        Their results say nothing about what is there now. UserError if later proposals followed from them.
+        Their results do not describe the present model. UserError if later proposals depend on them.
         """
         changed = {}
         for each in known:
@@ -224,7 +224,7 @@ class Sweep:
         return set(changed)
 
     def start_anew(self, changed: set[str]) -> None:
-        """Supersede what no longer counts, and remove its checkpoints."""
+        """Supersede runs that do not count, and remove their checkpoints."""
         if self.options.fresh and not self.runs:
             self.store.supersede(self.superseded)
             self.storage.clear()
@@ -237,7 +237,7 @@ class Sweep:
             run.supersede()
 
     def _machines(self, stages: Sequence[Stage], changed: set[str]) -> Resources:
-        """Start Ray, the first time, and see that there is room for what is trained and kept."""
+        """Start Ray if it does not run yet, and check the room for what is trained and kept."""
         if self.resources is None:
             dashboard = self._session.enter_context(
                 ray_session(self.options.ray_address, self.options.dashboard_host)
@@ -288,7 +288,7 @@ class Sweep:
         self.failures |= recorder.failures_by_name()
 
     def test(self, proposals: Iterable[Proposal], resources: Resources) -> None:
-        """Test those of these trials that are trained."""
+        """Test the trials that are trained."""
         names, untested = {}, {}
         for each in proposals:
             run = self.runs.get(each.trial_hash)

@@ -44,13 +44,12 @@ def train(
     writer: BackgroundWriter,
     max_failures: int,
 ) -> Recorder:
-    """Train to the end, and wait until all of it is in MLflow; what failed is in ``failures``.
+    """Train a stage to its end, and wait until MLflow has it all; failed trials are in ``failures``.
 
-    The stage says which trial comes next, and which is stopped early; trials that have ``ended``, by hash,
-    are not trained, and ``outcomes`` get those that end. A trial that was left unfinished, by an earlier
-    command or by a worker that died, resumes from its newest good checkpoint, the latter up to
-    ``max_failures`` times. Raises KeyboardInterrupt on Ctrl-C, and StoppedError if Ray, the disk or the
-    tracking store stops training.
+    The stage says which trial comes next, and which is stopped early. Trials whose hash is in ``ended`` are
+    not trained; ``outcomes`` gets the outcome of each trial that ends. An unfinished trial resumes from its
+    newest good checkpoint, after deaths of its worker at most ``max_failures`` times. Raises
+    KeyboardInterrupt on Ctrl-C, and StoppedError if Ray, the disk or the tracking store stops training.
     """
     metrics = ["train_loss", "train_acc", *(f"val_{name}" for name in METRICS)]
     expected = stage.trials - sum(each.trial_hash in ended for each in stage.proposed(outcomes))
@@ -106,7 +105,7 @@ def _run_tune(
         resources.for_ray(),
     )
     trainable.__qualname__ = EncoderTrainable.__name__  # what Ray's dashboard calls a worker
-    shutil.rmtree(storage.tune, ignore_errors=True)  # of a command that was killed
+    shutil.rmtree(storage.tune, ignore_errors=True)  # left by a command that was killed
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(

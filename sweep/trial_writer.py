@@ -26,9 +26,9 @@ _LOADER_CODE = tuple(
 class TrialWriter:
     """Writes in the background, in order, so that a store that is slow or away does not hold up training.
 
-    ``runs`` maps the hash of every trial that has started to its run, which ``open_run`` gives. ``refused``
-    hears why MLflow took something of a trial not, ``finished`` when all of a trial is there, and ``say``
-    what a user should know.
+    ``runs`` maps the hash of every started trial to its run, which ``open_run`` gives. ``refused`` is told
+    why MLflow refused part of a trial, ``finished`` when MLflow has all of a trial, and ``say`` what a user
+    should know.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TrialWriter:
         self._refused = refused
         self._finished = finished
         self._say = say
-        self._failed: set[str] = set()  # what follows the first failure follows from it
+        self._failed: set[str] = set()  # later failures of a trial follow from its first
 
     def open(self, proposal: Proposal) -> None:
         """Open the trial's run."""
@@ -64,7 +64,7 @@ class TrialWriter:
         self._submit(proposal.trial_hash, write)
 
     def log(self, proposal: Proposal, history: Sequence[Report]) -> None:
-        """Write those evaluations that are not there yet."""
+        """Write the evaluations that MLflow lacks."""
 
         def write() -> None:
             run = self.runs[proposal.trial_hash]
@@ -79,7 +79,7 @@ class TrialWriter:
         self._submit(proposal.trial_hash, write)
 
     def finish(self, proposal: Proposal, state: str, history: Sequence[Report], why: str = "") -> None:
-        """Write how a trial ended that keeps no model; ``why`` says so if it failed for good."""
+        """Write how a trial without models ended; ``why`` is the reason if it failed for good."""
 
         def write(trial_hash: str = proposal.trial_hash) -> None:
             results = {} if why else best_results(self._plan, proposal.config, history)
@@ -91,16 +91,16 @@ class TrialWriter:
         self._submit_unless_failed(proposal.trial_hash, write)
 
     def upload(self, proposal: Proposal) -> None:
-        """Upload both models out of the last checkpoint."""
+        """Upload both models from the last checkpoint."""
         self._submit_unless_failed(proposal.trial_hash, lambda: self._upload(proposal.config))
 
     def fail(self, trial_hash: str, why: str, outcome: str = "") -> None:
-        """Write why a trial failed; ``outcome`` is that of a training which a retry would not change."""
+        """Write why a trial failed; ``outcome`` is given if a retry would end the same way."""
         self._failed.add(trial_hash)
         self._submit(trial_hash, lambda: self.runs[trial_hash].fail(why, outcome))
 
     def interrupt(self, trial_hashes: set[str]) -> None:
-        """Mark the runs of trials that did not come to their end."""
+        """Mark the runs of trials that have not ended."""
         for trial_hash in trial_hashes & self.runs.keys():
             self._submit(trial_hash, self.runs[trial_hash].interrupt)
 

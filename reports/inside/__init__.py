@@ -51,7 +51,7 @@ _TABLES = {  # file name -> title, note
 
 @dataclass(frozen=True)
 class _Look:
-    """What is kept of one reloaded model; readings and landscape only if they are drawn."""
+    """What is kept of one reloaded model; readings and landscape only if pictures show the model."""
 
     statistics: Mapping[str, float]
     readings: Sequence[Reading] = ()
@@ -67,7 +67,7 @@ def write_inside(
 ) -> tuple[InsideSection, Path]:
     """Write ``results/<study>/inside/`` and log it to the newest parent run under ``inside/``.
 
-    Returns the section and the folder; ``say`` gets a line per model, and hears what is waited for.
+    Returns the section and the folder; ``say`` gets a line for each model and for each wait.
     Raises UserError for an unknown study, rule, layer or head, and for a study without tested trials or
     without its test split; StoreAwayError if MLflow does not answer.
     """
@@ -93,14 +93,14 @@ def write_inside(
         looks[str(trial_hash)] = _look(run, own.drop_duplicates("row_id"), shown, view)
     section = _section(data, answers, looks, sentences, view)
     write_section(section, folder)
-    with tempfile.TemporaryDirectory() as uploaded:  # without what else lies in the folder
+    with tempfile.TemporaryDirectory() as uploaded:  # other files of the folder stay here
         write_section(section, Path(uploaded))
         invocation.log_folder(Path(uploaded), INSIDE)
     return section, folder
 
 
 def _look(run: TrialRun, answers: pd.DataFrame, sentences: Sequence[Sentence], view: View) -> _Look:
-    """Reload one model and look; with sentences it is drawn."""
+    """Reload one model and look; with sentences, also collect what pictures show."""
     model = attention.reload_model(run)
     attention.check_view(model, view)
     texts = _sample(answers, _ATTENTION_TEXTS)["text"].to_list()

@@ -16,10 +16,10 @@ from reports.sections import Source
 from reports.study_data import StudyData, TrialData
 
 PLACE = 30
-_SMOOTHING = 25  # a running mean is taken over this fraction of a line's points
+_SMOOTHING = 25  # a running mean covers a line's points divided by this
 _SMOOTHED = "Faint: as logged; strong: running mean."
 _BEST = "The dot marks the best epoch."
-_TRAIN = {  # over what a training curve is drawn -> its caption
+_TRAIN = {  # x axis of a training curve -> its caption
     "step": _SMOOTHED,
     "examples": f"{_SMOOTHED} At equal examples a larger batch has taken fewer steps.",
     "epoch": "",
@@ -58,7 +58,7 @@ _LEARNING_RATE = Curve(
 
 
 def section(source: Source) -> Section:
-    """The curves, with the accuracies at their best and last epochs among those that are folded."""
+    """The curves; folded among them the accuracies at the best and last epochs."""
     first, rest = curve_pictures(source.study)
     return Section(
         tables={"generalisation_gap": generalisation_gap_table(source.study)},
@@ -69,7 +69,7 @@ def section(source: Source) -> Section:
 
 
 def generalisation_gap_table(study: StudyData) -> Table:
-    """Accuracies at the best epoch, means over the seeds that have come to it."""
+    """Accuracies at the best epoch, means over the seeds that have been evaluated."""
 
     def at_best(name: str) -> pd.Series:
         return study.of_trials(
@@ -84,7 +84,7 @@ def generalisation_gap_table(study: StudyData) -> Table:
 
 
 def curve_pictures(study: StudyData) -> tuple[list[Picture], list[Picture]]:
-    """The curves of all models: those to read first, and the rest; what nobody has logged is left out."""
+    """The curves of all models: those to read first, and the rest; only what some trial has logged."""
     first, rest = (
         [
             picture
@@ -111,7 +111,7 @@ def _curves(metrics: Mapping[str, str]) -> tuple[list[Curve], list[Curve]]:
 
 
 def _lines(study: StudyData, model: str, curve: Curve) -> list[tuple[TrialData, pd.Series]]:
-    """The curve of each trial that has logged it, and on a logarithmic axis something that it can show."""
+    """The curve of each trial that has logged it; on a logarithmic axis only if a value can be drawn."""
     lines, examples = [], study.plan.dataset.sizes["train"]
     for trial in study.trials_of(model):
         if curve.over == "epoch":
@@ -151,7 +151,7 @@ def draw_curve(study: StudyData, model: str, curve: Curve) -> Iterator[Picture]:
         axes.set_xscale("log")
     if curve.is_logarithmic:
         axes.set_yscale("log")
-    names = ", ".join(dict.fromkeys(trial.label for trial, _ in lines))  # each for all its seeds
+    names = ", ".join(dict.fromkeys(trial.label for trial, _ in lines))  # one label for all seeds
     alt = curve.alt.format(label=curve.label, x=_X_LABELS[curve.over], model=model, names=names)
     yield canvas.model_picture(drawn, model, curve.name, curve.title, caption=curve.caption, alt=alt)
 

@@ -36,11 +36,11 @@ from search_spaces.trial_config import epoch_text
 from search_spaces.update import OPTIMIZERS
 
 PLACE = 20
-_CLAIMS = 6  # of a headline; of more, the table is easier to read
+_CLAIMS = 6  # of a headline; more are easier to read in the table
 
 
 def section(source: Source) -> Section:
-    """Of any study; the verdicts of a search are those of its best, trained again."""
+    """The section of every study; in a search only the best, trained again, can have verdicts."""
     study, cells, epochs = source.study, source.comparisons, compare_epochs(source.study)
     tables = {
         "comparisons": comparisons_table(cells, folded=False),
@@ -82,12 +82,12 @@ def scope(study: StudyData) -> str:
 
 
 def headline(family: ComparisonFamily) -> list[str]:
-    """A paragraph per model, the largest differences first, and one that says what it is about."""
+    """A paragraph per model, the largest differences first, and one on what the verdicts are about."""
     if not family.verdicts:
         return [" ".join(["No comparison can be made.", *family.notes])]
     models: dict[str, list[Verdict]] = {}
     for verdict in family.verdicts:
-        # two models that are compared with each other are told of under the one that is not the baseline
+        # a comparison of two models stands under the model that is not the baseline
         model = verdict.value if verdict.axis == "model" else verdict.model
         models.setdefault(model, []).append(verdict)
     told = [f"{model}: {_findings(verdicts, family.margin)}" for model, verdicts in models.items()]
@@ -109,7 +109,7 @@ def _findings(verdicts: Sequence[Verdict], margin: float) -> str:
 
 
 def _some(texts: list[str], kind: str) -> str:
-    """A sentence of the first few, and of how many more there are."""
+    """A sentence with the first few texts and the number of the others."""
     if len(texts) > _CLAIMS:
         texts = [*texts[:_CLAIMS], f"{len(texts) - _CLAIMS} more {kind} are in the table"]
     text = listed(texts)
@@ -117,7 +117,7 @@ def _some(texts: list[str], kind: str) -> str:
 
 
 def _diverged_cells(verdicts: Iterable[Verdict]) -> list[str]:
-    """Each cell once, whichever comparisons it is in; the paragraph names the model."""
+    """Each cell once, however many comparisons it is in; the paragraph names the model."""
     elsewhere: dict[str, Any] = {"model": ""}
     told = [
         f"{count} diverged at {subject(replace(verdict, **elsewhere | {verdict.axis: value}))}"
@@ -170,7 +170,7 @@ def sentences(family: ComparisonFamily) -> list[str]:
 
 
 def _claim(verdict: Verdict, margin: float) -> str:
-    """What a verdict says; its evidence follows."""
+    """What a verdict says, without its evidence."""
     value, baseline = _named(verdict)
     match verdict.outcome:
         case "diverged":
@@ -186,7 +186,7 @@ def _claim(verdict: Verdict, margin: float) -> str:
 
 
 def _short(verdict: Verdict, margin: float) -> str:
-    """The claim with its interval and the cell: for a headline, whose paragraph names the model."""
+    """The claim with its interval and the cell, for a headline, whose paragraph names the model."""
     evidence = [] if verdict.outcome == EQUIVALENT else [f"95 % {_size_interval(verdict)}"]
     if cell := " · ".join(str(value) for axis in AXES[1:] if (value := getattr(verdict, axis)) != ""):
         evidence.append(cell)
@@ -223,7 +223,7 @@ def subject(verdict: Verdict) -> str:
 
 
 def _named(verdict: Verdict) -> tuple[str, str]:
-    """Both sides; a side of one training is called so, because the setting may do otherwise."""
+    """The names of both sides: of the trainings if each side has one, because the setting may differ."""
     value = f"{axis_words(verdict.axis)} {verdict.value}"
     if verdict.axis == "epoch" or max(verdict.seeds, verdict.baseline_seeds) > 1:
         return value, str(verdict.baseline)
@@ -236,7 +236,7 @@ def interval_text(low: float, high: float, text: Callable[[float], str] = signed
 
 
 def _size_interval(verdict: Verdict) -> str:
-    """Of the size of a difference, whichever its sign."""
+    """The interval of a difference's size, whatever its sign."""
     low, high = verdict.difference_points_low, verdict.difference_points_high
     return (
         interval_text(-high, -low, number) if verdict.outcome == WORSE else interval_text(low, high, number)
@@ -244,7 +244,7 @@ def _size_interval(verdict: Verdict) -> str:
 
 
 def _diverged(verdict: Verdict) -> list[tuple[object, str]]:
-    """The value, or the baseline, or both, with how many of its trainings diverged."""
+    """Value and baseline if trainings of theirs diverged, with how many did."""
     sides = (
         (verdict.value, verdict.diverged, verdict.seeds),
         (verdict.baseline, verdict.baseline_diverged, verdict.baseline_seeds),
@@ -267,7 +267,7 @@ def _found_above(points: str) -> str:
 
 
 def outcome_text(verdict: Verdict) -> str:
-    """The outcome; of a comparison with trainings that diverged, how many of how many, on which side."""
+    """The outcome; if trainings diverged, how many of how many on which side."""
     if verdict.outcome != DIVERGED:
         return verdict.outcome
     sides = {"": (verdict.diverged, verdict.seeds)}
@@ -276,7 +276,7 @@ def outcome_text(verdict: Verdict) -> str:
 
 
 def comparisons_table(family: ComparisonFamily, folded: bool = True) -> Table:
-    """The verdicts of a family as they are read; its CSV file has them whole, and in sentences."""
+    """The verdicts of a family for people; the CSV file has every field and the sentences."""
     columns: dict[str, Callable[[Verdict], str]] = {
         "comparison": lambda v: f"{subject(v)}: {comparison(v)}",
         "difference (points)": lambda v: signed(v.difference_points),

@@ -1,8 +1,8 @@
 """The gradient noise scale of a training, with its interval, from the moments that every epoch reported.
 
 v and g estimate tr(Σ) and ‖G‖²; the noise scale is the ratio of their means over the measured windows.
-Both change along a training. An interval says how well the means over this training are known, so it
-comes from windows of the same epoch.
+Both terms change along a training. An interval says how well their means over this training are known,
+so it comes from the scatter of windows within an epoch.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from reports.statistics import LEVEL, Interval
 from reports.study_data import StudyData, TrialData
 
 PLACE = 40
-_LARGEST_ERROR = 0.5  # of an estimate that is shown, relative to it
+_LARGEST_ERROR = 0.5  # relative standard error of an estimate that is shown
 _CAPTION = (
     "A diagnostic, not a law: tr(Σ)/‖G‖² of the plain gradient (McCandlish et al. 2018), with Fieller's "
     "95 % intervals over the measured windows. It counts dropout as noise and knows nothing of Adam. Where "
@@ -50,7 +50,7 @@ _UNKNOWN = Interval(math.nan, math.nan)
 
 
 class NoiseScale(NamedTuple):
-    """In examples; NaN if it means nothing."""
+    """In examples; NaN if the estimate is too uncertain to mean anything."""
 
     value: float
     interval: Interval
@@ -58,7 +58,7 @@ class NoiseScale(NamedTuple):
 
 
 def section(source: Source) -> Section:
-    """Of trials whose noise was measured."""
+    """The table and pictures of trials whose noise was measured."""
     return Section(
         tables={"noise_scale": noise_table(source.study)},
         heading="Why: the gradient noise scale",
@@ -67,9 +67,9 @@ def section(source: Source) -> Section:
 
 
 def noise_scales(trial: TrialData) -> dict[str, NoiseScale]:
-    """Over the whole training and over its first and its last half.
+    """The noise scale over the whole training, its first half and its last half.
 
-    The middle epoch of an odd number is in neither half; one epoch has none.
+    Of an odd number of epochs the middle one is in neither half; a single epoch has no halves.
     """
     half = len(trial.evaluations) // 2
     parts = (trial.evaluations, trial.evaluations.head(half), trial.evaluations.tail(half))
@@ -77,7 +77,7 @@ def noise_scales(trial: TrialData) -> dict[str, NoiseScale]:
 
 
 def noise_scale(epochs: pd.DataFrame) -> NoiseScale:
-    """Over these epochs, a row each. NaN unless its relative standard error is below _LARGEST_ERROR.
+    """The noise scale over epochs, a row each; NaN unless its relative error is below _LARGEST_ERROR.
 
     Both terms are averaged before they are divided.
     """
@@ -89,10 +89,10 @@ def noise_scale(epochs: pd.DataFrame) -> NoiseScale:
 
 
 def from_moments(windows: np.ndarray, means: np.ndarray) -> NoiseScale:
-    """From the means of v, g, v², v·g and g², (epochs, 5), over so many windows each, (epochs,).
+    """The scale from each epoch's means of v, g, v², v·g and g², (epochs, 5), and windows, (epochs,).
 
-    The error is that of windows about the mean of their own epoch: epochs differ in truth. If each epoch
-    has one window only, the differences of epochs are taken for chance as well.
+    The error is the scatter of windows about the mean of their own epoch, because epochs truly differ. If
+    every epoch has only one window, differences between epochs count as chance too.
     """
     total, overall = float(windows.sum()), windows @ means / windows.sum()
     if total == len(windows):
@@ -117,7 +117,7 @@ def _squared_deviations(means: np.ndarray) -> np.ndarray:
 def relative_error(v: float, g: float, covariance: np.ndarray) -> float:
     """Standard error of v/g divided by v/g, to first order, from the (2, 2) covariance of the two means.
 
-    The infinitesimal jackknife: deleting one window at a time gives the same but for terms of higher order.
+    The infinitesimal jackknife: deleting one window at a time gives the same up to terms of higher order.
     """
     slope = np.array([1 / v, -1 / g])
     return math.sqrt(max(0.0, slope @ covariance @ slope))
@@ -127,7 +127,7 @@ def fieller_interval(v: float, g: float, covariance: np.ndarray, freedom: float)
     """The ratios r for which v − r·g is not significantly different from 0 (Fieller 1954), at LEVEL.
 
     ``covariance``, (2, 2), is that of the two means. NaN if g itself is not significantly different
-    from 0: the interval is unbounded then.
+    from 0, because the interval is then unbounded.
     """
     t = float(special.stdtrit(freedom, (1 + LEVEL) / 2))
     (vv, vg), (_, gg) = t**2 * covariance

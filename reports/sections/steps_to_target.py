@@ -26,7 +26,7 @@ _NOTE = (
 
 
 def section(source: Source) -> Section | None:
-    """Of a study whose user asks about a goal."""
+    """Present only if the user asks about a goal."""
     goal = source.target_val_acc
     if goal is None:
         return None
@@ -52,7 +52,7 @@ NEVER = Spent(math.inf, math.inf)
 def spent_to(goal: float, trial: TrialData, train_examples: int) -> Spent:
     """Steps and examples to the first evaluation with this val_acc, interpolated; NEVER without one.
 
-    What is reached at the first evaluation is taken as reached there: earlier nothing was measured.
+    A goal reached by the first evaluation counts as reached there: nothing was measured before.
     """
     val_accs = trial.evaluations.get("val_acc", pd.Series(dtype=float))
     reached = val_accs.index[val_accs >= goal]
@@ -88,7 +88,7 @@ class CellCost(NamedTuple):
 
 
 def costs(study: StudyData, goal: float) -> dict[Point, CellCost]:
-    """What the trainings of each cell took, as far as they have come."""
+    """What the trainings of each cell have taken so far."""
     train, found = study.plan.dataset.sizes["train"], {}
     for cell, names in study.points.items():
         trials = [study.trials[name] for name in names if name in study.trials]
