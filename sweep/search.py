@@ -151,6 +151,5 @@ def _identity(text: str) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict):  # a parameter's values
-        values = value.get("values", (value.get("low"), value.get("high")))
-        return (", " if value.get("kind") == "choice" else " to ").join(map(str, values))
+        return (", " if value.get("kind") == "choice" else " to ").join(map(str, value.get("values", ())))
     return "the default" if value is None else str(value)

@@ -358,6 +358,8 @@ def test_stopping_saves_epochs_and_leaves_the_winner():
         ({"parameters": {"base_lrr": Uniform(0.0, 1.0)}}, "did you mean base_lr"),
         ({"parameters": {"max_length": Uniform(16, 64)}}, "max_length cannot be searched"),
         ({"parameters": {"base_lr": Uniform(1e-3, 1e-4)}}, "give low < high"),
+        ({"parameters": {"base_lr": LogUniform(0, 1e-3)}}, "give low < high, both numbers above 0"),
+        ({"parameters": {"base_lr": Uniform("low", "high")}}, "base_lr has a range from low to high"),
         ({"parameters": {"target_batch_size": Choice((16, 16))}}, "names a value twice"),
         ({"sampler": "tpee"}, "did you mean tpe"),
         ({"stopping": "hyperband"}, "unknown stopping rule"),
