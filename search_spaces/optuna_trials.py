@@ -10,16 +10,17 @@ from search_spaces.stages import COMPLETE, DIVERGED, Outcome
 if TYPE_CHECKING:  # loading Optuna takes a while, and most commands do without
     from optuna import Study
     from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
 
-def empty_study() -> "Study":
+def empty_study(sampler: "BaseSampler | None" = None) -> "Study":
     """An Optuna study in memory."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    return optuna.create_study(direction="maximize")
+    return optuna.create_study(direction="maximize", sampler=sampler)
 
 
 def distributions(space: SearchSpace) -> "dict[str, BaseDistribution]":

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from errors import UserError
 from search_spaces import SearchSpace, Space
@@ -28,41 +28,34 @@ class Proposer:
         self._space = space
         self._chance = chance
         self._box = distributions(space)
-        self._study = empty_study()
-        self._sequence = empty_study()  # for qmc, whose place in its sequence is what it was asked before
-        self._sequence.sampler = optuna.samplers.QMCSampler(
-            seed=space.seed, warn_independent_sampling=False
-        )
-        self._asked: Sequence[optuna.Trial] = ()
+        self._told = empty_study()
         start_up = 2 * space.generation_size
         self._pruner = optuna.pruners.MedianPruner(start_up, n_warmup_steps=_FIRST_JUDGED)
 
     def ask(self, generation: int) -> list[Values]:
         """The generation's proposals, given that all earlier ones were told."""
         size = self._space.generation_size
-        if self._space.sampler == "qmc":
-            for _ in range(len(self._sequence.get_trials(deepcopy=False)), generation * size):
-                self._sequence.ask(self._box)
-            return [self._rounded(self._sequence.ask(self._box).params) for _ in range(size)]
-        self._study.sampler = _Rounding(self._sampler(generation))
-        self._asked = [self._study.ask(self._box) for _ in range(size)]
-        return [trial.params for trial in self._asked]
+        if self._space.sampler == "qmc":  # its place in its sequence is how often its study was asked
+            sequence = empty_study(self._sampler(generation))
+            return [self._rounded(sequence) for _ in range((generation + 1) * size)][-size:]
+        # samplers look at running trials too: at the rounded numbers that these are trained with
+        known, sampler = self._told.get_trials(deepcopy=False), self._sampler(generation)
+        found: list[Values] = []
+        for _ in range(size):
+            study = empty_study(sampler)
+            study.add_trials(known)
+            found.append(self._rounded(study))
+            running = create_trial(state=TrialState.RUNNING, params=found[-1], distributions=self._box)
+            known.append(running)
+        return found
 
     def tell(self, proposals: Sequence[Values], outcomes: Sequence[Outcome]) -> None:
         """How a whole generation ended, in its order, whether it was asked for here or earlier."""
-        asked, self._asked = self._asked, ()
-        for number, (values, outcome) in enumerate(zip(proposals, outcomes, strict=True)):
+        for values, outcome in zip(proposals, outcomes, strict=True):
             shown = outcome
             if outcome.state == DIVERGED and self._space.sampler == "gp":  # it ignores pruned trials
                 shown = Outcome(COMPLETE, (self._chance,))
-            trial = finished_trial(self._space, values, shown)
-            if asked:
-                for evaluation, val_acc in trial.intermediate_values.items():
-                    asked[number].report(val_acc, evaluation)
-                value = trial.value if trial.state == TrialState.COMPLETE else None
-                self._study.tell(asked[number], value, trial.state)
-            else:
-                self._study.add_trial(trial)
+            self._told.add_trial(finished_trial(self._space, values, shown))
 
     def should_stop(self, val_accs: Sequence[float]) -> bool:
         """Whether a trial with these val_accs is stopped, judged by the trials of earlier generations."""
@@ -70,9 +63,11 @@ class Proposer:
             return False
         values = dict(enumerate(val_accs, start=1))
         trial = create_trial(state=TrialState.RUNNING, intermediate_values=values)
-        return self._pruner.prune(self._study, trial)
+        return self._pruner.prune(self._told, trial)
 
     def _sampler(self, generation: int) -> BaseSampler:
+        if self._space.sampler == "qmc":
+            return optuna.samplers.QMCSampler(seed=self._space.seed, warn_independent_sampling=False)
         # one seed for all generations would give the same random numbers in each
         seed = int(np.random.SeedSequence([self._space.seed, generation]).generate_state(1)[0])
         start_up = 2 * self._space.generation_size
@@ -82,41 +77,13 @@ class Proposer:
             return optuna.samplers.GPSampler(seed=seed, n_startup_trials=start_up)
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=start_up)
 
-    def _rounded(self, values: Values) -> Values:
-        return {name: _rounded(value, self._box[name]) for name, value in values.items()}
-
-
-class _Rounding(BaseSampler):
-    """A sampler whose study holds the rounded numbers that trials are trained with."""
-
-    def __init__(self, sampler: BaseSampler) -> None:
-        self._sampler = sampler
-        self.before_trial = sampler.before_trial  # type: ignore[method-assign]
-        self.after_trial = sampler.after_trial  # type: ignore[method-assign]
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return self._sampler.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> Values:
-        values = self._sampler.sample_relative(study, trial, search_space)
-        return {name: _rounded(value, search_space[name]) for name, value in values.items()}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
-    ) -> Any:
-        value = self._sampler.sample_independent(study, trial, name, distribution)
-        return _rounded(value, distribution)
-
-
-def _rounded(value: Any, distribution: BaseDistribution) -> Any:
-    """A fraction to six significant digits, within its range."""
-    if not isinstance(distribution, FloatDistribution):
-        return value
-    return min(max(float(f"{value:.{DIGITS}g}"), distribution.low), distribution.high)
+    def _rounded(self, study: optuna.Study) -> Values:
+        """What the study's sampler proposes: fractions to six significant digits, within their range."""
+        values = study.ask(self._box).params
+        for name, kind in self._box.items():
+            if isinstance(kind, FloatDistribution):
+                values[name] = min(max(float(f"{values[name]:.{DIGITS}g}"), kind.low), kind.high)
+        return values
 
 
 def identity(space: Space | SearchSpace, dataset_digest: str = "") -> dict[str, str]:
