@@ -1,8 +1,6 @@
 """A copy of a search for ``optuna-dashboard`` and for people's own Optuna scripts; MLflow has the truth."""
 
-import sqlite3
 from collections.abc import Sequence
-from pathlib import Path
 
 import optuna
 from optuna.storages import RDBStorage
@@ -15,9 +13,6 @@ from search_spaces.optuna_trials import finished_trial
 from search_spaces.search_stages import Search
 from search_spaces.stages import Outcomes
 from sweep.terminal import say
-
-_SQLITE = "sqlite:///"
-_DAMAGED = ("file is not a database", "malformed")
 
 
 class OptunaCopy:
@@ -32,17 +27,16 @@ class OptunaCopy:
 
     def update(self, search: Search, outcomes: Outcomes) -> None:
         """Add the trials that have ended since, in their order."""
-        while not self._is_broken:
-            try:
-                self._study = self._study or self._open(_ended(search, outcomes, 0))
-                for trial in _ended(search, outcomes, self._written):
-                    self._study.add_trial(trial)
-                    self._written += 1
-                return
-            except Exception as error:  # the database, its driver and Optuna each have their own
-                self._is_broken = not (_is_damaged(error) and self._set_aside())
-                if self._is_broken:
-                    say(f"note: the copy in {self._url} cannot be written ({first_line(error)})")
+        if self._is_broken:
+            return
+        try:
+            self._study = self._study or self._open(_ended(search, outcomes, 0))
+            for trial in _ended(search, outcomes, self._written):
+                self._study.add_trial(trial)
+                self._written += 1
+        except Exception as error:  # the database, its driver and Optuna each have their own
+            self._is_broken = True
+            say(f"note: the copy in {self._url} cannot be written ({first_line(error)})")
 
     def _open(self, trials: Sequence[FrozenTrial]) -> optuna.Study:
         """The study as it is, or an empty one where it holds anything else than these trials."""
@@ -59,31 +53,10 @@ class OptunaCopy:
             optuna.delete_study(study_name=self._name, storage=storage)
         return optuna.create_study(storage=storage, study_name=self._name, direction="maximize")
 
-    def _set_aside(self) -> bool:
-        """Move a damaged SQLite file away; it may hold studies that are not ours."""
-        path = Path(self._url.removeprefix(_SQLITE))
-        if not self._url.startswith(_SQLITE) or not path.is_file() or self._study is not None:
-            return False
-        damaged = path.with_name(f"{path.name}.damaged")
-        if damaged.exists():
-            return False
-        path.rename(damaged)
-        say(f"note: {path} is damaged, and now called {damaged.name}; the copy is made anew")
-        return True
-
 
 def open_storage(url: str) -> RDBStorage:
     """Optuna's storage, whose calls each close the connection that they open: nobody else ever would."""
     return RDBStorage(with_credentials(url), engine_kwargs={"poolclass": NullPool})
-
-
-def _is_damaged(error: BaseException | None) -> bool:
-    """Whether SQLite says that the file is not a database; Optuna wraps what it met."""
-    while error is not None:
-        if isinstance(error, sqlite3.DatabaseError) and any(words in str(error) for words in _DAMAGED):
-            return True
-        error = getattr(error, "orig", None) or error.__cause__ or error.__context__
-    return False
 
 
 def _ended(search: Search, outcomes: Outcomes, start: int) -> list[FrozenTrial]:

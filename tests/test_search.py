@@ -520,12 +520,11 @@ def test_the_copy_grows_and_is_made_anew_where_it_is_of_another_search(tmp_path)
     assert [trial.params for trial in copied(url)] == other.values
 
 
-def test_a_damaged_copy_is_set_aside_and_made_anew(finished, tmp_path, capsys):
-    (tmp_path / "optuna.db").write_bytes(b"not a database, but somebody's" * 100)
-    url = f"sqlite:///{tmp_path}/optuna.db"
-    OptunaCopy(url, "films").update(finished.stage, finished.outcomes)
-    assert len(copied(url)) == 18
-    assert (tmp_path / "optuna.db.damaged").exists()
+def test_a_file_that_is_no_database_is_left_alone(finished, tmp_path, capsys):
+    (tmp_path / "optuna.db").write_bytes(theirs := b"not a database, but somebody's" * 100)
+    OptunaCopy(f"sqlite:///{tmp_path}/optuna.db", "films").update(finished.stage, finished.outcomes)
+    assert (tmp_path / "optuna.db").read_bytes() == theirs
+    assert "cannot be written" in capsys.readouterr().out
 
 
 def test_a_study_of_somebody_else_is_left_alone(finished, tmp_path, capsys):
