@@ -17,10 +17,9 @@ from search_spaces.search_space import SAMPLERS, Choice, LogUniform, SearchSpace
 from search_spaces.search_stages import Search
 from search_spaces.stages import COMPLETE, DIVERGED, STOPPED, Around, Outcome
 from sweep.options import SweepOptions
-from sweep.optuna_copy import OptunaCopy, open_storage
 from sweep.queue import TrialQueue
 from sweep.resolve import resolve_space
-from sweep.search import Proposer, check_same_search, identity
+from sweep.search import OptunaCopy, Proposer, check_same_search, identity, open_storage
 from tests.faults.servers import postgres, postgres_missing
 from tests.helpers import message
 

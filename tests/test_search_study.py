@@ -11,8 +11,8 @@ from mlflow.tracking import MlflowClient
 
 from search_spaces.optuna_trials import empty_study
 from sweep.options import parse_options
-from sweep.optuna_copy import open_storage
 from sweep.resolve import resolve_space
+from sweep.search import open_storage
 from tests.browsing import needs_chromium, server
 from tests.faults.processes import free_port
 from tests.faults.study import Command
