@@ -10,8 +10,17 @@ from typing import Any
 
 from addresses import clean_command_line, trust_artifact_hosts
 from errors import StoppedError, UserError, is_mendable
-from sweep.command_line import USAGE_ERROR
-from sweep.options import SweepOptions, list_spaces, parse_options
+from sweep.command_line import USAGE_ERROR, Options
+from sweep.options import (
+    AnalyzeOptions,
+    JobOptions,
+    ReportOptions,
+    SubmitOptions,
+    SweepOptions,
+    VerifyOptions,
+    list_spaces,
+    parse_options,
+)
 from sweep.resolve import resolve_space
 from sweep.terminal import complain, hear_signals, say, show, working
 
@@ -24,10 +33,11 @@ def main(argv: Sequence[str]) -> int:
     unless = ", without --fresh if it has said that it starts anew" if "--fresh" in rest else ""
     _print_anything()
     try:
-        options = parse_options(command, rest)
+        kind, run = COMMANDS[command]
+        options = parse_options(kind, rest, command)
         trust_artifact_hosts(getattr(options, "artifact_host", ()))
         _quiet_libraries()
-        return COMMANDS[command](options)
+        return run(options)
     except KeyboardInterrupt:
         complain(f"stopped: run the same command again to continue{unless}")
         return INTERRUPTED
@@ -106,13 +116,13 @@ def _durations(plan: Any, options: SweepOptions, earlier: Any) -> Any:
     return earlier.durations(plan, lambda tags: ran_as_here(options, tags))
 
 
-def run_report(options: Any) -> int:
+def run_report(options: ReportOptions) -> int:
     """Rebuild the tables of a study."""
     _print_report(options.tracking_uri, options.name, options.results_path, options.target_val_acc)
     return 0
 
 
-def run_analyze(options: Any) -> int:
+def run_analyze(options: AnalyzeOptions) -> int:
     """Look inside the best-epoch models of a study."""
     from reports import write_report
     from reports.inside import View, write_inside
@@ -127,35 +137,14 @@ def run_analyze(options: Any) -> int:
     return 0
 
 
-def run_submit(options: Any) -> int:
-    """Run a study as a job on a Ray cluster; returns the job's exit code."""
+def run_job(action: str, options: SubmitOptions | JobOptions) -> int:
+    """Submit, show, follow or stop a study as a job on a Ray cluster; returns the job's exit code."""
     from sweep import jobs
 
-    return jobs.submit(options)
+    return getattr(jobs, action)(options)
 
 
-def run_status(options: Any) -> int:
-    """Show the jobs of studies on a Ray cluster."""
-    from sweep import jobs
-
-    return jobs.status(options)
-
-
-def run_logs(options: Any) -> int:
-    """Follow the newest job of a study; returns its exit code."""
-    from sweep import jobs
-
-    return jobs.logs(options)
-
-
-def run_stop(options: Any) -> int:
-    """Stop the newest job of a study."""
-    from sweep import jobs
-
-    return jobs.stop(options)
-
-
-def run_verify(options: Any) -> int:
+def run_verify(options: VerifyOptions) -> int:
     """Check the arithmetic; exit code 1 if a gradient is wrong."""
     from sweep.verify import verify
 
@@ -197,15 +186,15 @@ def _print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-COMMANDS: dict[str, Callable[[Any], int]] = {
-    "sweep": run_sweep,
-    "submit": run_submit,
-    "status": run_status,
-    "logs": run_logs,
-    "stop": run_stop,
-    "report": run_report,
-    "analyze": run_analyze,
-    "verify": run_verify,
+COMMANDS: dict[str, tuple[type[Options], Callable[[Any], int]]] = {
+    "sweep": (SweepOptions, run_sweep),
+    "submit": (SubmitOptions, partial(run_job, "submit")),
+    "status": (JobOptions, partial(run_job, "status")),
+    "logs": (JobOptions, partial(run_job, "logs")),
+    "stop": (JobOptions, partial(run_job, "stop")),
+    "report": (ReportOptions, run_report),
+    "analyze": (AnalyzeOptions, run_analyze),
+    "verify": (VerifyOptions, run_verify),
 }
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """A search: a box of settings, and how it is searched. Plain data."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, ValidationError, model_validator
-from pydantic.dataclasses import dataclass as validated
+from pydantic import ConfigDict, Field, model_validator
 
 from errors import UserError, unknown
 from search_spaces.fields import ONE_LINE, Validated
@@ -22,61 +22,62 @@ DIGITS = 6  # significant: the hash, MLflow's text and the sampler's number are 
 # The splits and tokens are prepared once for a study, and the seed is what a confirmation varies.
 _SHARED = DATA | frozenset("max_length split_seed dataset_digest seed steps evaluations".split())
 _MOST_CORNERS = 4096
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Value = bool | int | float | str | None
+Value = float | int | bool | str | None
 
 
-@validated(frozen=True, config=_STRICT)
-class Choice:
-    """One of some values, which have no order: ``Choice((16, 32, 64))``."""
+class Parameter(Validated):
+    """What is searched of a setting; made by ``Choice``, ``Uniform`` and ``LogUniform``."""
 
-    values: Annotated[tuple[Value, ...], Field(min_length=1)]
-    kind: Literal["choice"] = "choice"
+    model_config = ConfigDict(strict=False)  # JSON's lists are tuples
+
+    kind: Literal["choice", "uniform", "log_uniform"]
+    values: Annotated[tuple[Value, ...], Field(min_length=1)]  # all of a choice, else low and high
 
     @property
-    def ends(self) -> tuple[Value, ...]:
+    def ends(self) -> tuple[Any, ...]:
         """The values that must all be possible."""
         return self.values
 
     def __str__(self) -> str:
-        return ", ".join(map(str, self.values))
+        if self.kind == "choice":
+            return ", ".join(map(str, self.values))
+        by = ", by its logarithm" if self.kind == "log_uniform" else ""
+        return " to ".join(f"{end:g}" for end in self.ends) + by
+
+    def holds(self, value: Any) -> bool:
+        """Whether it may be proposed."""
+        if self.kind == "choice":
+            return value in self.values
+        low, high = self.ends
+        return isinstance(value, int | float) and low <= value <= high
+
+    def check(self, name: str) -> None:
+        """Raise UserError, with the setting's name, for values that cannot be searched."""
+        if self.kind == "choice":
+            if len(set(self.values)) < len(self.values):
+                raise UserError(f"{name} names a value twice: {self}")
+            return
+        above, numbers = (0.0, "numbers above 0") if self.kind == "log_uniform" else (-math.inf, "numbers")
+        are_numbers = len(self.ends) == 2 and all(isinstance(end, int | float) for end in self.ends)
+        if not (are_numbers and above < self.ends[0] < self.ends[1]):
+            ends = " to ".join(map(str, self.ends))
+            raise UserError(f"{name} has a range from {ends}: give low < high, both {numbers}")
 
 
-@validated(frozen=True, config=_STRICT)
-class Uniform:
-    """A number from ``low`` to ``high``; whole where both are."""
-
-    low: int | float
-    high: int | float
-    kind: Literal["uniform"] = "uniform"
-
-    @property
-    def ends(self) -> tuple[Value, ...]:
-        return self.low, self.high
-
-    def __str__(self) -> str:
-        return f"{self.low:g} to {self.high:g}"
+def Choice(values: tuple[Value, ...]) -> Parameter:  # noqa: N802
+    """One of some values, which have no order: ``Choice((16, 32, 64))``."""
+    return Parameter(kind="choice", values=values)
 
 
-@validated(frozen=True, config=_STRICT)
-class LogUniform:
-    """A number from ``low`` to ``high``, above 0; its logarithm is uniform."""
-
-    low: Annotated[int | float, Field(gt=0)]
-    high: Annotated[int | float, Field(gt=0)]
-    kind: Literal["log_uniform"] = "log_uniform"
-
-    @property
-    def ends(self) -> tuple[Value, ...]:
-        return self.low, self.high
-
-    def __str__(self) -> str:
-        return f"{self.low:g} to {self.high:g}, by its logarithm"
+def Uniform(low: float, high: float) -> Parameter:  # noqa: N802
+    """A number from ``low`` to ``high``; whole if both are."""
+    return Parameter(kind="uniform", values=(low, high))
 
 
-_RANGES = (Choice, Uniform, LogUniform)
-Parameter = Annotated[Choice | Uniform | LogUniform, Discriminator("kind")]
+def LogUniform(low: float, high: float) -> Parameter:  # noqa: N802
+    """A number from ``low`` to ``high``, above 0; its logarithm is uniform, and it is whole if both are."""
+    return Parameter(kind="log_uniform", values=(low, high))
 
 
 class SearchSpace(Validated):
@@ -101,13 +102,6 @@ class SearchSpace(Validated):
     confirm_seeds: Annotated[int, Field(ge=1, le=100)] = 3
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
-    @classmethod
-    def refusal(cls, error: ValidationError) -> UserError:
-        first = error.errors(include_url=False)[0]
-        if first["loc"] and first["loc"][0] == "parameters" and len(first["loc"]) > 1:
-            return UserError(f"{first['loc'][1]} has an impossible range: {first['msg']}")
-        return super().refusal(error)
-
     @model_validator(mode="after")
     def _check(self) -> "SearchSpace":
         for name, parameter in self.parameters.items():
@@ -115,7 +109,7 @@ class SearchSpace(Validated):
                 raise unknown("configuration key", name, FIELDS)
             if name in _SHARED:
                 raise UserError(f"{name} cannot be searched: all trials of a study share it")
-            _check_parameter(name, parameter)
+            parameter.check(name)
         for kind, name, known in (
             ("sampler", self.sampler, SAMPLERS),
             ("stopping rule", self.stopping, STOPPING_RULES),
@@ -179,7 +173,7 @@ class SearchSpace(Validated):
         says = {**self.parameters, **self.settings}
         said = given.ranked({**given.fields, **listed}, says, {**given.demo, **models, **ranges})
         settings = {**said, **given.computed(said)}
-        parameters = {name: settings.pop(name) for name in said if isinstance(said[name], _RANGES)}
+        parameters = {name: settings.pop(name) for name in said if isinstance(said[name], Parameter)}
         for name in [name for name, value in parameters.items() if len(value.ends) == 1]:
             settings[name] = parameters.pop(name).ends[0]
         if not parameters:
@@ -216,7 +210,7 @@ class SearchSpace(Validated):
     def holds(self, values: Mapping[str, Any]) -> bool:
         """Whether these are values of all parameters, each within its range."""
         return values.keys() == self.parameters.keys() and all(
-            _holds(parameter, values[name]) for name, parameter in self.parameters.items()
+            parameter.holds(values[name]) for name, parameter in self.parameters.items()
         )
 
     def corners(self) -> Iterator[TrialConfig]:
@@ -230,17 +224,3 @@ class SearchSpace(Validated):
         how = self.model_dump(include={"generation_size", "sampler", "stopping", "seed"})
         box = self.model_dump(mode="json")["parameters"]
         return how | box | {name: v for name, v in self.settings.items() if name not in LEARN_NOTHING}
-
-
-def _check_parameter(name: str, parameter: Parameter) -> None:
-    if isinstance(parameter, Choice):
-        if len(set(parameter.values)) < len(parameter.values):
-            raise UserError(f"{name} names a value twice: {', '.join(map(str, parameter.values))}")
-    elif not parameter.low < parameter.high:
-        raise UserError(f"{name} has a range from {parameter.low} to {parameter.high}: give low < high")
-
-
-def _holds(parameter: Parameter, value: Any) -> bool:
-    if isinstance(parameter, Choice):
-        return value in parameter.values
-    return isinstance(value, int | float) and parameter.low <= value <= parameter.high

@@ -3,8 +3,6 @@
 import runpy
 import traceback
 
-from pydantic import ValidationError
-
 from errors import UserError, first_line
 from search_spaces.search_space import SearchSpace
 from search_spaces.space import Space
@@ -31,9 +29,6 @@ def _reason(error: BaseException) -> str:
         return str(error)
     if isinstance(error, SyntaxError):
         return error.msg
-    if isinstance(error, ValidationError):  # of a range: Uniform(0.1)
-        first = error.errors(include_url=False)[0]
-        return f"{error.title}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {first_line(error)}"

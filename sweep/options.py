@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,6 +20,7 @@ _CELLS, _DATA, _TRAINING = "cells (defaults come from the space)", "data", "trai
 _SEARCH = "search (of a space such as best_config; defaults come from the space)"
 _FORECAST = "what --dry-run reckons with (default: what an earlier study on the same data shows)"
 _PLACES = "where it runs and what it leaves"
+Kind = TypeVar("Kind", bound=Options)
 _EPILOG = """\
 other commands:
   tune_main.py report --name STUDY    rebuild a study's tables from MLflow alone
@@ -227,21 +228,9 @@ class VerifyOptions(Options):
     models: Sequence[str] | None = option("short names or folders", metavar="MODEL")
 
 
-_KINDS: dict[str, type[Options]] = {
-    "submit": SubmitOptions,
-    **dict.fromkeys(("status", "logs", "stop"), JobOptions),
-    "report": ReportOptions,
-    "analyze": AnalyzeOptions,
-    "verify": VerifyOptions,
-}
-
-
-def parse_options(command: str, argv: Sequence[str]) -> Any:
+def parse_options(kind: type[Kind], argv: Sequence[str], command: str = "sweep") -> Kind:
     """The options of a command; UserError for one out of range."""
-    if command == "sweep":
-        options: Any = SweepOptions.parse("", argv, _EPILOG)
-    else:
-        options = _KINDS[command].parse(command, argv)
+    options = kind.parse("", argv, _EPILOG) if command == "sweep" else kind.parse(command, argv)
     if isinstance(options, SweepOptions) and not (options.space or options.list_spaces):
         raise UserError("give --space NAME or FILE.py, or --list-spaces to see the names")
     if isinstance(options, SweepOptions) and options.calibrate:

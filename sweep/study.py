@@ -22,10 +22,9 @@ from sweep.footprint import check_disk_space
 from sweep.hardware import bf16_available, check_driver
 from sweep.invocation import invocation_of
 from sweep.options import SweepOptions
-from sweep.optuna_copy import OptunaCopy
 from sweep.plan import PlannedStudy, colour_coordinates, make_plan
 from sweep.plan_summary import plan_summary
-from sweep.search import Proposer, check_same_search
+from sweep.search import OptunaCopy, Proposer, check_same_search
 from sweep.storage import StudyStorage, writable_folder
 from sweep.terminal import say, working
 from sweep.testing import TestPhase, register_best

@@ -77,7 +77,7 @@ def users(name: str) -> set[str]:
 
 def test_only_options_take_credentials_and_only_clients_get_them():
     assert users("take_credentials") == {"sweep/command_line.py"}
-    clients = {"sweep/jobs.py", "sweep/optuna_copy.py", "tracking/store_address.py"}
+    clients = {"sweep/jobs.py", "sweep/search.py", "tracking/store_address.py"}
     assert users("with_credentials") == clients
 
 

@@ -144,7 +144,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
 
 
 def planned(argv):
-    return make_plan(parse_options("sweep", argv), bf16_available=False).plan
+    return make_plan(parse_options(SweepOptions, argv), bf16_available=False).plan
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def let_sweeps_raise(error, monkeypatch):
     def sweep(options):
         raise error
 
-    monkeypatch.setitem(tune_main.COMMANDS, "sweep", sweep)
+    monkeypatch.setitem(tune_main.COMMANDS, "sweep", (SweepOptions, sweep))
 
 
 def test_an_error_that_the_user_cannot_mend_keeps_its_traceback(monkeypatch):
@@ -248,6 +248,6 @@ def test_a_full_disk_is_one_line(monkeypatch):
 
 def test_options_are_given_on_as_they_were_given():
     words = [*DEMO, "--seed", "1", "2", "--fresh", "--base-lr", "0.001", "--set", "a=1", "--set", "b=2"]
-    options = parse_options("sweep", words)
+    options = parse_options(SweepOptions, words)
     assert sorted(options.words()) == sorted(words)
-    assert parse_options("sweep", options.words()) == options
+    assert parse_options(SweepOptions, options.words()) == options

@@ -317,7 +317,7 @@ def test_calibration_reckons_with_every_example_that_a_trial_trains_on_and_is_ev
     assert main([*words, "--dry-run", "--calibrate"]) == 0
     said = re.search(r"minutes a trial: bert-tiny ([\d.]+);", capsys.readouterr().out)[1]
 
-    planned_there = make_plan(parse_options("sweep", words), bf16_available=False)
+    planned_there = make_plan(parse_options(SweepOptions, words), bf16_available=False)
     (config,) = planned_there.plan.configs.values()
     trial, seconds = Trial(config, prepare_assets(config, planned_there.splits).trial, CPU), 0
     train(trial)
@@ -327,9 +327,9 @@ def test_calibration_reckons_with_every_example_that_a_trial_trains_on_and_is_ev
 
 def test_calibration_is_of_this_machine_and_trains_nothing():
     argv = ["--space", "fixed_lr", "--calibrate"]
-    assert "give it with --dry-run" in refusal(parse_options, "sweep", argv)
+    assert "give it with --dry-run" in refusal(parse_options, SweepOptions, argv)
     argv += ["--dry-run", "--ray-address", "host:6379"]
-    assert "leave --ray-address out" in refusal(parse_options, "sweep", argv)
+    assert "leave --ray-address out" in refusal(parse_options, SweepOptions, argv)
 
 
 @pytest.mark.parametrize("values", [{"assume_disagreement": 6.0}, {"assume_seed_sd": 0.0}])

@@ -17,10 +17,9 @@ from search_spaces.search_space import SAMPLERS, Choice, LogUniform, SearchSpace
 from search_spaces.search_stages import Search
 from search_spaces.stages import COMPLETE, DIVERGED, STOPPED, Around, Outcome
 from sweep.options import SweepOptions
-from sweep.optuna_copy import OptunaCopy, open_storage
 from sweep.queue import TrialQueue
 from sweep.resolve import resolve_space
-from sweep.search import Proposer, check_same_search, identity
+from sweep.search import OptunaCopy, Proposer, check_same_search, identity, open_storage
 from tests.faults.servers import postgres, postgres_missing
 from tests.helpers import message
 
@@ -358,6 +357,8 @@ def test_stopping_saves_epochs_and_leaves_the_winner():
         ({"parameters": {"base_lrr": Uniform(0.0, 1.0)}}, "did you mean base_lr"),
         ({"parameters": {"max_length": Uniform(16, 64)}}, "max_length cannot be searched"),
         ({"parameters": {"base_lr": Uniform(1e-3, 1e-4)}}, "give low < high"),
+        ({"parameters": {"base_lr": LogUniform(0, 1e-3)}}, "give low < high, both numbers above 0"),
+        ({"parameters": {"base_lr": Uniform("low", "high")}}, "base_lr has a range from low to high"),
         ({"parameters": {"target_batch_size": Choice((16, 16))}}, "names a value twice"),
         ({"sampler": "tpee"}, "did you mean tpe"),
         ({"stopping": "hyperband"}, "unknown stopping rule"),
@@ -518,12 +519,11 @@ def test_the_copy_grows_and_is_made_anew_where_it_is_of_another_search(tmp_path)
     assert [trial.params for trial in copied(url)] == other.values
 
 
-def test_a_damaged_copy_is_set_aside_and_made_anew(finished, tmp_path, capsys):
-    (tmp_path / "optuna.db").write_bytes(b"not a database, but somebody's" * 100)
-    url = f"sqlite:///{tmp_path}/optuna.db"
-    OptunaCopy(url, "films").update(finished.stage, finished.outcomes)
-    assert len(copied(url)) == 18
-    assert (tmp_path / "optuna.db.damaged").exists()
+def test_a_file_that_is_no_database_is_left_alone(finished, tmp_path, capsys):
+    (tmp_path / "optuna.db").write_bytes(theirs := b"not a database, but somebody's" * 100)
+    OptunaCopy(f"sqlite:///{tmp_path}/optuna.db", "films").update(finished.stage, finished.outcomes)
+    assert (tmp_path / "optuna.db").read_bytes() == theirs
+    assert "cannot be written" in capsys.readouterr().out
 
 
 def test_a_study_of_somebody_else_is_left_alone(finished, tmp_path, capsys):

@@ -231,7 +231,7 @@ def test_a_file_of_ones_own_holds_a_grid_or_a_search(tmp_path):
         (OWN, '"mine"', '"fixed_lr"', ": fixed_lr is the name of another space: choose another"),
         (OWN, "SPACE", "\0", ": source code string cannot contain null bytes"),
         (OWN_SEARCH, "settings", "setings", ", line 3: unknown field of SearchSpace 'setings'"),
-        (OWN_SEARCH, "1e-5, 1e-3", "1e-5", ", line 6: LogUniform: high: Field required"),
+        (OWN_SEARCH, "1e-5, 1e-3", "1e-5", ", line 6: TypeError: LogUniform() missing 1 required"),
         (OWN_SEARCH, "1e-5, 1e-3", "1e-3, 1e-5", ", line 3: base_lr has a range from 0.001 to 1e-05"),
         (OWN_SEARCH, '"fixed"', '"fixd"', ": unknown scaling rule 'fixd': did you mean fixed?"),
     ],

@@ -10,9 +10,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from search_spaces.optuna_trials import empty_study
-from sweep.options import parse_options
-from sweep.optuna_copy import open_storage
+from sweep.options import SweepOptions, parse_options
 from sweep.resolve import resolve_space
+from sweep.search import open_storage
 from tests.browsing import needs_chromium
 from tests.faults.processes import free_port
 from tests.faults.servers import Server
@@ -96,7 +96,7 @@ def test_the_printed_command_trains_the_best_again(study):
     markdown = (study / "results/search/report.md").read_text()
     (line,) = [line for line in markdown.splitlines() if line.startswith("Train it again: ")]
     arguments = shlex.split(line.partition("tune_main.py ")[2])
-    (cell,) = resolve_space(parse_options("sweep", arguments), bf16_available=True).cells()
+    (cell,) = resolve_space(parse_options(SweepOptions, arguments), bf16_available=True).cells()
     confirmed = runs(study, "confirm")[0].data.params
     told = {name: value for name, value in confirmed.items() if name in cell.to_dict()}
     assert told == {name: str(v) for name, v in cell.to_dict().items()} | {

@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from transformers import AutoModel, AutoTokenizer
 
 from reports.study_data import read_study
-from sweep.options import parse_options
+from sweep.options import SweepOptions, parse_options
 from sweep.plan import make_plan
 from tests.faults import processes
 from tests.faults.study import Command
@@ -237,7 +237,9 @@ def harmed(tmp_path_factory):
     256 the last checkpoint is damaged before the upload. MLflow is away until all training has ended.
     """
     folder = tmp_path_factory.mktemp("harmed")
-    plan = make_plan(parse_options("sweep", [*HARMED, "--models", "bert-tiny"]), bf16_available=False).plan
+    plan = make_plan(
+        parse_options(SweepOptions, [*HARMED, "--models", "bert-tiny"]), bf16_available=False
+    ).plan
     by_size = {config.target_batch_size: trial_hash for trial_hash, config in plan.configs.items()}
     trials = folder / "ray_results" / "harmed" / "trials"
     (trials / by_size[128]).mkdir(parents=True)

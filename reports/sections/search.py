@@ -21,7 +21,7 @@ from reports.study_data import StudyData
 from search_spaces import TrialConfig
 from search_spaces.optuna_trials import empty_study, finished_trial
 from search_spaces.plan import Plan
-from search_spaces.search_space import Choice, LogUniform, SearchSpace
+from search_spaces.search_space import Parameter, SearchSpace
 from search_spaces.stages import COMPLETE, DIVERGED, STOPPED, Outcome
 from search_spaces.trial_config import DATA, epoch_text
 from tracking.study_store import StudyRuns
@@ -189,18 +189,18 @@ def _edge_flags(search: SearchData) -> list[str]:
     return [f"The best configuration has {listed(found)} that was searched: beyond it there may be better."]
 
 
-def _edge(parameter: Any, value: Any) -> str:
+def _edge(parameter: Parameter, value: Any) -> str:
     """``the smallest`` or ``the largest`` of the range, or ``nearly`` so; else empty."""
-    if isinstance(parameter, Choice):
-        numbers = [each for each in parameter.values if isinstance(each, int | float)]
+    if parameter.kind == "choice":
+        numbers = [each for each in parameter.ends if isinstance(each, int | float)]
         if len(numbers) < max(3, len(parameter.values)):
             return ""
         place = (value - min(numbers)) / (max(numbers) - min(numbers))
         return {0: "the smallest", 1: "the largest"}.get(place, "")
-    scale = math.log if isinstance(parameter, LogUniform) else float
-    low, high = scale(parameter.low), scale(parameter.high)
+    scale = math.log if parameter.kind == "log_uniform" else float
+    low, high = map(scale, parameter.ends)
     place = (scale(value) - low) / (high - low)
-    if parameter.low == 0 and place < _EDGE:
+    if parameter.ends[0] == 0 and place < _EDGE:
         return ""  # there is nothing below 0
     return "nearly the smallest" if place < _EDGE else "nearly the largest" if place > 1 - _EDGE else ""
 
@@ -271,7 +271,7 @@ def _as_optuna_study(search: SearchData) -> Study:
     """The trials that have ended, their texts as matplotlib shows them unchanged."""
     study = empty_study()
     parameters = {
-        name: Choice(tuple(map(_plain, parameter.values))) if isinstance(parameter, Choice) else parameter
+        name: parameter.model_copy(update={"values": tuple(map(_plain, parameter.values))})
         for name, parameter in search.space.parameters.items()
     }
     shown = search.space.replace(parameters=parameters)

@@ -16,7 +16,7 @@ from ray import tune
 
 from search_spaces import SearchSpace, TrialConfig
 from search_spaces.search_space import SAMPLERS
-from sweep.options import parse_options
+from sweep.options import SweepOptions, parse_options
 from tests.faults.study import Command
 from trainables.assets import ModelAssets
 
@@ -60,7 +60,7 @@ def main() -> int:
     sweep.study.prepare_assets = lambda config, splits: ModelAssets(trial, trial)  # type: ignore[attr-defined]
     stages = SearchSpace.stages  # the first alone: nothing is confirmed
     SearchSpace.stages = lambda space, around: stages(space, around)[:1]  # type: ignore[method-assign]
-    options = parse_options("sweep", sys.argv[1:])
+    options = parse_options(SweepOptions, sys.argv[1:])
     outcome = sweep.study.run_study(options)
     return len(outcome.failures)
 
