@@ -88,13 +88,14 @@ class Plan(BaseModel):
     model_digests: dict[str, str]
     metrics: dict[str, str]  # name -> axis label
     cells: Annotated[tuple[Cell, ...], Field(strict=False)]
+    has_later_stages: bool = False  # whose cells follow from how the trials of earlier ones end
     forecast: Forecast = Forecast()
 
     @model_validator(mode="after")
     def _check(self) -> "Plan":
         if not all(self.dataset.sizes.get(split, 0) > 0 for split in ("train", "val", "test")):
             raise ValueError("a split without examples")
-        if not (self.cells or self.space.parameters):
+        if not (self.cells or self.has_later_stages):
             raise ValueError("no cells")
         if len({(cell.point, cell.config.seed) for cell in self.cells}) < len(self.cells):
             raise ValueError("two cells with the same model, target batch size, scaling rule and seed")

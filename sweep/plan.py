@@ -90,6 +90,7 @@ def make_plan(options: SweepOptions, bf16_available: bool) -> PlannedStudy:
         model_digests=digests,
         metrics=metrics,
         cells=tuple(Cell(config=cell) for cell in first),
+        has_later_stages=len(stages) > 1,
     )
     largest = shared.replace(model=max(parameters, key=lambda model: parameters[model]))
     return PlannedStudy(plan, splits, resolve, Footprint(parameters, largest))

@@ -50,6 +50,7 @@ UNCONFIRMED = StudyData(
         model_digests={"bert-tiny": ""},
         metrics={"acc": "accuracy"},
         cells=(),
+        has_later_stages=True,
     ),
     trials={},
 )
