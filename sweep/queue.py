@@ -30,8 +30,10 @@ class TrialQueue:
 
     def next(self) -> Proposal | None:
         """The next trial; None if none is ready, or all are given out. Raises StoppedError as stages do."""
+        known = self._ended | self._waiting.keys() | self._given.keys()
         for each in self.stage.propose(self._outcomes):
-            if each.trial_hash not in self._ended | self._waiting.keys() | self._given.keys():
+            if each.trial_hash not in known:
+                known.add(each.trial_hash)  # a generation may propose a trial twice
                 self._waiting[each.trial_hash] = each
                 self.announce(each)
         if not self._waiting:
