@@ -147,13 +147,15 @@ def test_the_command_quotes_what_a_shell_would_take_apart():
 def test_proposals_of_other_parameters_are_refused():
     invocation = SimpleNamespace(generations={0: [{"base_lr": 1e-3}]})
     with pytest.raises(UserError) as raised:
-        read_search(UNCONFIRMED.plan, SimpleNamespace(invocations=[invocation], trials={}))
+        read_search(SPACE, UNCONFIRMED.plan.trial_of, SimpleNamespace(invocations=[invocation], trials={}))
     assert "not of its parameters" in message(raised)
 
 
 def test_a_trial_that_was_proposed_twice_is_told_twice():
     invocation = SimpleNamespace(generations={0: [{"base_lr": 1e-3, "target_batch_size": 64}] * 2})
-    found = read_search(UNCONFIRMED.plan, SimpleNamespace(invocations=[invocation], trials={}))
+    found = read_search(
+        SPACE, UNCONFIRMED.plan.trial_of, SimpleNamespace(invocations=[invocation], trials={})
+    )
     assert found.ended == 0
     assert isinstance(found.trials, pd.DataFrame)
     assert len(found.trials) == 2

@@ -20,7 +20,6 @@ from reports.sections import Source
 from reports.study_data import StudyData
 from search_spaces import TrialConfig
 from search_spaces.optuna_trials import empty_study, finished_trial
-from search_spaces.plan import Plan
 from search_spaces.search_space import Parameter, SearchSpace
 from search_spaces.stages import COMPLETE, DIVERGED, STOPPED, Outcome
 from search_spaces.trial_config import DATA, epoch_text
@@ -38,10 +37,10 @@ _FEWEST = 2  # complete trials, below which there is nothing to compare
 
 def section(source: Source) -> Section | None:
     """Of a search; it answers the question, and the verdicts say what its best is worth."""
-    study = source.study
-    if study.plan.search is None:
+    study, space = source.study, source.study.plan.search
+    if space is None:
         return None
-    search = read_search(study.plan, source.runs)
+    search = read_search(space, study.plan.trial_of, source.runs)
     pictures = list(search_pictures(search))
     return Section(
         headline=headline(search, study),
@@ -101,10 +100,10 @@ class SearchData:
         return self.space.config(self.values[number])
 
 
-def read_search(plan: Plan, runs: StudyRuns) -> SearchData:
+def read_search(
+    space: SearchSpace, trial_of: Callable[[TrialConfig], TrialConfig], runs: StudyRuns
+) -> SearchData:
     """The proposals are in the tags of the invocations, the outcomes in the runs of the trials."""
-    space = plan.search
-    assert space, "the section is of a search"
     generations: dict[int, list[dict[str, Any]]] = {}
     for invocation in runs.invocations:
         generations |= invocation.generations
@@ -112,7 +111,7 @@ def read_search(plan: Plan, runs: StudyRuns) -> SearchData:
     values = [each for generation in in_order for each in generation][: space.trials]
     if not all(map(space.holds, values)):
         raise UserError("the proposals of the search in MLflow are not of its parameters")
-    found = [runs.trials.get(plan.trial_of(space.config(each)).trial_hash) for each in values]
+    found = [runs.trials.get(trial_of(space.config(each)).trial_hash) for each in values]
     return SearchData(space, values, [run.outcome(with_curve=True) if run else None for run in found])
 
 
