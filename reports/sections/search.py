@@ -206,8 +206,7 @@ def _edge(parameter: Parameter, value: Any) -> str:
 
 def _order_flags(search: SearchData, val_examples: int) -> list[str]:
     """Whether the best trials are further apart than their validation examples alone would scatter them."""
-    top = search.top["best_val_acc"]
-    mean = top.mean()
+    mean = (top := search.top["best_val_acc"]).mean()
     within = 1.96 * math.sqrt(2 * mean * (1 - mean) / val_examples)
     if len(top) < 2 or top.max() - top.min() > within:
         return []
@@ -259,9 +258,8 @@ def search_pictures(search: SearchData) -> Iterator[Picture]:
     for name, (draw, is_broad, title, caption) in _PICTURES.items():
         if draw is drawing.plot_param_importances and search.complete["best_val_acc"].nunique() == 1:
             continue
-        drawn = drawn_by_pyplot(
-            (width, _SIZE[1]) if is_broad else _SIZE, draw, study, target_name="val_acc"
-        )
+        size = (width, _SIZE[1]) if is_broad else _SIZE
+        drawn = drawn_by_pyplot(size, draw, study, target_name="val_acc")
         about = {"name": name, "title": title, "caption": caption, "alt": f"{title}: {caption}"}
         yield Picture(**about, broad=is_broad, png=png(drawn, cropped=True))
 
