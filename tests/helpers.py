@@ -12,8 +12,6 @@ import torch
 import tune_main
 from errors import UserError
 from search_spaces import TrialConfig
-from trainables.checkpoint import weight_files
-from trainables.exported_model import ClassifierCard, export_model
 from trainables.trial import Trial, best_evaluation
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +51,10 @@ def trained(config, assets):
 
 def export(trial, assets, label_names, folder):
     """Save a trial, and export its best epoch as the command does. Returns the folder of the model."""
+    # here, because tests.limited_memory wants a process with little memory of its own to hand out
+    from trainables.checkpoint import weight_files
+    from trainables.exported_model import ClassifierCard, export_model
+
     folder.mkdir(exist_ok=True)
     trial.save(folder)
     config, best = trial.config, best_evaluation(trial.history)

@@ -275,10 +275,10 @@ def almost(tmp_path):
 
 
 def test_the_plan_says_what_was_found(almost):
-    dataset = make_plan(SweepOptions(space="fixed_lr", **almost), bf16_available=False).to_dict()["dataset"]
-    assert dataset["warnings"] == warnings(almost["dataset"], eval_size=30) != []
-    assert dataset["facts"] == facts(almost["dataset"], eval_size=30)
-    assert "2 rows of 1 text with several labels" in dataset["facts"]["Left out"]
+    dataset = make_plan(SweepOptions(space="fixed_lr", **almost), bf16_available=False).plan.dataset
+    assert dataset.warnings == warnings(almost["dataset"], eval_size=30) != []
+    assert dataset.facts == facts(almost["dataset"], eval_size=30)
+    assert "2 rows of 1 text with several labels" in dataset.facts["Left out"]
 
 
 @pytest.mark.slow
