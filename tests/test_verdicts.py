@@ -140,7 +140,7 @@ def test_an_unfinished_study_is_preliminary_and_its_family_is_the_planned_one():
     assert (only(family).value, family.planned) == (1024, 3)
     assert only(family).p_holm == pytest.approx(3 * 2 / 1024)
     (finished,) = (verdict for verdict in compare_cells(whole).verdicts if verdict.value == 1024)
-    assert only(family) == finished
+    assert repr(only(family)) == repr(finished)  # with one seed a deviation is no number, which equals none
     assert headline(family)[-1].startswith("Preliminary: 1 of 3 comparisons.")
     nothing = compare_cells(replace(study, trials={}))
     assert headline(nothing) == ["No comparison can be made. Preliminary: 0 of 3 comparisons."]
