@@ -15,8 +15,8 @@ _QUERY = re.compile(rf"(?i)([?&](?:[\w.-]*[_.-])?(?:{_SECRETS})=)[^&#\s]+")
 _HANDED_ON = "BATCHSCALE_CREDENTIALS"
 _PORTS = {"http": 80, "https": 443}
 
-_whole: dict[str, str] = {}  # what is shown of an address -> the address
-_trusted: set[str] = set()  # hosts that may get MLflow's password
+_whole: dict[str, str] = {}  # an address as shown, without credentials -> the address
+_trusted: set[str] = set()  # hosts that may get MLflow's password, beside the store
 
 
 def redacted(text: str) -> str:
@@ -26,7 +26,7 @@ def redacted(text: str) -> str:
 
 
 def take_credentials(text: str) -> str:
-    """What is shown of an address, which ``with_credentials`` gives back; other text as it is."""
+    """An address as people may see it; ``with_credentials`` gives the whole. Other text stays as it is."""
     if not _ADDRESS.fullmatch(text):
         return text
     shown = redacted(text)
@@ -36,7 +36,7 @@ def take_credentials(text: str) -> str:
 
 
 def with_credentials(shown: str) -> str:
-    """The address that a client connects to, given what is shown of it."""
+    """The whole address, for a client to connect to, given the address as shown."""
     return _whole.get(shown, shown)
 
 
@@ -52,9 +52,9 @@ def bare(address: str) -> str:
 
 
 def clean_command_line() -> None:
-    """Replace this process, where its command line has credentials, by one whose line has none.
+    """If the command line holds credentials, replace this process by one whose command line has none.
 
-    Every account of a machine sees command lines with ``ps``, and Ray notes them in its table of jobs. The
+    Every account of a machine sees command lines with ``ps``, and Ray stores them in its table of jobs. The
     new process gets the credentials in its environment, which only its owner can read.
     """
     _whole.update(json.loads(os.environ.pop(_HANDED_ON, "{}")))
@@ -72,19 +72,19 @@ def _without_credentials(word: str) -> str:
 
 
 def trust_artifact_hosts(hosts: Sequence[str]) -> None:
-    """Let artifacts lie on these hosts too, each ``host`` or ``host:port``."""
+    """Trust these hosts, ``host`` or ``host:port``, with artifacts and the store's password."""
     _trusted.update(hosts)
 
 
 def is_trusted(address: str, store: str) -> bool:
-    """Whether what lies at an address may get the password of the store: it is the store, or was named."""
+    """Whether an address may get the store's password: it is on the store's host, or on a trusted one."""
     own = _origin(store)
     place = _, host, port = _origin(address, own[0])
     return place == own or bool({host, f"{host}:{port}"} & _trusted)
 
 
 def _origin(address: str, default_scheme: str = "") -> tuple[str, str | None, int | None]:
-    """Scheme, host and port; the default for a scheme that is none of HTTP, such as mlflow-artifacts."""
+    """Scheme, host and port; ``default_scheme`` if the scheme is not HTTP, such as mlflow-artifacts."""
     parts = urlsplit(address)
     scheme = parts.scheme if parts.scheme in _PORTS else default_scheme
     return scheme, parts.hostname, parts.port or _PORTS.get(scheme)

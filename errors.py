@@ -9,7 +9,7 @@ from typing import Any
 from addresses import redacted
 
 _LONGEST = 1000  # characters of a message
-_LONGEST_COMPARED = 200  # characters of a name; comparing takes the square of that
+_LONGEST_COMPARED = 200  # characters of a name; the time to compare names grows with the square of it
 _JOINERS = "\u200c\u200d"  # not printable to Python, but Persian words and many emoji are written with them
 
 
@@ -21,21 +21,21 @@ class UserError(ValueError):
 
 
 class StoppedError(RuntimeError):
-    """What a study needs has failed; one line. What was done is kept, and the same command goes on."""
+    """Something that a study needs has failed; one line. Results are kept, and the same command goes on."""
 
     def __init__(self, message: str) -> None:
         super().__init__(shortened(printable(redacted(message))))
 
 
 class StoreAwayError(StoppedError):
-    """The tracking store did not answer for as long as somebody was willing to wait."""
+    """The tracking store did not answer within the time that the caller waits for it."""
 
 
 class StoreFailedError(StoppedError):
-    """The tracking store answers, and does not do what it is asked."""
+    """The tracking store answers, but refuses or fails what it is asked to do."""
 
 
-# what a user can mend: room, rights, limits, a place that is not there any more
+# what a user can mend: a full disk, missing rights, limits, a disk that fails or has gone
 _MENDABLE = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -56,10 +56,10 @@ def is_mendable(error: OSError) -> bool:
 
 
 def printable(text: str) -> str:
-    """The text on one line, with escapes for what would break it, steer a terminal or deceive a reader.
+    """The text on one line, with escapes for characters that break lines, steer a terminal or deceive.
 
-    Escaped are control characters, what reverses or hides text, and halves of characters. Blanks of any
-    script stay. Safe to repeat.
+    These are control characters, characters that reverse or hide text, and halves of characters. Blanks
+    of any script stay. Safe to repeat.
     """
     if text.isprintable():
         return text
@@ -72,7 +72,7 @@ def _is_harmless(character: str) -> bool:
 
 
 def all_printable(value: Any) -> Any:
-    """A value out of JSON whose texts, keys included, are ``printable``: for what others have stored."""
+    """A value from JSON with all texts and keys made ``printable``: another program may have written it."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -81,23 +81,23 @@ def all_printable(value: Any) -> Any:
 
 
 def shortened(text: str, longest: int = _LONGEST) -> str:
-    """A text that is too long without its middle: its end says what to do."""
+    """The text; if it is too long, its middle is cut out, because the end of a message says what to do."""
     half = longest // 2
     return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, printable, or its type where it has none."""
+    """The first line of an error's message, printable; the error's type if it has no message."""
     return printable((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an error's message, where a chain of causes ends, printable; else its type."""
+    """The last line of an error's message, printable: a chain of causes ends there. Its type if empty."""
     return printable((str(error).strip() or type(error).__name__).splitlines()[-1].strip())
 
 
 def unknown(kind: str, given: object, known: Iterable[str]) -> UserError:
-    """The error for a name that is not in a table, with near misses suggested."""
+    """The error for a name that is not among ``known``; it suggests the nearest names."""
     known = sorted(map(str, known))
     name = shortened(str(given))
     near = get_close_matches(name[:_LONGEST_COMPARED], known, n=2, cutoff=0.5)

@@ -10,8 +10,17 @@ from typing import Any
 
 from addresses import clean_command_line, trust_artifact_hosts
 from errors import StoppedError, UserError, is_mendable
-from sweep.command_line import USAGE_ERROR
-from sweep.options import SweepOptions, list_spaces, parse_options
+from sweep.command_line import USAGE_ERROR, Options
+from sweep.options import (
+    AnalyzeOptions,
+    JobOptions,
+    ReportOptions,
+    SubmitOptions,
+    SweepOptions,
+    VerifyOptions,
+    list_spaces,
+    parse_options,
+)
 from sweep.resolve import resolve_space
 from sweep.terminal import complain, hear_signals, say, show, working
 
@@ -24,10 +33,11 @@ def main(argv: Sequence[str]) -> int:
     unless = ", without --fresh if it has said that it starts anew" if "--fresh" in rest else ""
     _print_anything()
     try:
-        options = parse_options(command, rest)
+        kind, run = COMMANDS[command]
+        options = parse_options(kind, rest, command)
         trust_artifact_hosts(getattr(options, "artifact_host", ()))
         _quiet_libraries()
-        return COMMANDS[command](options)
+        return run(options)
     except KeyboardInterrupt:
         complain(f"stopped: run the same command again to continue{unless}")
         return INTERRUPTED
@@ -40,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run_sweep(options: SweepOptions) -> int:
-    """Run a study and print its tables; exit code 1 where a trial failed."""
+    """Run a study and print its tables; exit code 1 if a trial failed."""
     if options.list_spaces:
         say(list_spaces())
         return 0
@@ -59,16 +69,20 @@ def run_sweep(options: SweepOptions) -> int:
 def _show_plan(options: SweepOptions) -> int:
     """The plan, what the study will be able to tell, and how long it will take."""
     from reports.earlier import Earlier
-    from reports.forecast import Durations, power_lines, stored_plan, time_line
+    from reports.forecast import Durations, power_lines, time_line
     from sweep.calibration import calibrate
-    from sweep.plan_summary import show_plan
+    from sweep.hardware import bf16_available
+    from sweep.plan import make_plan
+    from sweep.plan_summary import plan_summary, plan_tables
 
-    shown = show_plan(options)
-    plan = stored_plan(shown.to_dict())
+    planned = make_plan(options, bf16_available(options))
+    say(plan_summary(planned))
+    for table in plan_tables(plan := planned.plan):
+        show(table)
     earlier = Earlier(options.tracking_uri, say=say)
     chance = _chance(plan, options, earlier)
     if options.calibrate:
-        durations = Durations(calibrate(shown, options), "by a few steps timed here")
+        durations = Durations(calibrate(planned, options), "by a few steps timed here")
     else:
         durations = _durations(plan, options, earlier)
     for line in (*power_lines(plan, chance), time_line(plan, durations)):
@@ -76,17 +90,16 @@ def _show_plan(options: SweepOptions) -> int:
     return 0
 
 
-def _forecast(options: SweepOptions, plan: Any) -> dict[str, Any]:
-    """What other studies let expect of this one."""
+def _forecast(options: SweepOptions, plan: Any) -> Any:
+    """What to expect of this study, from other studies."""
     from reports.earlier import Earlier
-    from reports.forecast import forecast, stored_plan
+    from reports.forecast import Forecast, forecast
 
-    stored = stored_plan(plan.to_dict())
-    if stored.search:  # nothing is forecast, so the store need not be read
-        return {}
+    if not plan.cells:  # nothing is forecast, so the store need not be read
+        return Forecast()
     others = Earlier(options.tracking_uri, leave_out=plan.study, say=say)
-    chance, durations = _chance(stored, options, others), _durations(stored, options, others)
-    return forecast(stored, chance, durations).model_dump()
+    chance, durations = _chance(plan, options, others), _durations(plan, options, others)
+    return forecast(plan, chance, durations)
 
 
 def _chance(plan: Any, options: SweepOptions, earlier: Any) -> Any:
@@ -103,13 +116,13 @@ def _durations(plan: Any, options: SweepOptions, earlier: Any) -> Any:
     return earlier.durations(plan, lambda tags: ran_as_here(options, tags))
 
 
-def run_report(options: Any) -> int:
+def run_report(options: ReportOptions) -> int:
     """Rebuild the tables of a study."""
     _print_report(options.tracking_uri, options.name, options.results_path, options.target_val_acc)
     return 0
 
 
-def run_analyze(options: Any) -> int:
+def run_analyze(options: AnalyzeOptions) -> int:
     """Look inside the best-epoch models of a study."""
     from reports import write_report
     from reports.inside import View, write_inside
@@ -124,36 +137,15 @@ def run_analyze(options: Any) -> int:
     return 0
 
 
-def run_submit(options: Any) -> int:
-    """Run a study as a job on a Ray cluster; returns the job's exit code."""
+def run_job(action: str, options: SubmitOptions | JobOptions) -> int:
+    """Submit, show, follow or stop a study as a job on a Ray cluster; returns the job's exit code."""
     from sweep import jobs
 
-    return jobs.submit(options)
+    return getattr(jobs, action)(options)
 
 
-def run_status(options: Any) -> int:
-    """Show the jobs of studies on a Ray cluster."""
-    from sweep import jobs
-
-    return jobs.status(options)
-
-
-def run_logs(options: Any) -> int:
-    """Follow the newest job of a study; returns its exit code."""
-    from sweep import jobs
-
-    return jobs.logs(options)
-
-
-def run_stop(options: Any) -> int:
-    """Stop the newest job of a study."""
-    from sweep import jobs
-
-    return jobs.stop(options)
-
-
-def run_verify(options: Any) -> int:
-    """Check the arithmetic; exit code 1 on a miss."""
+def run_verify(options: VerifyOptions) -> int:
+    """Check the arithmetic; exit code 1 if a gradient is wrong."""
     from sweep.verify import verify
 
     return 0 if verify(options.models) else FAILED
@@ -176,7 +168,7 @@ def _print_report(
 
 
 def _quiet_libraries() -> None:
-    """Nothing stands between the user and the table; set before the libraries are imported."""
+    """Keep libraries from printing between the user and the table; call before they are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -194,15 +186,15 @@ def _print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-COMMANDS: dict[str, Callable[[Any], int]] = {
-    "sweep": run_sweep,
-    "submit": run_submit,
-    "status": run_status,
-    "logs": run_logs,
-    "stop": run_stop,
-    "report": run_report,
-    "analyze": run_analyze,
-    "verify": run_verify,
+COMMANDS: dict[str, tuple[type[Options], Callable[[Any], int]]] = {
+    "sweep": (SweepOptions, run_sweep),
+    "submit": (SubmitOptions, partial(run_job, "submit")),
+    "status": (JobOptions, partial(run_job, "status")),
+    "logs": (JobOptions, partial(run_job, "logs")),
+    "stop": (JobOptions, partial(run_job, "stop")),
+    "report": (ReportOptions, run_report),
+    "analyze": (AnalyzeOptions, run_analyze),
+    "verify": (VerifyOptions, run_verify),
 }
 
 if __name__ == "__main__":

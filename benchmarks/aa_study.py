@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.null_studies import simulated_plan
 from reports.flags import learning_flags
-from reports.sentences import headline
+from reports.sections.differences import headline
 from reports.study_data import StudyData, TrialData
 from reports.verdicts import compare_cells
 from search_spaces import TrialConfig
@@ -52,7 +52,7 @@ def trained(config: TrialConfig, assets: ModelAssets) -> TrialData:
         name=f"{config.model_name} · {config.seed}",
         config=config,
         scaling_rules=(config.scaling_rule,),
-        metrics={"best_epoch": float(best["epoch"]), "best_val_acc": best["val_acc"]},
+        metrics={f"best_{name}": float(best[name]) for name in ("evaluation", "epoch", "val_acc")},
         evaluations=pd.DataFrame(),
         steps=pd.DataFrame(),
         predictions={"best": predictions, "last": predictions},
@@ -69,7 +69,7 @@ def study(config: TrialConfig, assets: ModelAssets, cells: int, seeds: int) -> S
         trials[label.trial_hash] = replace(trial, config=label)
     plan = simulated_plan(labelled, {"target_batch_size": BATCH})
     sizes = {"train": len(assets.trial.train), "val": len(assets.trial.val), "test": len(assets.test)}
-    return StudyData(plan.model_copy(update={"dataset": replace(plan.dataset, sizes=sizes)}), trials)
+    return StudyData(plan.replace(dataset=replace(plan.dataset, sizes=sizes)), trials)
 
 
 def shuffled(assets: ModelAssets) -> ModelAssets:
@@ -99,7 +99,7 @@ def main() -> None:
     for name, data in {"nothing differs": assets, "shuffled labels": shuffled(assets)}.items():
         found = study(config, data, options.cells, options.seeds)
         family = compare_cells(found)
-        print(f"{name}: {dict(family.verdicts['outcome'].value_counts())}")
+        print(f"{name}: {dict(family.frame['outcome'].value_counts())}")
         for line in (*headline(family), *learning_flags(found)):
             print(f"  {line}")
 

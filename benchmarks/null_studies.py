@@ -21,12 +21,11 @@ from rich.table import Table
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from reports.content import rows
 from reports.statistics import accuracy_interval, difference, pooled_seed_variance, wilson_interval
-from reports.study_data import StoredCell, StoredPlan, StudyData, TrialData
-from reports.verdicts import ALPHA, BETTER, EQUIVALENT, WORSE, Family, compare_cells
-from search_spaces import TrialConfig
-from tracking import DatasetFacts
+from reports.study_data import StudyData, TrialData
+from reports.verdicts import ALPHA, BETTER, EQUIVALENT, WORSE, ComparisonFamily, Verdict, compare_cells
+from search_spaces import Space, TrialConfig
+from search_spaces.plan import Cell, DatasetFacts, Plan
 
 BATCHES = (64, 256, 1024)
 _NO_STEPS = pd.DataFrame()
@@ -56,7 +55,7 @@ class Truth:
     interaction: float = 0.0
     diverging: Mapping[int, float] = field(default_factory=dict)
 
-    def difference(self, verdict: Any) -> float:
+    def difference(self, verdict: Verdict) -> float:
         """The true difference that a verdict is about, points."""
         if verdict.axis != "target_batch_size":
             return 0.0
@@ -136,16 +135,32 @@ def simulated_study(truth: Truth, generator: np.random.Generator) -> StudyData:
 
 def simulated_plan(
     cells: Iterable[TrialConfig], baselines: dict[str, Any], train_examples: int = 1000
-) -> StoredPlan:
+) -> Plan:
     """The plan of a study with these cells; its validation and test splits have 300 examples."""
     sizes = {"train": train_examples, "val": 300, "test": 300}
-    return StoredPlan(
-        study="simulated",
+    cells = list(cells)
+    space = Space(
+        name="simulated",
         question="Is there a difference?",
-        dataset=DatasetFacts("simulated", "nowhere", "", sizes, ("wrong", "right"), 0),
-        cells=[StoredCell(trial_hash=cell.trial_hash, config=cell) for cell in cells],
+        models=_values(cells, "model"),
+        target_batch_sizes=_values(cells, "target_batch_size"),
+        scaling_rules=_values(cells, "scaling_rule"),
+        seeds=_values(cells, "seed"),
         baselines=baselines,
     )
+    return Plan(
+        study="simulated",
+        space=space,
+        shared=cells[0],
+        dataset=DatasetFacts("simulated", "nowhere", "", sizes, ("wrong", "right"), 0),
+        model_digests={},
+        metrics={"loss": "cross entropy (nats)", "acc": "accuracy"},
+        cells=tuple(Cell(config=cell) for cell in cells),
+    )
+
+
+def _values(cells: Iterable[TrialConfig], axis: str) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(getattr(cell, axis) for cell in cells))
 
 
 def simulated_trial(
@@ -159,7 +174,11 @@ def simulated_trial(
         name=f"{config.model_name} · {config.target_batch_size} · {config.scaling_rule}",
         config=config,
         scaling_rules=(config.scaling_rule,),
-        metrics={"best_epoch": 3.0, **{name: float(value) for name, value in accuracies.items()}},
+        metrics={
+            "best_epoch": 3.0,
+            "best_evaluation": 3.0,
+            **{name: float(value) for name, value in accuracies.items()},
+        },
         evaluations=_NO_STEPS,
         steps=_NO_STEPS,
         predictions={"best": predictions(correct), "last": predictions(last)},
@@ -197,7 +216,7 @@ def _each(hits: Sequence[bool]) -> Count:
     return Count(sum(hits), len(hits))
 
 
-def judged(truth: Truth, family: Family) -> dict[str, Count]:
+def judged(truth: Truth, family: ComparisonFamily) -> dict[str, Count]:
     """What is true and false of a study's verdicts.
 
     Of the study: a claim of a difference that is none or is the other way round (``false claim``); a claim
@@ -205,7 +224,7 @@ def judged(truth: Truth, family: Family) -> dict[str, Count]:
     difference is as large as the margin. Of each comparison: a difference that is there and found; an
     equivalence that is there and found; an interval of this comparison alone that holds.
     """
-    verdicts = [(verdict, truth.difference(verdict)) for verdict in rows(family.verdicts)]
+    verdicts = [(verdict, truth.difference(verdict)) for verdict in family.verdicts]
     signs = {BETTER: 1, WORSE: -1}
     wrong = [signs[v.outcome] * true <= 0 for v, true in verdicts if v.outcome in signs]
     turned = [signs[v.outcome] * true < 0 for v, true in verdicts if v.outcome in signs]
@@ -225,9 +244,9 @@ def judged(truth: Truth, family: Family) -> dict[str, Count]:
     }
 
 
-def without_holm(truth: Truth, family: Family) -> dict[str, Count]:
+def without_holm(truth: Truth, family: ComparisonFamily) -> dict[str, Count]:
     """Wrong on purpose: every comparison at the level of one."""
-    return {"false claim": _any(family.verdicts["p"] <= ALPHA)}
+    return {"false claim": _any(verdict.p <= ALPHA for verdict in family.verdicts)}
 
 
 def simulate(truth: Truth, studies: int, judge: Any = judged) -> dict[str, Count]:

@@ -14,27 +14,27 @@ from search_spaces.trial_config import epoch_text
 
 @dataclass(frozen=True)
 class Comparison:
-    """A value on an axis against the baseline on it, all else equal; the seeds are no axis."""
+    """A value of an axis against the baseline of this axis, all else equal; the seed is no axis."""
 
     axis: str
     value: Any
     baseline: Any
     fixed: Mapping[str, Any]  # the other coordinates
     trials: tuple[str, ...]  # trial hashes, one a seed
-    baseline_trials: tuple[str, ...]  # which may have more seeds, or fewer
-    epochs: tuple[str, str] = ("best", "best")  # whose predictions are compared, on either side
+    baseline_trials: tuple[str, ...]  # of more seeds, as many or fewer
+    epochs: tuple[str, str] = ("best", "best")  # whose predictions count, for trials and baseline
 
     @property
     def models(self) -> tuple[str, str]:
-        """The model of either side."""
+        """The models of value and baseline."""
         return self.fixed.get("model", self.value), self.fixed.get("model", self.baseline)
 
 
 def planned_comparisons(study: StudyData) -> list[Comparison]:
-    """Every pair of trials that the study's baselines ask about, each once, by model.
+    """Every comparison that the study's baselines ask for, once, ordered by model.
 
-    A pair that one trial serves on both sides is no comparison: at the reference batch size every
-    scaling rule is the same trial.
+    If the same trials serve both sides there is nothing to compare: at the reference batch size
+    every scaling rule is the same trial.
     """
     points = study.points
     found: dict[tuple[tuple[str, ...], tuple[str, ...]], Comparison] = {}
@@ -51,7 +51,7 @@ def planned_comparisons(study: StudyData) -> list[Comparison]:
 
 
 def epoch_comparisons(study: StudyData) -> list[Comparison]:
-    """The last epoch against the best epoch of each tested trial where they are not the same."""
+    """The last epoch against the best, for each tested trial whose best epoch is not its last."""
     found, examples = [], study.plan.dataset.sizes["train"]
     for trial_hash, trial in study.trials.items():
         config = trial.config
@@ -71,9 +71,9 @@ def epoch_comparisons(study: StudyData) -> list[Comparison]:
 
 
 def answers(study: StudyData, trials: Iterable[str], which: str = "best") -> np.ndarray:
-    """Whether each test example was classified correctly, by those of the trials that have been tested.
+    """Whether each tested trial classified each test example correctly: bool, (seeds, examples).
 
-    bool, (seeds, examples), in one order of examples for all trials of a study; (0, 0) where none has.
+    The order of examples is the same for all trials of a study; (0, 0) if no trial is tested.
     """
     found = [study.trials[name] for name in trials if name in study.trials]
     tested = [trial.correct(which).sort_index() for trial in found if trial.is_tested]
@@ -81,7 +81,7 @@ def answers(study: StudyData, trials: Iterable[str], which: str = "best") -> np.
 
 
 def cells_of(study: StudyData, models: Iterable[str]) -> list[tuple[str, ...]]:
-    """The trials, one a seed, of each cell of the models; once where several cells share them."""
+    """For each cell of the models its trials, one a seed; cells with the same trials count once."""
     wanted, model = set(models), GRID.index("model")
     return list(dict.fromkeys(trials for point, trials in study.points.items() if point[model] in wanted))
 

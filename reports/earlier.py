@@ -9,38 +9,39 @@ import numpy as np
 from errors import StoppedError, UserError
 from reports.comparisons import answers, planned_comparisons, seed_variance
 from reports.forecast import Chance, Durations, Known, trials_by_model
-from reports.study_data import StoredPlan, StudyData, read_study
+from reports.study_data import StudyData, read_study
 from search_spaces import TrialConfig
+from search_spaces.plan import Plan
 from search_spaces.trial_config import model_name
 from tracking import EarlierTrial, Say, StudyStore, earlier_trials, nobody
 
-_SAME_SPEED = ("precision", "max_length")  # trials that differ in these say nothing of each other's time
+_SAME_SPEED = ("precision", "max_length")  # trials that differ in these cannot predict each other's time
 
 
 class Earlier:
-    """The studies in a tracking store but for one; none where there is no store, or it is away."""
+    """The studies in a tracking store except ``leave_out``; none if the store is missing or away."""
 
     def __init__(self, tracking_uri: str, leave_out: str = "", say: Say = nobody) -> None:
         self.tracking_uri = tracking_uri
         self.trials = [each for each in earlier_trials(tracking_uri, say) if each.study != leave_out]
 
-    def chance(self, plan: StoredPlan) -> Chance:
-        """Of the newest study of the same reviews and splits that has tested trials to compare."""
+    def chance(self, plan: Plan) -> Chance:
+        """The chance in the newest study of the same reviews and splits with tested trials to compare."""
         digest = plan.shared.dataset_digest
         same = [each.study for each in self.trials if each.params.get("dataset_digest") == digest]
         for name in dict.fromkeys(same):
-            with contextlib.suppress(UserError, StoppedError):  # a study that no report could read either
+            with contextlib.suppress(UserError, StoppedError):  # skip a study that cannot be read
                 store = StudyStore(self.tracking_uri, name, patience=0)
                 if (chance := observed_chance(read_study(store.read_runs()))).disagreement:
                     return chance
         return Chance()
 
-    def durations(self, plan: StoredPlan, ran_as_here: Callable[[Mapping[str, str]], bool]) -> Durations:
-        """By the seconds an example of the newest study that trained a model, on hardware as it is here.
+    def durations(self, plan: Plan, ran_as_here: Callable[[Mapping[str, str]], bool]) -> Durations:
+        """The durations by the newest study that trained the same model on hardware as it is here.
 
-        Those of the same target batch size, or of the next smaller one that it has; a trial with a smaller
-        one than all of them is left to the forecast, which estimates it.
-        ``ran_as_here`` says so of the tags of a trial.
+        A trial takes the seconds per example measured at its target batch size, or at the next smaller one.
+        If all measured batch sizes are larger, the forecast estimates the trial instead. ``ran_as_here``
+        judges the hardware of an earlier trial by its tags.
         """
         alike = [each for each in self.trials if ran_as_here(each.run.tags)]
         seconds: dict[str, float] = {}
@@ -49,7 +50,7 @@ class Earlier:
             same = [each for each in alike if _is_as_fast(each, next(iter(configs.values())))]
             rates = _rates([each for each in same if each.study == same[0].study])
             for trial_hash, config in configs.items():
-                # a smaller batch takes longer an example, by how much the rates do not say
+                # a smaller batch takes longer per example; the rates do not say how much longer
                 if measured := [batch for batch in rates if batch <= config.target_batch_size]:
                     end = config.position(config.evaluation_count, plan.dataset.sizes["train"])
                     seconds[trial_hash] = rates[max(measured)] * end.examples
@@ -58,10 +59,10 @@ class Earlier:
 
 
 def observed_chance(study: StudyData) -> Chance:
-    """How far the trainings of a study varied: what is known of it, from its test predictions.
+    """How far the trainings of a study varied, from its test predictions; None for what is unknown.
 
-    The disagreement is a mean over the compared cells, the deviation is pooled over all cells. Trainings
-    that nowhere disagree have learned nothing, and tell nothing of chance.
+    The disagreement is a mean over the compared cells, the deviation is pooled over all cells. If no
+    trainings disagree, they have learned nothing, and the disagreement is unknown.
     """
     source = f"from study {study.plan.study}"
     sides = [
@@ -77,7 +78,7 @@ def observed_chance(study: StudyData) -> Chance:
 
 
 def _disagreement(correct: np.ndarray, baseline: np.ndarray) -> float:
-    """The mean over all pairs of trainings, of answers (seeds, examples) each."""
+    """The share of examples on which two trainings differ, a mean over pairs; (seeds, examples) each."""
     right, other = correct.mean(axis=0), baseline.mean(axis=0)
     return float((right * (1 - other) + other * (1 - right)).mean())
 
@@ -89,9 +90,9 @@ def _is_as_fast(trial: EarlierTrial, config: TrialConfig) -> bool:
 
 
 def _rates(trials: Sequence[EarlierTrial]) -> dict[int, float]:
-    """Target batch size -> seconds an example, training and validation; without what no trial says."""
+    """Measured target batch size -> seconds of training and validation per example."""
     spent: dict[int, list[tuple[float, float]]] = {}
-    with contextlib.suppress(StoppedError):  # the store is away: what it has said by then must do
+    with contextlib.suppress(StoppedError):  # the store is away: use what it has given so far
         for trial in trials:
             evaluations = trial.run.evaluations()
             if {"epoch_seconds", "examples"} <= set(evaluations):

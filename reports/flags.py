@@ -1,6 +1,5 @@
 """Flags: sentences that a reader should know before believing a study."""
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -12,15 +11,15 @@ from reports.prose import accuracy_text, counted, learning_rate_text, listed
 from reports.statistics import TrainingsDifference, difference, pooled_seed_variance
 from reports.study_data import StudyData, TrialData, seeds_by_point
 from reports.verdicts import ALPHA
-from search_spaces.optimization import OPTIMIZERS, half_life
+from search_spaces.update import OPTIMIZERS, half_life
 
-_GRID_VALUES = 3  # with two values either is an edge
-_NAMED = 6  # trials; more are counted
-_FEW_WINDOWS = 20  # among more a small one weighs little
+_GRID_VALUES = 3  # of two values both are edges
+_NAMED = 6  # trials; the rest are counted
+_FEW_WINDOWS = 20  # among more windows a small one weighs little
 
 
 def flags(study: StudyData) -> list[str]:
-    """Every flag of a study; one sentence speaks for all trials of the same kind and subject."""
+    """Every flag of a study; one sentence covers all trials with the same fault and subject."""
     kinds = (
         data_flags,
         learning_flags,
@@ -62,7 +61,7 @@ def _labels(trials: Sequence[TrialData], study: StudyData) -> str:
 
 
 def report_flags(study: StudyData) -> list[str]:
-    """Seeds and cells that were added or left out when a report had been written."""
+    """Seeds and cells that were added or left out after a report had been written."""
     now = seeds_by_point(study.plan.cells)
     both = study.reported.keys() & now.keys()
     if not both:  # no report, or one of another study of this name
@@ -94,9 +93,8 @@ def _seeds_were(seeds: Sequence[int]) -> str:
 def edge_flags(study: StudyData) -> list[str]:
     """Models whose best cell by val_acc, a mean over seeds, sits at an edge of the grid.
 
-    An edge is the smallest or the largest target batch size or learning rate, where the grid has three
-    or more. A tie with a cell inside the grid is not at the edge. Cells with trainings that diverged cannot
-    be the best.
+    An edge is the smallest or the largest of three or more target batch sizes or learning rates. A tie
+    with a cell inside the grid is not at the edge. Cells in which a training diverged cannot be the best.
     """
     found = []
     results = study.cells.assign(val_acc=study.metric("best_val_acc"))
@@ -128,10 +126,10 @@ def _edge(name: str, grid: pd.Series, best: pd.Series) -> list[str]:
 
 
 def monotony_flags(study: StudyData) -> list[str]:
-    """Where test accuracy goes down and up again with the target batch size, or up and down.
+    """Models and rules whose test accuracy both falls and rises with the target batch size.
 
-    A change between neighbours counts where its 95 % interval, simultaneous for the neighbours of a line,
-    leaves 0 out. Cells with trainings that diverged are left out, and cells with one training of several.
+    A change between neighbours counts if its 95 % interval, simultaneous for the neighbours of a line,
+    excludes 0. Cells in which a training diverged, or only one of several is tested, are left out.
     """
     found = []
     batches, needed = sorted(study.axis_values("target_batch_size")), min(2, len(study.axis_values("seed")))
@@ -150,7 +148,7 @@ def monotony_flags(study: StudyData) -> list[str]:
 
 
 def _turns(cells: Sequence[np.ndarray]) -> bool:
-    """Whether the accuracy goes both ways along a line of cells, of answers (seeds, examples) each."""
+    """Whether the accuracy both rises and falls along a line of cells; answers: (seeds, examples) each."""
     pooled, alpha = pooled_seed_variance(cells), ALPHA / max(1, len(cells) - 1)
     intervals = [difference(after, before, pooled).interval(alpha) for before, after in pairwise(cells)]
     return any(each.low > 0 for each in intervals) and any(each.high < 0 for each in intervals)
@@ -173,21 +171,22 @@ def last_window_flags(study: StudyData) -> list[str]:
 
 def short_training_flags(study: StudyData) -> list[str]:
     """Target batch sizes with fewer steps than the half-life of the optimizer's second-moment average."""
-    optimizer = OPTIMIZERS[study.plan.shared.optimizer]  # all cells share it
-    if optimizer.beta2 is None:
+    examples, steps, limits = study.plan.dataset.sizes["train"], {}, set()
+    for config in (trial.config for trial in study.trials.values()):
+        total, limit = config.total_steps(examples), half_life(config.update.beta2 or 0.0)
+        if total < limit:
+            steps[config.target_batch_size] = total
+            limits.add(limit)
+    if not steps:
         return []
-    limit = half_life(optimizer.beta2)
-    examples = study.plan.dataset.sizes["train"]
-    configs = [trial.config for trial in study.trials.values()]
-    steps = {c.target_batch_size: c.total_steps(examples) for c in configs}
-    short = [f"{counted(n, 'step')} at {batch}" for batch, n in sorted(steps.items()) if n < limit]
-    if not short:
-        return []
+    short = [f"{counted(n, 'step')} at {batch}" for batch, n in sorted(steps.items())]
+    name = OPTIMIZERS[study.plan.shared.optimizer].torch_name
+    forgets = " to ".join(f"{limit:.0f}" for limit in sorted({min(limits), max(limits)}))
     equal = study.plan.budget == "steps"
     after = "" if equal else ": what a larger target batch size loses there may be lost to too few steps"
     return [
-        f"Training takes only {listed(short)}, fewer than the {limit:.0f} steps in which "
-        f"{optimizer.torch_name} forgets half of its second-moment average{after}."
+        f"Training takes only {listed(short)}, fewer than the {forgets} steps in which "
+        f"{name} forgets half of its second-moment average{after}."
     ]
 
 
@@ -205,18 +204,14 @@ def rising_flags(study: StudyData) -> list[str]:
 
 
 def _is_still_rising(trial: TrialData, val_examples: int) -> bool:
-    """Whether the best evaluation is the last, and better than the one before by over a standard error.
+    """Whether the last evaluation is the best, by more than a standard error over the one before.
 
-    The error is paired: it follows from the val examples that one of the two classified correctly. Studies
-    of earlier versions do not know them, and any rise counts.
+    The error is paired: it follows from the val examples that only one of the two got right.
     """
     last = trial.config.evaluation_count
     if last < 2 or trial.best_evaluation != last or not {last - 1, last} <= set(trial.evaluations.index):
         return False
     rise = trial.evaluations["val_acc"].loc[last] - trial.evaluations["val_acc"].loc[last - 1]
-    flips = trial.evaluations.get("val_flips", pd.Series(dtype=float)).get(last, math.nan)
-    if math.isnan(flips):
-        return bool(rise > 0)
     net = round(rise * val_examples)
-    gained = round((flips + net) / 2)
+    gained = round((trial.evaluations["val_flips"].loc[last] + net) / 2)
     return rise > TrainingsDifference(gained, gained - net, val_examples).error

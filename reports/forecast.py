@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize
@@ -16,9 +16,10 @@ from reports.statistics import (
     TrainingsDifference,
     difference_over_seeds,
 )
-from reports.study_data import Forecast, StoredPlan, StudyData
+from reports.study_data import StudyData
 from reports.verdicts import ALPHA
 from search_spaces import TrialConfig
+from search_spaces.plan import Forecast, Plan
 from search_spaces.space import MOST_SEEDS
 
 MANY = 10**6  # seeds: more than anybody trains
@@ -43,43 +44,43 @@ class Chance:
     disagreement: Known | None = None
 
     def or_else(self, other: "Chance") -> "Chance":
-        """What is known here, else there."""
+        """These values; for an unknown one that of ``other``."""
         return Chance(self.seed_deviation or other.seed_deviation, self.disagreement or other.disagreement)
 
 
 @dataclass(frozen=True)
 class Durations:
-    """Trial hash -> the seconds of its training and validation, of the trials of which it is known."""
+    """Trial hash -> seconds of training and validation, for trials whose duration is known."""
 
     seconds: Mapping[str, float]
     source: str
 
 
 class Expected(NamedTuple):
-    """What is expected of a model's trials, none of them where nothing is known of any."""
+    """The expected durations of a model's trials; empty if none of them is known."""
 
     seconds: Mapping[str, float]  # trial hash -> training and validation
-    estimated: str = ""  # which of them are estimated, and by what
+    estimated: str = ""  # the target batch sizes that are estimated, and from what
 
 
 class Seeds(NamedTuple):
-    """The seeds of every cell that a margin takes, or MANY; None: no number is enough."""
+    """How many seeds every cell needs for a margin, or MANY; None: no number is enough."""
 
     to_find: int | None  # a difference as large as the margin, with a probability of 80 %
     to_equate: int | None  # two cells that do not differ, with the same probability
 
 
 def assumed(seed_points: float | None, disagreement: float | None) -> Chance:
-    """What the user assumes, the deviation over seeds in points."""
+    """What the user assumes; the deviation over seeds is given in points."""
     deviation = None if seed_points is None else seed_points / 100
     return Chance(
         *(None if value is None else Known(value, "assumed") for value in (deviation, disagreement))
     )
 
 
-def forecast(plan: StoredPlan, chance: Chance, durations: Durations) -> Forecast:
-    """What the report sets beside the truth."""
-    if plan.search:
+def forecast(plan: Plan, chance: Chance, durations: Durations) -> Forecast:
+    """What is expected before training, shown in the report beside the results."""
+    if not plan.cells:
         return Forecast()
     found = Forecast()
     comparisons = _comparisons(plan)
@@ -93,11 +94,11 @@ def forecast(plan: StoredPlan, chance: Chance, durations: Durations) -> Forecast
     return found
 
 
-def power_lines(plan: StoredPlan, chance: Chance) -> list[str]:
-    """What a plan's comparisons will find; of a search, whose trials are not compared, nothing."""
-    if plan.search:
+def power_lines(plan: Plan, chance: Chance) -> list[str]:
+    """What a plan's comparisons will find; no lines for a search, whose trials are not compared."""
+    if not plan.cells:
         return []
-    trials = plan.trials
+    trials = plan.configs
     evaluations = sum(config.evaluation_count for config in trials.values())
     comparisons = _comparisons(plan)
     extent = f"{counted(len(trials), 'trial')}, {counted(evaluations, 'evaluation')}"
@@ -108,7 +109,7 @@ def power_lines(plan: StoredPlan, chance: Chance) -> list[str]:
     return [*lines, _smallest_line(plan, chance, several), _seeds_line(plan, chance)]
 
 
-def _smallest_line(plan: StoredPlan, chance: Chance, several_seeds: bool) -> str:
+def _smallest_line(plan: Plan, chance: Chance, several_seeds: bool) -> str:
     start = "smallest difference that it will find with a probability of 80 %:"
     if missing := _missing(chance, several_seeds):
         return f"{start} {missing}"
@@ -117,7 +118,7 @@ def _smallest_line(plan: StoredPlan, chance: Chance, several_seeds: bool) -> str
     return f"{start} {found}, {_basis(chance, several_seeds)}"
 
 
-def _seeds_line(plan: StoredPlan, chance: Chance) -> str:
+def _seeds_line(plan: Plan, chance: Chance) -> str:
     start = f"seeds of every cell for the margin of {plan.margin:g} point{'s' * (plan.margin != 1)}:"
     if missing := _missing(chance, several_seeds=True):
         return f"{start} {missing}"
@@ -151,9 +152,9 @@ def _basis(chance: Chance, several_seeds: bool) -> str:
     return f"with {listed(parts)}"
 
 
-def time_line(plan: StoredPlan, durations: Durations) -> str:
+def time_line(plan: Plan, durations: Durations) -> str:
     """How long each model's trials take, and all together."""
-    if plan.search:
+    if not plan.cells:
         return "minutes: unknown: a search proposes its trials as it goes"
     expected = expected_durations(plan, durations)
     if not any(each.seconds for each in expected.values()):
@@ -173,25 +174,25 @@ def time_line(plan: StoredPlan, durations: Durations) -> str:
     return f"minutes a trial: {', '.join(parts)}; all, one after the other: {total} ({basis})"
 
 
-def expected_durations(plan: StoredPlan, durations: Durations) -> dict[str, Expected]:
-    """Model -> its trials: what is known as it is, the rest estimated from what is known of the model."""
+def expected_durations(plan: Plan, durations: Durations) -> dict[str, Expected]:
+    """Model -> durations of its trials: known ones as they are, the others estimated from these."""
     known, train = durations.seconds, plan.dataset.sizes["train"]
     return {name: _expected(configs, known, train) for name, configs in trials_by_model(plan).items()}
 
 
-def trials_by_model(plan: StoredPlan) -> dict[str, dict[str, TrialConfig]]:
+def trials_by_model(plan: Plan) -> dict[str, dict[str, TrialConfig]]:
     """Model -> its trials' hashes and configurations."""
     models: dict[str, dict[str, TrialConfig]] = {}
-    for trial_hash, config in plan.trials.items():
+    for trial_hash, config in plan.configs.items():
         models.setdefault(config.model_name, {})[trial_hash] = config
     return models
 
 
 def _expected(configs: Mapping[str, TrialConfig], known: Mapping[str, float], train: int) -> Expected:
-    """Of the trials of one model. A trial takes so long an example, and so long an optimizer step.
+    """The durations of one model's trials: seconds per example plus seconds per optimizer step.
 
-    How long each, the known trials say together, neither less than nothing (least squares). Where all of
-    them take as many steps for their examples it cannot be told apart: then all of it is the examples'.
+    Both rates are fitted to the known trials by least squares, and neither is negative. If all known trials
+    take equally many steps per example, the rates cannot be told apart: examples then account for all time.
     """
     measured = [h for h in configs if h in known]
     if len(measured) in {0, len(configs)}:
@@ -215,10 +216,10 @@ def _minutes(seconds: Collection[float]) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
-def smallest_differences(plan: StoredPlan, chance: Chance) -> tuple[float, float]:
-    """What the most and the least sensitive comparison finds with a power of 80 %; NaN: however large, not.
+def smallest_differences(plan: Plan, chance: Chance) -> tuple[float, float]:
+    """The differences that the most and the least sensitive comparison find with a power of 80 %.
 
-    At the level of Holm's first step. ``chance`` must say what the plan's seeds need.
+    At the level of Holm's first step; NaN if one finds none, however large. ``chance`` must be known.
     """
     comparisons, examples = _comparisons(plan), plan.dataset.sizes["test"]
     freedoms, alpha = _freedoms(plan, comparisons), ALPHA / len(comparisons)
@@ -229,14 +230,14 @@ def smallest_differences(plan: StoredPlan, chance: Chance) -> tuple[float, float
     return (math.nan, math.nan) if any(map(math.isnan, found)) else (min(found), max(found))
 
 
-def seeds_needed(plan: StoredPlan, chance: Chance) -> Seeds:
-    """How many seeds, two or more and as many for every cell, let every comparison tell the margin.
+def seeds_needed(plan: Plan, chance: Chance) -> Seeds:
+    """How many seeds, the same for every cell, let every comparison resolve the margin.
 
-    With one seed a verdict would be about the trainings at hand. ``chance`` must be known.
+    At least two: with one seed a verdict is about the trainings at hand. ``chance`` must be known.
     """
     comparisons, examples, margin = _comparisons(plan), plan.dataset.sizes["test"], plan.margin / 100
     alpha, counts = ALPHA / len(comparisons), (*range(2, MOST_SEEDS + 1), MANY)
-    cells = min(map(len, _cells(plan, comparisons).values()))  # the fewest that lend their variance
+    cells = min(map(len, _cells(plan, comparisons).values()))  # the fewest that share a variance
 
     def planned(seeds: int) -> SeedsDifference:
         return _over_seeds((seeds, seeds), cells * (seeds - 1), examples, chance)
@@ -258,7 +259,7 @@ def _planned(comparison: Comparison, freedom: int, examples: int, chance: Chance
 
 
 def _over_seeds(seeds: tuple[int, int], freedom: int, examples: int, chance: Chance) -> SeedsDifference:
-    """Of the variance over examples the seeds explain at most all that they vary."""
+    """The part of the example variance due to seeds cannot exceed the whole, hence the minimum."""
     assert chance.disagreement
     assert chance.seed_deviation
     disagreement, variance = chance.disagreement.value, chance.seed_deviation.value**2
@@ -267,24 +268,19 @@ def _over_seeds(seeds: tuple[int, int], freedom: int, examples: int, chance: Cha
     return difference_over_seeds(0.0, of_seeds, (disagreement - explained) / examples, freedom, examples)
 
 
-def _comparisons(plan: StoredPlan) -> list[Comparison]:
+def _comparisons(plan: Plan) -> list[Comparison]:
     return planned_comparisons(StudyData(plan, {}))
 
 
-def _freedoms(plan: StoredPlan, comparisons: Iterable[Comparison]) -> Mapping[frozenset[str], int]:
-    """Models that are compared -> the degrees of freedom of their cells' pooled variance over seeds."""
+def _freedoms(plan: Plan, comparisons: Iterable[Comparison]) -> Mapping[frozenset[str], int]:
+    """Compared models -> the degrees of freedom of their cells' pooled variance over seeds."""
     found = _cells(plan, comparisons)
     return {models: sum(len(trials) - 1 for trials in cells) for models, cells in found.items()}
 
 
 def _cells(
-    plan: StoredPlan, comparisons: Iterable[Comparison]
+    plan: Plan, comparisons: Iterable[Comparison]
 ) -> Mapping[frozenset[str], Sequence[tuple[str, ...]]]:
-    """Models that are compared -> the trials, one a seed, of each of their cells."""
+    """Compared models -> the trials, one a seed, of each of their cells."""
     study = StudyData(plan, {})
     return {models: cells_of(study, models) for models in {frozenset(each.models) for each in comparisons}}
-
-
-def stored_plan(plan: Mapping[str, Any]) -> StoredPlan:
-    """A plan as a report would read it."""
-    return StoredPlan.model_validate(plan)

@@ -8,7 +8,7 @@ from typing import Any
 
 from errors import printable
 
-_SLUG_LENGTH = 80  # file systems end at 255 bytes, and a picture's kind is to follow
+_SLUG_LENGTH = 80  # a file's name ends at 255 bytes, and a picture's kind follows the slug
 
 
 def p_text(p: float) -> str:
@@ -24,20 +24,25 @@ def p_text(p: float) -> str:
 
 
 def number(value: float) -> str:
-    """One decimal and a true minus sign; a dash where there is no number."""
+    """One decimal and a true minus sign; a dash if there is no number."""
     return "–" if math.isnan(value) else f"{value:.1f}".replace("-", "−")
 
 
 def span(low: float, high: float) -> str:
-    """``1.0 to 2.0``, or the one number that both are."""
+    """``1.0 to 2.0``, or one number if both ends read the same."""
     return number(high) if number(low) == number(high) else f"{number(low)} to {number(high)}"
 
 
 def signed(value: float) -> str:
-    """One decimal with its sign, ``+0.5``; none for what rounds to zero; a dash for no number."""
+    """One decimal with its sign, ``+0.5``; zero has no sign; a dash if there is no number."""
     if math.isnan(value):
         return "–"
     return f"{value:+.1f}".replace("-", "−") if abs(value) >= 0.05 else "0.0"
+
+
+def points_text(margin: float) -> str:
+    """``1 point``, ``0.5 points``."""
+    return "1 point" if margin == 1 else f"{margin:g} points"
 
 
 def learning_rate_text(value: float) -> str:
@@ -47,12 +52,12 @@ def learning_rate_text(value: float) -> str:
 
 
 def accuracy_text(value: float) -> str:
-    """Four decimals; a dash where there is none."""
+    """Four decimals; a dash if there is no accuracy."""
     return "–" if math.isnan(value) else f"{value:.4f}"
 
 
 def cell_text(value: Any) -> str:
-    """A table's value: four digits of a fraction, a dash where there is none."""
+    """A table's value: four digits of a fraction, a dash for NaN."""
     if not isinstance(value, float):
         return str(value)
     return "–" if math.isnan(value) else f"{value:.4g}"
@@ -74,13 +79,13 @@ def axis_words(axis: str) -> str:
 
 
 def shorten(text: str, length: int = 200) -> str:
-    """The text on one line, printable, cut to ``length`` characters: how a text of the data is shown."""
+    """A text of the data as people see it: on one line, printable, cut to ``length`` characters."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 
 def slug(name: str) -> str:
-    """A model's name as part of a file name; names that differ have slugs that do."""
+    """A model's name as part of a file name; different names have different slugs."""
     plain = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")[:_SLUG_LENGTH]
     if plain and plain == name:
         return plain

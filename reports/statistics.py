@@ -1,9 +1,9 @@
 """The statistics of the verdicts: pure functions on arrays. Accuracies are fractions of 1.
 
 Two things vary: the test examples (a test split is a sample of reviews) and the seeds (a training is a
-sample of trainings). ``difference`` reckons with both where the two cells have several seeds; where they
-have one, it speaks of the trainings at hand. Answers are bool, (seeds, examples): who was classified
-correctly.
+sample of trainings). ``difference`` accounts for both if the two cells have several seeds; with one seed
+each, it is about the trainings at hand. Answers are bool, (seeds, examples): which examples were
+classified correctly.
 """
 
 import math
@@ -27,7 +27,7 @@ class Interval(NamedTuple):
 
 
 class SeedVariance(NamedTuple):
-    """The variance of an accuracy over seeds, and the degrees of freedom that it was estimated with."""
+    """The variance of an accuracy over seeds, and the degrees of freedom of this estimate."""
 
     variance: float
     freedom: int
@@ -77,7 +77,7 @@ class TrainingsDifference:
     """The difference of two trainings' accuracies, for new examples, from the examples they differ on."""
 
     gained: int  # test examples that only the first classified correctly
-    lost: int  # that only the second did
+    lost: int  # that only the second classified correctly
     examples: int
 
     @property
@@ -105,8 +105,8 @@ class TrainingsDifference:
 
         Connor 1987 (Biometrics 43), after Miettinen 1968: with discordance ψ and difference δ, McNemar's
         test needs n = (z_α √ψ + z_β √(ψ − δ²))² / δ² pairs, here solved for δ. Never below what the exact
-        test can find at all: it rejects only from 1 − log2(alpha) discordant pairs on (six at 0.05), even
-        if they all point the same way.
+        test can find at all: it needs at least 1 − log2(alpha) discordant pairs to reject (six at 0.05),
+        even if they all point the same way.
         """
         examples, needed = self.examples, math.ceil(1 - math.log2(alpha))
         if examples < needed:
@@ -123,11 +123,11 @@ Difference = SeedsDifference | TrainingsDifference
 
 
 def difference(correct: np.ndarray, baseline: np.ndarray, pooled: SeedVariance) -> Difference:
-    """Of two cells' answers, (seeds, examples) each; the numbers of seeds may differ.
+    """The difference of two cells from their answers, (seeds, examples) each; seed counts may differ.
 
-    One training on each side, or several on both: a single one against several could only borrow its
-    variance. ``pooled`` is the ``pooled_seed_variance`` of all cells that lend theirs, not used with one
-    training. Raises ValueError where that is not so, or where the answers are not paired.
+    Either one training on each side or several on both: a single training has no variance of its own.
+    ``pooled`` is the ``pooled_seed_variance`` of all cells of the models, unused with one training a side.
+    Raises ValueError for other numbers of trainings, and for answers that are not paired.
     """
     if correct.dtype != bool or baseline.dtype != bool:
         raise ValueError("correctness must be bool: a missing prediction is neither right nor wrong")
@@ -147,9 +147,9 @@ def difference(correct: np.ndarray, baseline: np.ndarray, pooled: SeedVariance) 
 def difference_over_seeds(
     mean: float, of_seeds: float, of_examples: float, freedom: float, examples: int
 ) -> SeedsDifference:
-    """A difference whose variance has a part of the seeds and one of the examples.
+    """A difference whose variance is the sum of ``of_seeds`` and ``of_examples``.
 
-    ``freedom`` are the degrees of freedom of the first; those of both together are Satterthwaite's.
+    ``freedom``: the degrees of freedom of the seeds' part; those of the sum are Satterthwaite's.
     """
     total = of_seeds + of_examples
     return SeedsDifference(
@@ -158,15 +158,15 @@ def difference_over_seeds(
 
 
 def welch_freedom(variances: Sequence[float], seeds: Sequence[int]) -> float:
-    """Of the sum of the variances of two means, each over two seeds or more (Welch 1947)."""
+    """Degrees of freedom of the sum of two means' variances, each over two seeds or more (Welch 1947)."""
     return sum(variances) ** 2 / sum(v**2 / (n - 1) for v, n in zip(variances, seeds, strict=True))
 
 
 def wilson_interval(correct: float, examples: int) -> Interval:
     """95 % interval of an accuracy, for new examples (Wilson 1927).
 
-    ``correct`` may be a mean over seeds: how far these vary is left out. Raises ValueError where there is
-    no example.
+    ``correct`` may be a mean over seeds, whose variation is left out. Raises ValueError if there is no
+    example.
     """
     if not 0 <= correct <= examples or not examples:
         raise ValueError(f"{correct} correct of {examples} examples is no accuracy")
@@ -177,8 +177,8 @@ def wilson_interval(correct: float, examples: int) -> Interval:
 def accuracy_interval(answers: np.ndarray) -> Interval:
     """95 % interval of a cell's accuracy, from its answers: bool, (seeds, examples), one seed or more.
 
-    Of one training it is Wilson's, for new examples. Of several it is for new trainings on new examples,
-    with the two parts of a difference's variance, the seeds' from this cell alone. The margins of the parts
+    With one training it is Wilson's, for new examples. With several it is for new trainings on new
+    examples, with a part of this cell's own seeds and a part of the examples. The margins of the parts
     are added in squares (Howe 1974, J Am Stat Assoc 69): with three seeds Satterthwaite's degrees of
     freedom cover too little. Four examples are added, two right and two wrong (Agresti and Coull 1998).
     """
@@ -199,14 +199,14 @@ def score_interval(gained: int, lost: int, examples: int, alpha: float) -> Inter
 
     It holds every difference δ that the score test does not reject: |gained − lost − nδ| is at most
     z·√(n(2q + δ(1 − δ))), where q is the most likely rate of lost examples if δ is the truth. Raises
-    ValueError for counts that are not of so many examples.
+    ValueError for counts that do not fit the number of examples.
     """
     if not 0 <= gained + lost <= examples or not examples:
         raise ValueError(f"{gained} gained and {lost} lost are not of {examples} examples")
     z, n = float(special.ndtri(1 - alpha / 2)), examples
 
     def excess(delta: float) -> float:
-        """Positive where the score test rejects ``delta``."""
+        """Positive if the score test rejects ``delta``."""
         half = -gained - lost + (2 * n - gained + lost) * delta
         root = math.sqrt(max(0.0, half**2 + 8 * n * lost * delta * (1 - delta)))
         rate = (root - half) / (4 * n)
@@ -239,7 +239,7 @@ def holm(p_values: np.ndarray, planned: int) -> np.ndarray:
 def pooled_seed_variance(cells: Iterable[np.ndarray]) -> SeedVariance:
     """The variance of accuracies over seeds, from the answers of several cells: bool, (seeds, examples).
 
-    Cells with one seed or none count for nothing; NaN where no cell has two.
+    Cells with fewer than two seeds are ignored; NaN if no cell has two.
     """
     squares = freedom = 0.0
     for answers in cells:
@@ -252,15 +252,15 @@ def pooled_seed_variance(cells: Iterable[np.ndarray]) -> SeedVariance:
 def _difference_over_seeds(
     correct: np.ndarray, baseline: np.ndarray, pooled: SeedVariance
 ) -> SeedsDifference:
-    """The variance of a difference has two parts.
+    """The variance of a difference has a part of the seeds and a part of the examples.
 
-    Of the seeds: the ``pooled`` variance, but never less than what the two cells show, so that one restless
-    cell is not hidden among calm ones. The more of it is the two cells' own, the nearer its degrees of
-    freedom come to those of the two alone (Welch 1947), since the others say less of them. Of the examples:
-    how the difference varies from example to example, less what the seeds explain already. These are the
-    components of a two-way layout of readers and cases (Obuchowski and Rockette 1995, Hillis 2007), and the
-    degrees of freedom of their sum are Satterthwaite's. Two examples are added, one won and one lost under
-    all seeds (Bonett and Price 2012), so that a few examples that disagree do not look like certainty.
+    The seeds' part is the ``pooled`` variance, but at least what the two cells show, so that a cell that
+    varies much is not hidden among calm ones. If the two cells show more than the pool, the degrees of
+    freedom move towards those of the two cells alone (Welch 1947). The examples' part is the variance of
+    the difference from example to example, less what the seeds already explain. Both are components of a
+    two-way layout of readers and cases (Obuchowski and Rockette 1995, Hillis 2007), and the degrees of
+    freedom of their sum are Satterthwaite's. Two examples are added, one won and one lost under all seeds
+    (Bonett and Price 2012), so that a few examples that disagree do not look like certainty.
     """
     seeds, examples = (len(correct), len(baseline)), correct.shape[1]
     own = [_seed_variance(answers) / len(answers) for answers in (correct, baseline)]
@@ -277,8 +277,8 @@ def _difference_over_seeds(
 def _seed_variance(answers: np.ndarray) -> float:
     """Sample variance of the accuracy over seeds, 0 with one.
 
-    Accuracies are multiples of 1/examples. Rounding alone has the variance that this never falls below:
-    seeds that agree to the last example have not shown that they vary less.
+    Accuracies are multiples of 1/examples. The result is at least the variance of this rounding: seeds
+    that agree to the last example do not show that they vary less.
     """
     if len(answers) < 2:
         return 0.0

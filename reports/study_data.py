@@ -4,86 +4,22 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from errors import UserError
-from search_spaces import SearchSpace, TrialConfig
-from search_spaces.search_space import DIVERGED
-from search_spaces.space import GRID
-from tracking import DatasetFacts, TrialRun
+from search_spaces import TrialConfig
+from search_spaces.plan import Cell, Plan, Point
+from search_spaces.stages import DIVERGED
+from tracking import TrialRun
 from tracking.study_store import StudyRuns
-
-Point = tuple[Any, ...]  # the coordinates GRID of a cell
-
-
-def _config(values: Any) -> Any:
-    """Read the settings of any version; whatever else it is, pydantic checks."""
-    return TrialConfig.from_stored(values) if isinstance(values, dict) else values
-
-
-class StoredCell(BaseModel):
-    """A cell of the plan."""
-
-    trial_hash: str
-    config: Annotated[TrialConfig, BeforeValidator(_config)]
-
-    @property
-    def point(self) -> Point:
-        config = self.config
-        return config.model_name, config.target_batch_size, config.scaling_rule
-
-
-class Forecast(BaseModel):
-    """What was expected of a study before it was trained; None: unknown."""
-
-    # that the most and the least sensitive comparison find with a probability of 80 %
-    smallest_points: tuple[float, float] | None = None
-    minutes: float | None = None  # of training and validation, all trials
-
-
-class StoredPlan(BaseModel):
-    """What a report needs of ``plan.json``."""
-
-    study: str
-    question: str
-    dataset: DatasetFacts
-    cells: list[StoredCell]  # of a search: what confirms its best, empty before
-    budget: str = "examples"  # what all cells spend alike
-    baselines: dict[str, str | int] = {}
-    search: SearchSpace | None = None
-    margin: Annotated[float, Field(gt=0)] = 1.0  # points of accuracy within which cells are equivalent
-    metrics: dict[str, str] = {"loss": "cross entropy (nats)", "acc": "accuracy"}  # name -> axis label
-    forecast: Forecast = Forecast()
-
-    @model_validator(mode="after")
-    def _check(self) -> "StoredPlan":
-        if not all(self.dataset.sizes.get(split, 0) > 0 for split in ("train", "val", "test")):
-            raise ValueError("a split without examples")
-        if not (self.cells or self.search):
-            raise ValueError("no cells")
-        if len({(cell.point, cell.config.seed) for cell in self.cells}) < len(self.cells):
-            raise ValueError("two cells with the same model, target batch size, scaling rule and seed")
-        if not set(self.baselines) <= set(GRID):
-            raise ValueError(f"a baseline on an axis other than {', '.join(GRID)}")
-        return self
-
-    @property
-    def shared(self) -> TrialConfig:
-        """Any trial, for the settings that all have in common."""
-        return self.cells[0].config if self.search is None else next(self.search.corners())
-
-    @property
-    def trials(self) -> dict[str, TrialConfig]:
-        """Trial hash -> the configuration that is trained."""
-        return {cell.trial_hash: cell.config for cell in self.cells}
 
 
 @dataclass(frozen=True)
 class TrialData:
-    """One trial's results. Metrics that it has not come to are absent from ``metrics``."""
+    """One trial's results; ``metrics`` holds only those that the trial has already."""
 
     run_id: str
     name: str  # modernbert-base · 256 · sqrt
@@ -101,40 +37,38 @@ class TrialData:
 
     @property
     def is_diverged(self) -> bool:
-        """Whether its loss was no number any more, which ended it."""
+        """Whether the trial ended because its loss was no number."""
         return self.tags.get("outcome") == DIVERGED and not self.is_tested
 
     @property
     def best_evaluation(self) -> int:
-        """The evaluation of the highest val_acc, from 1; 0 where the trial has not come to it."""
-        # earlier versions evaluated after every epoch
-        return int(self.metrics.get("best_evaluation", self.best_epoch))
+        """The evaluation of the highest val_acc, from 1; 0 if it is not known yet."""
+        return int(self.metrics.get("best_evaluation", 0))
 
     @property
     def best_epoch(self) -> float:
-        """The epochs trained at the best evaluation; 0 where the trial has not come to it."""
+        """The epochs trained at the best evaluation; 0 if it is not known yet."""
         return self.metrics.get("best_epoch", 0.0)
 
     def by_epoch(self, name: str) -> pd.Series:
         """A metric of the evaluations over the epochs trained, without those that lack it."""
-        values = self.evaluations.get(name, pd.Series(dtype=float)).dropna()
-        # earlier versions evaluated after every epoch, and logged no number of it
-        numbers = pd.Series(self.evaluations.index, self.evaluations.index, dtype=float)
-        return values.set_axis(self.evaluations.get("epoch", numbers).fillna(numbers)[values.index])
+        if name not in self.evaluations:
+            return pd.Series(dtype=float)
+        return self.evaluations.set_index("epoch")[name].dropna()
 
     @property
     def rules(self) -> str:
-        """The scaling rules that it serves: ``fixed=sqrt``."""
+        """The scaling rules that the trial serves: ``fixed=sqrt``."""
         return "=".join(self.scaling_rules)
 
     @property
     def label(self) -> str:
-        """``256 · sqrt``: its name where the model is named already."""
+        """``256 · sqrt``: the trial's name without the model."""
         return f"{self.config.target_batch_size} · {self.rules}"
 
     @property
     def physical_batch_size(self) -> int:
-        """What it ended with: less than configured where memory ran out, which changes no result."""
+        """The size at the end: less than configured if memory ran out, which changes no result."""
         logged = self.evaluations.get("physical_batch_size", pd.Series(dtype=float)).dropna()
         return int(self.config.physical_batch_size if logged.empty else logged.iloc[-1])
 
@@ -149,7 +83,7 @@ class Outside(NamedTuple):
     """The finished trials of a study that its newest plan leaves out."""
 
     trials: int = 0
-    reports: Sequence[str] = ()  # the parent runs that keep a report of any, the newest first
+    reports: Sequence[str] = ()  # parent runs with a report of some of them, the newest first
 
 
 _NONE_OUTSIDE = Outside()
@@ -157,10 +91,10 @@ _NONE_OUTSIDE = Outside()
 
 @dataclass(frozen=True)
 class StudyData:
-    """A study: its plan, and what its trials have come to."""
+    """A study: its plan and the results of its trials so far."""
 
-    plan: StoredPlan
-    trials: Mapping[str, TrialData]  # trial hash -> trial; without those that have not started
+    plan: Plan
+    trials: Mapping[str, TrialData]  # trial hash -> trial; only those that have started
     reported: Mapping[Point, frozenset[int]] = field(
         default_factory=dict
     )  # cells of earlier reports -> seeds
@@ -184,7 +118,7 @@ class StudyData:
 
     @cached_property
     def diverged(self) -> frozenset[str]:
-        """The trials of cells of which some training diverged: the others are no fair sample of them."""
+        """All trials of cells in which a training diverged: the others are a biased sample."""
         ended = {name for name, trial in self.trials.items() if trial.is_diverged}
         return frozenset(name for names in self.points.values() if ended & set(names) for name in names)
 
@@ -213,17 +147,17 @@ class StudyData:
         return bool(above and tested["prediction"].nunique() > 1)
 
     def of_trials(self, value: Any) -> pd.Series:
-        """``value(trial)`` for the trial of each cell, NaN where it has not started."""
+        """``value(trial)`` for the trial of each cell, NaN if it has not started."""
         found = {trial_hash: value(trial) for trial_hash, trial in self.trials.items()}
         return self.cells["trial_hash"].map(found)
 
     def metric(self, name: str) -> pd.Series:
-        """A result of each cell's trial, NaN where there is none yet."""
+        """A result of each cell's trial, NaN if there is none yet."""
         return self.of_trials(lambda trial: trial.metrics.get(name, math.nan)).astype(float)
 
 
 def read_study(runs: StudyRuns) -> StudyData:
-    """The study that the newest invocation planned; UserError for what no version would have stored."""
+    """The study that the newest invocation planned; UserError for what this program does not store."""
     plan = _read_plan(runs.invocations[0].plan())
     cells: dict[str, list[TrialConfig]] = {}
     for cell in plan.cells:
@@ -239,7 +173,7 @@ def read_study(runs: StudyRuns) -> StudyData:
     return StudyData(plan, trials, reported, _outside(plan, runs, reports))
 
 
-def _outside(plan: StoredPlan, runs: StudyRuns, reports: Mapping[str, StoredPlan]) -> Outside:
+def _outside(plan: Plan, runs: StudyRuns, reports: Mapping[str, Plan]) -> Outside:
     """``reports``: the parent runs that keep a report, the newest first -> their plans."""
     left = {h for h, run in runs.trials.items() if run.is_tested} - plan.trials.keys()
     count, keepers = len(left), []
@@ -250,7 +184,7 @@ def _outside(plan: StoredPlan, runs: StudyRuns, reports: Mapping[str, StoredPlan
     return Outside(count, keepers)
 
 
-def seeds_by_point(cells: Iterable[StoredCell]) -> dict[Point, frozenset[int]]:
+def seeds_by_point(cells: Iterable[Cell]) -> dict[Point, frozenset[int]]:
     """The seeds under which each cell is planned."""
     found: dict[Point, frozenset[int]] = {}
     for cell in cells:
@@ -258,9 +192,9 @@ def seeds_by_point(cells: Iterable[StoredCell]) -> dict[Point, frozenset[int]]:
     return found
 
 
-def _read_plan(stored: Any) -> StoredPlan:
+def _read_plan(stored: Any) -> Plan:
     try:
-        return StoredPlan.model_validate(stored)
+        return Plan.model_validate(stored)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ", ".join(map(str, first["loc"])) or "type"
@@ -285,7 +219,7 @@ def _trial(cells: Sequence[TrialConfig], run: TrialRun) -> TrialData:
 
 
 def _check_results(trials: Iterable[TrialData], classes: int) -> None:
-    """Raise UserError for results that no trial has: somebody else stored them."""
+    """Raise UserError for results that no trial can have: another program stored them."""
     rows = set()
     for trial in trials:
         for name, value in trial.metrics.items():

@@ -1,23 +1,26 @@
-"""WHAT is tried: plain data. A question is a module beside this one with a ``SPACE`` in it."""
+"""WHAT is tried: plain data. A question is an entry of ``grids.py``, or a module with a ``SPACE`` in it."""
 
 import importlib
 import pkgutil
 
 from errors import UserError, unknown
+from search_spaces import grids
 from search_spaces.search_space import SearchSpace
-from search_spaces.space import Space, trial_name, unique_trials
+from search_spaces.space import Space
 from search_spaces.space_file import space_in
+from search_spaces.stages import Stage
 from search_spaces.trial_config import TrialConfig
 
 _MODULES = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
 
+_FOUND = [*grids.SPACES, *(module.SPACE for module in _MODULES if hasattr(module, "SPACE"))]
 SPACES: dict[str, Space | SearchSpace] = {
-    module.SPACE.name: module.SPACE for module in _MODULES if hasattr(module, "SPACE")
+    space.name: space for space in sorted(_FOUND, key=lambda s: s.name)
 }
 
 
 def find_space(name: str) -> Space | SearchSpace:
-    """The space of this name, or in this ``.py`` file; UserError for a mistake, with the near misses."""
+    """The space of this name, or in this ``.py`` file; UserError if there is none, with similar names."""
     if name.endswith(".py"):
         space = space_in(name)
         if space != SPACES.get(space.name, space):
@@ -28,4 +31,4 @@ def find_space(name: str) -> Space | SearchSpace:
     return SPACES[name]
 
 
-__all__ = ["SPACES", "SearchSpace", "Space", "TrialConfig", "find_space", "trial_name", "unique_trials"]
+__all__ = ["SPACES", "SearchSpace", "Space", "Stage", "TrialConfig", "find_space"]

@@ -3,17 +3,17 @@
 import codecs
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from errors import UserError, printable, unknown
 
-LARGEST = 2**63 - 1  # what PyTorch, Arrow and SQLite can count to
+LARGEST = 2**63 - 1  # the largest integer of PyTorch, Arrow and SQLite
 
 
 def showable(value: str) -> str:
-    """The text; UserError where it holds what no page or terminal can show, or no store can keep."""
+    """The text; UserError if it holds a character that a page, a terminal or a store cannot take."""
     if printable(value) != value:
         raise UserError(
             f"{value!r} holds a character that cannot be shown: leave it out, and rename a folder, file or "
@@ -28,7 +28,7 @@ def _one_line(value: str) -> str:
 
 def _encoding(name: str) -> str:
     try:
-        "".encode(name)  # codecs knows some that are none of text
+        "".encode(name)  # codecs.lookup also finds codecs that do not encode text
     except (LookupError, ValueError):
         raise UserError(
             f"encoding {name!r} is none: give utf-8, cp1252, utf-16 or another of Python's"
@@ -37,7 +37,7 @@ def _encoding(name: str) -> str:
 
 
 def one_of(kind: str, choices: Iterable[str]) -> AfterValidator:
-    """A field's check that its value is one of these; ``kind`` is what the message calls it."""
+    """A field's check that its value is one of ``choices``; the message calls the value a ``kind``."""
 
     def check(value: str) -> str:
         if value not in choices:
@@ -53,17 +53,43 @@ Encoding = Annotated[str, AfterValidator(_encoding)]
 Count = Annotated[int, Field(gt=0, le=LARGEST)]
 
 
+class Validated(BaseModel):
+    """Plain data that cannot be changed; UserError, one line, for invalid values."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise self.refusal(error) from None
+
+    @classmethod
+    def spelled(cls, name: str) -> str:
+        """A field's name as the user writes it."""
+        return name
+
+    @classmethod
+    def refusal(cls, error: ValidationError) -> UserError:
+        """The first of Pydantic's complaints as one line; missing keys are named all at once."""
+        return user_error(error, cls, cls.spelled)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values, validated again."""
+        return type(self)(**dict(self) | changes)
+
+
 def user_error(
     error: ValidationError, of: type[BaseModel], spelled: Callable[[str], str] = str
 ) -> UserError:
-    """The first of Pydantic's complaints about ``of`` as one line; all keys that are missing at once.
+    """The first of Pydantic's complaints about ``of`` as one line; missing keys are named all at once.
 
     ``spelled`` gives a field's name as the user writes it.
     """
     title = of.model_config.get("title")
     whole, kind = (title, f"{title} key") if title else (of.__name__, f"field of {of.__name__}")
     complaints = error.errors(include_url=False)
-    # first a key that is not known: it may be the one that is missing, misspelled
+    # an unknown key first: it may be a missing key, misspelled
     first = min(complaints, key=lambda each: each["type"] != "extra_forbidden")
     name = spelled(str(first["loc"][0]) if first["loc"] else "")
     if first["type"] == "extra_forbidden":

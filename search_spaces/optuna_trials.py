@@ -4,39 +4,40 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.search_space import COMPLETE, DIVERGED, Choice, LogUniform, Outcome, SearchSpace
+from search_spaces.search_space import Parameter, SearchSpace
+from search_spaces.stages import COMPLETE, DIVERGED, Outcome
 
 if TYPE_CHECKING:  # loading Optuna takes a while, and most commands do without
     from optuna import Study
     from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
 
-def empty_study() -> "Study":
+def empty_study(sampler: "BaseSampler | None" = None) -> "Study":
     """An Optuna study in memory."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    return optuna.create_study(direction="maximize")
+    return optuna.create_study(direction="maximize", sampler=sampler)
 
 
 def distributions(space: SearchSpace) -> "dict[str, BaseDistribution]":
     """The box. Listed values are categorical, so that the sampler presumes no order."""
+    return {name: _distribution(parameter) for name, parameter in space.parameters.items()}
+
+
+def _distribution(parameter: Parameter) -> "BaseDistribution":
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    found: dict[str, BaseDistribution] = {}
-    for name, parameter in space.parameters.items():
-        if isinstance(parameter, Choice):
-            found[name] = CategoricalDistribution(parameter.values)
-            continue
-        low, high = parameter.low, parameter.high
-        is_log = isinstance(parameter, LogUniform)
-        if isinstance(low, int) and isinstance(high, int):
-            found[name] = IntDistribution(low, high, log=is_log)
-        else:
-            found[name] = FloatDistribution(low, high, log=is_log)
-    return found
+    if parameter.kind == "choice":
+        return CategoricalDistribution(parameter.values)
+    low, high = parameter.ends
+    is_whole = isinstance(low, int) and isinstance(high, int)
+    return (IntDistribution if is_whole else FloatDistribution)(
+        low, high, log=parameter.kind == "log_uniform"
+    )
 
 
 def finished_trial(space: SearchSpace, values: Mapping[str, Any], outcome: Outcome) -> "FrozenTrial":

@@ -1,83 +1,86 @@
-"""A search: a box of settings, how it is searched, and what became of a trial. Plain data."""
+"""A search: a box of settings, and how it is searched. Plain data."""
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, model_validator
-from pydantic.dataclasses import dataclass as validated
+from pydantic import ConfigDict, Field, model_validator
 
 from errors import UserError, unknown
-from search_spaces.fields import ONE_LINE, user_error
+from search_spaces.fields import ONE_LINE, Validated
+from search_spaces.given import Given
+from search_spaces.search_stages import Confirm, Search
+from search_spaces.space import DEFAULT_MARGIN
+from search_spaces.stages import Around, Stage
 from search_spaces.trial_config import DATA, FIELDS, LEARN_NOTHING, TrialConfig
 
 SAMPLERS = ("tpe", "random", "qmc", "gp")
 STOPPING_RULES = ("none", "median")
-COMPLETE, STOPPED, DIVERGED = "complete", "stopped", "diverged"
 DIGITS = 6  # significant: the hash, MLflow's text and the sampler's number are then one number
 
 # The splits and tokens are prepared once for a study, and the seed is what a confirmation varies.
 _SHARED = DATA | frozenset("max_length split_seed dataset_digest seed steps evaluations".split())
 _MOST_CORNERS = 4096
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Value = bool | int | float | str | None
+Value = float | int | bool | str | None
 
 
-@validated(frozen=True, config=_STRICT)
-class Choice:
-    """One of some values, which have no order: ``Choice((16, 32, 64))``."""
+class Parameter(Validated):
+    """What is searched of a setting; made by ``Choice``, ``Uniform`` and ``LogUniform``."""
 
-    values: Annotated[tuple[Value, ...], Field(min_length=1)]
-    kind: Literal["choice"] = "choice"
+    model_config = ConfigDict(strict=False)  # JSON's lists are tuples
+
+    kind: Literal["choice", "uniform", "log_uniform"]
+    values: Annotated[tuple[Value, ...], Field(min_length=1)]  # all of a choice, else low and high
 
     @property
-    def ends(self) -> tuple[Value, ...]:
+    def ends(self) -> tuple[Any, ...]:
         """The values that must all be possible."""
         return self.values
 
     def __str__(self) -> str:
-        return ", ".join(map(str, self.values))
+        if self.kind == "choice":
+            return ", ".join(map(str, self.values))
+        by = ", by its logarithm" if self.kind == "log_uniform" else ""
+        return " to ".join(f"{end:g}" for end in self.ends) + by
+
+    def holds(self, value: Any) -> bool:
+        """Whether it may be proposed."""
+        if self.kind == "choice":
+            return value in self.values
+        low, high = self.ends
+        return isinstance(value, int | float) and low <= value <= high
+
+    def check(self, name: str) -> None:
+        """Raise UserError, with the setting's name, for values that cannot be searched."""
+        if self.kind == "choice":
+            if len(set(self.values)) < len(self.values):
+                raise UserError(f"{name} names a value twice: {self}")
+            return
+        above, numbers = (0.0, "numbers above 0") if self.kind == "log_uniform" else (-math.inf, "numbers")
+        are_numbers = len(self.ends) == 2 and all(isinstance(end, int | float) for end in self.ends)
+        if not (are_numbers and above < self.ends[0] < self.ends[1]):
+            ends = " to ".join(map(str, self.ends))
+            raise UserError(f"{name} has a range from {ends}: give low < high, both {numbers}")
 
 
-@validated(frozen=True, config=_STRICT)
-class Uniform:
-    """A number from ``low`` to ``high``; whole where both are."""
-
-    low: int | float
-    high: int | float
-    kind: Literal["uniform"] = "uniform"
-
-    @property
-    def ends(self) -> tuple[Value, ...]:
-        return self.low, self.high
-
-    def __str__(self) -> str:
-        return f"{self.low:g} to {self.high:g}"
+def Choice(values: tuple[Value, ...]) -> Parameter:  # noqa: N802
+    """One of some values, which have no order: ``Choice((16, 32, 64))``."""
+    return Parameter(kind="choice", values=values)
 
 
-@validated(frozen=True, config=_STRICT)
-class LogUniform:
-    """A number from ``low`` to ``high``, above 0; its logarithm is uniform."""
-
-    low: Annotated[int | float, Field(gt=0)]
-    high: Annotated[int | float, Field(gt=0)]
-    kind: Literal["log_uniform"] = "log_uniform"
-
-    @property
-    def ends(self) -> tuple[Value, ...]:
-        return self.low, self.high
-
-    def __str__(self) -> str:
-        return f"{self.low:g} to {self.high:g}, by its logarithm"
+def Uniform(low: float, high: float) -> Parameter:  # noqa: N802
+    """A number from ``low`` to ``high``; whole if both are."""
+    return Parameter(kind="uniform", values=(low, high))
 
 
-Parameter = Annotated[Choice | Uniform | LogUniform, Discriminator("kind")]
+def LogUniform(low: float, high: float) -> Parameter:  # noqa: N802
+    """A number from ``low`` to ``high``, above 0; its logarithm is uniform, and it is whole if both are."""
+    return Parameter(kind="log_uniform", values=(low, high))
 
 
-class SearchSpace(BaseModel):
+class SearchSpace(Validated):
     """A question for the best configuration, and how it is searched.
 
     ``parameters`` are the TrialConfig fields that vary, ``settings`` those that every trial shares where
@@ -86,7 +89,7 @@ class SearchSpace(BaseModel):
     trials'. Raises UserError, one line, for what is not valid.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(strict=False)  # whole numbers are fractions, lists are tuples
 
     name: Annotated[str, ONE_LINE]
     question: Annotated[str, ONE_LINE]
@@ -99,12 +102,6 @@ class SearchSpace(BaseModel):
     confirm_seeds: Annotated[int, Field(ge=1, le=100)] = 3
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise _one_line(error) from None
-
     @model_validator(mode="after")
     def _check(self) -> "SearchSpace":
         for name, parameter in self.parameters.items():
@@ -112,7 +109,7 @@ class SearchSpace(BaseModel):
                 raise unknown("configuration key", name, FIELDS)
             if name in _SHARED:
                 raise UserError(f"{name} cannot be searched: all trials of a study share it")
-            _check_parameter(name, parameter)
+            parameter.check(name)
         for kind, name, known in (
             ("sampler", self.sampler, SAMPLERS),
             ("stopping rule", self.stopping, STOPPING_RULES),
@@ -129,6 +126,83 @@ class SearchSpace(BaseModel):
         parameter = self.parameters.get("model")
         return tuple(map(str, parameter.ends)) if parameter else (self.settings["model"],)
 
+    @property
+    def target_batch_sizes(self) -> Sequence[Any]:
+        """The sizes that must all be possible."""
+        parameter = self.parameters.get("target_batch_size")
+        return parameter.ends if parameter else [next(self.corners()).target_batch_size]
+
+    @property
+    def scaling_rules(self) -> Sequence[str]:
+        """None: its trials are not compared by rule."""
+        return ()
+
+    @property
+    def budget(self) -> str:
+        return "examples"
+
+    @property
+    def baselines(self) -> Mapping[str, str | int]:
+        """None: the confirming trials are one cell."""
+        return {}
+
+    @property
+    def margin(self) -> float:
+        return DEFAULT_MARGIN
+
+    @property
+    def varied(self) -> list[str]:
+        """The parameters that trials differ in, as MLflow names them."""
+        return list(self.parameters)
+
+    def resolved(self, given: Given) -> "SearchSpace":
+        """The search with what a command says: a list narrows a parameter, a single value fixes it."""
+        others, seeds = dict(given.others), given.listed.get("seeds", ())
+        if len(seeds) > 1:
+            raise UserError(
+                "a search takes one --seed: --confirm-seeds says how often its best is trained again"
+            )
+        if others.pop("budget", self.budget) != self.budget:
+            raise UserError("--budget steps is for a grid: a search compares trials at equal examples")
+        for name in others.keys() - type(self).model_fields.keys():
+            raise UserError(f"{given.flag(name)} is for a grid, and {self.name} is a search")
+        listed = {name.removesuffix("s"): Choice(values) for name, values in given.listed.items()}
+        listed.pop("seed", None)
+        models = {"model": given.demo_models[0]} if given.demo_models else {}
+        ranges = {name: values for name, values in given.demo_ranges.items() if name in self.parameters}
+        says = {**self.parameters, **self.settings}
+        said = given.ranked({**given.fields, **listed}, says, {**given.demo, **models, **ranges})
+        settings = {**said, **given.computed(said)}
+        parameters = {name: settings.pop(name) for name in said if isinstance(said[name], Parameter)}
+        for name in [name for name, value in parameters.items() if len(value.ends) == 1]:
+            settings[name] = parameters.pop(name).ends[0]
+        if not parameters:
+            raise UserError("every parameter has one value: there is nothing to search")
+        if others.get("sampler") == "gp":
+            others.setdefault("stopping", "none")
+        if seeds:
+            others["seed"] = seeds[0]
+        found = self.replace(parameters=parameters, settings=settings, **others)
+        for _ in found.corners():  # each validates a TrialConfig
+            pass
+        return found
+
+    def stages(self, around: Around) -> list[Stage]:
+        """The search, then its best again."""
+        search = Search(self, around)
+        return [search, Confirm(search, self.confirm_seeds)]
+
+    def budget_line(self) -> str:
+        """None: the budget itself may be searched."""
+        return ""
+
+    def with_models(self, named: Callable[[str], str]) -> "SearchSpace":
+        """The search with its models under other names."""
+        models = tuple(map(named, self.models))
+        if "model" in self.parameters:
+            return self.replace(parameters={**self.parameters, "model": Choice(models)})
+        return self.replace(settings={**self.settings, "model": models[0]})
+
     def config(self, values: Mapping[str, Any]) -> TrialConfig:
         """The trial with these values of the parameters."""
         return TrialConfig(**{**self.settings, "seed": self.seed, **values})
@@ -136,7 +210,7 @@ class SearchSpace(BaseModel):
     def holds(self, values: Mapping[str, Any]) -> bool:
         """Whether these are values of all parameters, each within its range."""
         return values.keys() == self.parameters.keys() and all(
-            _holds(parameter, values[name]) for name, parameter in self.parameters.items()
+            parameter.holds(values[name]) for name, parameter in self.parameters.items()
         )
 
     def corners(self) -> Iterator[TrialConfig]:
@@ -150,39 +224,3 @@ class SearchSpace(BaseModel):
         how = self.model_dump(include={"generation_size", "sampler", "stopping", "seed"})
         box = self.model_dump(mode="json")["parameters"]
         return how | box | {name: v for name, v in self.settings.items() if name not in LEARN_NOTHING}
-
-    def replace(self, **changes: Any) -> "SearchSpace":
-        return SearchSpace(**dict(self) | changes)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended: ``complete``, ``stopped`` early or ``diverged``; val_acc at each evaluation."""
-
-    state: str
-    val_accs: tuple[float, ...]
-
-    @property
-    def best_val_acc(self) -> float:
-        return max(self.val_accs, default=math.nan)
-
-
-def _check_parameter(name: str, parameter: Parameter) -> None:
-    if isinstance(parameter, Choice):
-        if len(set(parameter.values)) < len(parameter.values):
-            raise UserError(f"{name} names a value twice: {', '.join(map(str, parameter.values))}")
-    elif not parameter.low < parameter.high:
-        raise UserError(f"{name} has a range from {parameter.low} to {parameter.high}: give low < high")
-
-
-def _holds(parameter: Parameter, value: Any) -> bool:
-    if isinstance(parameter, Choice):
-        return value in parameter.values
-    return isinstance(value, int | float) and parameter.low <= value <= parameter.high
-
-
-def _one_line(error: ValidationError) -> UserError:
-    first = error.errors(include_url=False)[0]
-    if first["loc"] and first["loc"][0] == "parameters" and len(first["loc"]) > 1:
-        return UserError(f"{first['loc'][1]} has an impossible range: {first['msg']}")
-    return user_error(error, SearchSpace)

@@ -1,36 +1,37 @@
-"""Space -> cells -> unique trials."""
+"""A grid: a question, and the cells, budget and seeds that answer it."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from errors import UserError, unknown
-from search_spaces.fields import ONE_LINE, Text, one_of, user_error
+from search_spaces.fields import ONE_LINE, Text, Validated, one_of
+from search_spaces.given import Given
+from search_spaces.stages import Around, Grid, Stage
 from search_spaces.trial_config import TrialConfig
 
 BUDGETS = ("examples", "steps")
 AXES = ("model", "target_batch_size", "scaling_rule", "seed")
-GRID = AXES[:-1]  # what can be compared on: seeds are pairs
+GRID = AXES[:-1]  # the axes of comparisons; two cells are compared in pairs of the same seed
 MOST_SEEDS = 100
+DEFAULT_MARGIN = 1.0  # points of accuracy
 
 _LISTED = BeforeValidator(lambda values: tuple(values) if isinstance(values, list) else values)
 
 
-class Space(BaseModel):
+class Space(Validated):
     """A question, and the cells, budget and seeds that answer it. Plain data.
 
-    ``settings`` are the TrialConfig fields that every cell shares where they differ from the defaults.
+    ``settings`` are the TrialConfig fields that all cells share and that differ from the defaults.
     ``baselines`` says which differences the question is about: an axis, and the value on it that every
-    other value is compared with, all else equal. ``budget`` is what all cells spend alike: the examples of
-    ``epochs`` epochs, or the optimizer steps that those take at the reference batch size. A cell that has
-    the baseline on each of these axes is a control cell; it has ``control_seeds`` seeds in all, by default
-    as many as the others. ``margin`` is the largest difference of accuracy, in points, that counts for
-    nothing. Raises UserError, one line, for what is not valid.
+    other value is compared with, all else equal. A cell with the baseline on each of these axes is a
+    control cell; it has ``control_seeds`` seeds in all, by default as many as other cells. All cells spend
+    the same ``budget``: the examples of ``epochs`` epochs, or the optimizer steps that so many epochs take
+    at the reference batch size. Differences of accuracy up to ``margin`` points count as none. Raises
+    UserError, one line, for invalid values.
     """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     name: Text
     question: Annotated[str, Field(min_length=1), ONE_LINE]
@@ -42,13 +43,7 @@ class Space(BaseModel):
     settings: Mapping[str, Any] = {}
     budget: Annotated[str, one_of("budget", BUDGETS)] = "examples"
     baselines: Mapping[str, str | int] = {}
-    margin: Annotated[float, Field(gt=0, le=100)] = 1.0
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise user_error(error, type(self)) from None
+    margin: Annotated[float, Field(gt=0, le=100)] = DEFAULT_MARGIN
 
     @model_validator(mode="after")
     def _check(self) -> "Space":
@@ -89,8 +84,8 @@ class Space(BaseModel):
     def cells(self) -> list[TrialConfig]:
         """Every point of the grid under its seeds, in reading order: rule, model, batch, seed.
 
-        The further seeds of a control cell follow the largest of the others. All cells that are one trial
-        with it have them too: they are the same training.
+        The further seeds of a control cell are the numbers after the largest of the others. Cells with the
+        same trial hash as a control cell have these seeds too: they are the same training.
         """
         grid = itertools.product(self.scaling_rules, self.models, self.target_batch_sizes)
         cells = [
@@ -116,21 +111,62 @@ class Space(BaseModel):
     def _is_control(self, cell: TrialConfig) -> bool:
         return all(getattr(cell, axis) == baseline for axis, baseline in self.baselines.items())
 
-    def replace(self, **changes: Any) -> "Space":
-        return Space(**dict(self) | changes)
+    def resolved(self, given: Given) -> "Space":
+        """The grid with what a command says; a baseline whose value is left out becomes the first value."""
+        for name in given.others.keys() - type(self).model_fields.keys():
+            raise UserError(f"{given.flag(name)} is for a search, and {self.name} is a grid")
+        says = {f"{axis}s": self.axis_values(axis) for axis in AXES}
+        models = {"models": given.demo_models} if given.demo_models else {}
+        axes = given.ranked(given.listed, says, models)
+        settings = given.ranked(given.fields, self.settings, given.demo)
+        settings |= given.computed(settings)
+        baselines = {
+            axis: baseline if baseline in axes[f"{axis}s"] else axes[f"{axis}s"][0]
+            for axis, baseline in self.baselines.items()
+        }
+        control_seeds = self.control_seeds
+        if control_seeds:  # keep the ratio to the seeds of other cells
+            several = len(axes["seeds"]) > 1
+            control_seeds = control_seeds * len(axes["seeds"]) // len(self.seeds) if several else None
+        changes = {"control_seeds": control_seeds, **given.others}
+        return self.replace(**axes, settings=settings, baselines=baselines, **changes)
 
+    def stages(self, around: Around) -> list[Stage]:
+        """One stage, with all cells."""
+        seeds, control = len(self.seeds), self.control_seeds or 0
+        further = f" ({control} seeds of a control cell, {seeds} of any other)" if control > seeds else ""
+        return [Grid(map(around.resolve, self.cells()), further)]
 
-def unique_trials(cells: Iterable[TrialConfig]) -> dict[str, list[TrialConfig]]:
-    """Group cells by what they learn: trial hash -> the cells that this one trial serves."""
-    trials: dict[str, list[TrialConfig]] = {}
-    for cell in cells:
-        trials.setdefault(cell.trial_hash, []).append(cell)
-    return trials
+    def corners(self) -> Iterator[TrialConfig]:
+        """The trials to check before a study: each must be possible."""
+        return iter(self.cells())
 
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Empty: a grid searches no parameter."""
+        return {}
 
-def trial_name(cells: Sequence[TrialConfig], seeds: int = 1) -> str:
-    """``modernbert-base · 256 · sqrt``; rules that agree are joined, ``fixed=sqrt=linear``."""
-    config = cells[0]
-    rules = "=".join(dict.fromkeys(cell.scaling_rule for cell in cells))
-    parts = [config.model_name, str(config.target_batch_size), rules]
-    return " · ".join(parts + ([f"seed {config.seed}"] if seeds > 1 else []))
+    @property
+    def varied(self) -> list[str]:
+        """The parameters in which trials differ, as MLflow names them."""
+        several = len(self.seeds) > 1
+        return [axis for axis in AXES if axis != "seed" or several] + ["learning_rate"]
+
+    def budget_line(self) -> str:
+        """``equal examples: epochs 5; evaluations 5``."""
+        config = next(self.corners())
+        epochs = f"{config.epochs}"
+        if self.budget == "steps":
+            epochs += f" at target batch size {config.reference_batch_size}, all with as many steps"
+        return f"equal {self.budget}: epochs {epochs}; evaluations {config.evaluation_count}"
+
+    def with_models(self, named: Callable[[str], str]) -> "Space":
+        """The grid with its models under other names."""
+        baselines = dict(self.baselines)
+        if "model" in baselines:
+            baselines["model"] = named(str(baselines["model"]))
+        return self.replace(models=tuple(map(named, self.models)), baselines=baselines)
+
+    def identity(self) -> dict[str, Any]:
+        """Empty: a grid may grow and shrink, and stays the same study."""
+        return {}

@@ -3,15 +3,13 @@
 import runpy
 import traceback
 
-from pydantic import ValidationError
-
 from errors import UserError, first_line
 from search_spaces.search_space import SearchSpace
 from search_spaces.space import Space
 
 
 def space_in(path: str) -> Space | SearchSpace:
-    """Run the file and return its ``SPACE``; UserError, with the line where there is one, for a mistake."""
+    """Run the file and return its ``SPACE``; UserError for a mistake, with its line if that is known."""
     try:
         found = runpy.run_path(path).get("SPACE")
         if isinstance(found, SearchSpace):
@@ -20,7 +18,7 @@ def space_in(path: str) -> Space | SearchSpace:
     except (Exception, SystemExit) as error:
         raise UserError(f"{path}{_line(error, path)}: {_reason(error)}") from error
     if found is None:
-        raise UserError(f"{path} has no SPACE: write SPACE = Space(...), as search_spaces/fixed_lr.py does")
+        raise UserError(f"{path} has no SPACE: write SPACE = Space(...), as search_spaces/grids.py does")
     if not isinstance(found, Space | SearchSpace):
         raise UserError(f"{path}: SPACE is a {type(found).__name__}: make it a Space or a SearchSpace")
     return found
@@ -31,16 +29,13 @@ def _reason(error: BaseException) -> str:
         return str(error)
     if isinstance(error, SyntaxError):
         return error.msg
-    if isinstance(error, ValidationError):  # of a range: Uniform(0.1)
-        first = error.errors(include_url=False)[0]
-        return f"{error.title}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _line(error: BaseException, path: str) -> str:
-    """``, line 7`` where the error arose at a line of the file, else nothing."""
+    """``, line 7`` if the error arose in the file, else nothing."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return f", line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -9,42 +9,37 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
-    TypeAdapter,
-    ValidationError,
     model_validator,
 )
 
-from errors import UserError, unknown
-from search_spaces.fields import LARGEST, Count, Encoding, Text, one_of, showable, user_error
-from search_spaces.lr_scaling import SCALING_RULES, scaled_learning_rate
-from search_spaces.optimization import OPTIMIZERS, SCHEDULERS
+from errors import UserError
+from search_spaces.fields import LARGEST, Count, Encoding, Text, Validated, one_of, showable
+from search_spaces.update import OPTIMIZERS, SCALING_RULES, SCHEDULERS, Update
 
 ENGINES = ("torch", "accelerate")
 PRECISIONS = ("fp32", "bf16")
 EXACT, FOLDED, KEEP = DUPLICATES = ("exact", "folded", "keep")  # which texts count as one, if any
-# all splits of a data set cut anew, or used as it has them
+# pool the splits of a data set and cut new ones, or use its own
 POOLED, OWN = SPLITTINGS = ("pooled", "own")
-RENAMED = {"dropout": "head_dropout"}  # old key -> field
 
-# The hash identifies what is learned. These fields say how a trial is computed, or where its data lie,
-# for which the digest stands in.
+# The hash identifies what is learned. Fields that say where the data lie are not in it: the data's digest
+# is. Nor are fields that say how a trial is computed.
 DATA = frozenset(
     "dataset text_column label_column group_column encoding duplicates splits train_size eval_size".split()
 )
 LEARN_NOTHING = DATA | {"physical_batch_size", "noise_every"}
-# the learning rate stands in for the three that it derives from, the digest of a folder for the model
+# in the hash, the learning rate replaces the three fields that it derives from, and a folder's digest
+# replaces the model
 _NOT_IN_HASH = LEARN_NOTHING | {"scaling_rule", "base_lr", "reference_batch_size", "model_digest"}
-# A field added after these enters the hash only where it differs from its default, so that nobody's
-# finished study is trained again; a renamed field is hashed under its old key.
+# Other fields enter the hash only if they differ from their default, so that a new field does not make
+# finished trials be trained again.
 _ALWAYS_IN_HASH = frozenset(
     "model target_batch_size epochs seed optimizer weight_decay scheduler warmup_ratio head_dropout engine "
     "precision max_length split_seed dataset_digest".split()
 )
 _NOISE_UNIT = 256  # examples
-_HASHED_AS = {field: key for key, field in RENAMED.items()}
 
 
 class Position(NamedTuple):
@@ -53,18 +48,16 @@ class Position(NamedTuple):
     evaluation: int  # counted from 1
     step: int  # optimizer steps taken
     examples: int  # training examples seen
-    epoch: int | float  # passes over the training examples: an int where they are whole
+    epoch: int | float  # passes over the training examples: an int if the last one is complete
 
 
-class TrialConfig(BaseModel):
+class TrialConfig(Validated):
     """One fully resolved configuration, trained once. Sizes are in examples, lengths in tokens.
 
     Raises UserError, one line, for anything that is not valid.
     """
 
-    model_config = ConfigDict(
-        title="configuration", frozen=True, strict=True, extra="forbid", allow_inf_nan=False
-    )
+    model_config = ConfigDict(title="configuration")
 
     model: Text
     target_batch_size: Count
@@ -74,8 +67,8 @@ class TrialConfig(BaseModel):
     reference_batch_size: Count = 64
     physical_batch_size: Count = 64
     epochs: Count = 5
-    steps: Count | None = None  # optimizer steps where they are not the epochs'; the plan sets them
-    evaluations: Count | None = None  # None: as many as epochs, after each where those are the budget
+    steps: Count | None = None  # optimizer steps, set by the plan; None: those of the epochs
+    evaluations: Count | None = None  # None: as many as epochs; after each, if epochs are the budget
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     optimizer: Annotated[str, one_of("optimizer", OPTIMIZERS)] = "adam"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -90,7 +83,7 @@ class TrialConfig(BaseModel):
     dataset: Text = "stanfordnlp/imdb"
     text_column: Text = "text"
     label_column: Text = "label"
-    group_column: Text | None = None  # of what no two splits share: a patient, a film
+    group_column: Text | None = None  # no two splits share a value of it: a patient, a film
     # at least two special tokens and one of text
     max_length: Annotated[int, Field(ge=3, le=LARGEST)] = 128
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
@@ -100,16 +93,13 @@ class TrialConfig(BaseModel):
     train_size: Count | None = None
     eval_size: Count | None = None
     dataset_digest: Annotated[str, AfterValidator(showable)] = ""
-    # of a model in a local folder, which may be moved: the plan sets it
+    # of a model in a local folder, which may be moved; set by the plan
     model_digest: Annotated[str, AfterValidator(showable)] = ""
 
     def __init__(self, **values: Any) -> None:
         if values.get("evaluations") == values.get("epochs", type(self).model_fields["epochs"].default):
-            values["evaluations"] = None  # what means the same is written, and hashed, in one way
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise user_error(error, type(self)) from None
+            values["evaluations"] = None  # the same meaning gets the same hash
+        super().__init__(**values)
 
     @model_validator(mode="after")
     def _check_together(self) -> "TrialConfig":
@@ -123,20 +113,30 @@ class TrialConfig(BaseModel):
             raise UserError(
                 f"base_lr {self.base_lr} is scaled to {self.learning_rate}: make it {direction}"
             )
+        if not self.update.is_possible:
+            raise UserError(
+                f"scaling rule {self.scaling_rule} gives {self.update} at target batch size "
+                f"{self.target_batch_size}, which no optimizer takes: leave that size out"
+            )
         return self
 
     @property
     def learning_rate(self) -> float:
-        return scaled_learning_rate(
-            self.scaling_rule, self.base_lr, self.target_batch_size, self.reference_batch_size
-        )
+        return self.update.learning_rate
+
+    @property
+    def update(self) -> Update:
+        """The optimizer's settings: the scaling rule applied to those at the reference batch size."""
+        base = OPTIMIZERS[self.optimizer].update(self.base_lr, self.weight_decay)
+        ratio = self.target_batch_size / self.reference_batch_size
+        return SCALING_RULES[self.scaling_rule](base, ratio)
 
     @property
     def accumulation_steps(self) -> int:
         return -(-self.target_batch_size // self.physical_batch_size)
 
     def steps_per_epoch(self, train_examples: int) -> int:
-        """Optimizer steps in one pass over ``train_examples`` examples, the short last one included."""
+        """Optimizer steps in one pass over ``train_examples`` examples, including the short last one."""
         return -(-train_examples // self.target_batch_size)
 
     def total_steps(self, train_examples: int) -> int:
@@ -144,7 +144,7 @@ class TrialConfig(BaseModel):
         return self.steps or self.epochs * self.steps_per_epoch(train_examples)
 
     def warmup_steps(self, train_examples: int) -> int:
-        """The optimizer steps of warm-up, at the beginning of the budget."""
+        """How many optimizer steps at the beginning of the budget are warm-up."""
         return round(self.warmup_ratio * self.total_steps(train_examples))
 
     @property
@@ -153,16 +153,16 @@ class TrialConfig(BaseModel):
         return self.evaluations or self.epochs
 
     def evaluation_step(self, evaluation: int, train_examples: int) -> int:
-        """The optimizer steps taken at an evaluation, counted from 1; 0 at 0.
+        """The optimizer steps taken before an evaluation, counted from 1; 0 for evaluation 0.
 
-        k/K of all steps, to the nearest whole one and upwards from the middle between two: k whole epochs
-        where they are the budget and K their number.
+        k/K of all steps, rounded to the nearest whole number, halves upwards: k whole epochs if epochs are
+        the budget and there are K of them.
         """
         steps, count = self.total_steps(train_examples), self.evaluation_count
         return (2 * evaluation * steps + count) // (2 * count)
 
     def examples_seen(self, step: int, train_examples: int) -> int:
-        """Training examples in the first ``step`` windows, of which the last of each epoch may be short."""
+        """Training examples in the first ``step`` windows; the last window of an epoch may be short."""
         epochs, windows = divmod(step, self.steps_per_epoch(train_examples))
         return epochs * train_examples + windows * self.target_batch_size
 
@@ -179,7 +179,7 @@ class TrialConfig(BaseModel):
         return (train_examples - 1) % self.target_batch_size + 1
 
     def check_evaluations(self, train_examples: int) -> None:
-        """Raise UserError where there are more evaluations than steps."""
+        """Raise UserError if there are more evaluations than steps."""
         steps, batch = self.total_steps(train_examples), self.target_batch_size
         if self.evaluation_count > steps:
             raise UserError(
@@ -192,51 +192,39 @@ class TrialConfig(BaseModel):
         """Training examples from one measurement of the gradient noise to the next; 0: never."""
         return self.noise_every * _NOISE_UNIT
 
-    def cuts_in_groups(self, window: int) -> bool:
-        """Whether a window of an epoch, counted from 0, is cut into groups (trainables.window_groups)."""
-        return self.noise_every > 0 and window % self.noise_every == 0
-
     @property
     def model_name(self) -> str:
         return model_name(self.model)
 
     @property
     def trial_hash(self) -> str:
-        """12 hex digits that identify what is learned, whatever the configuration was called."""
+        """12 hex digits that identify what is learned; equal for configurations that learn the same."""
         facts = {
-            _HASHED_AS.get(name, name): value
+            name: value
             for name, value in self.to_dict().items()
             if name not in _NOT_IN_HASH
             and (name in _ALWAYS_IN_HASH or value != type(self).model_fields[name].default)
         }
-        facts["learning_rate"] = self.learning_rate
+        facts["dropout"] = facts.pop("head_dropout")  # the hash uses this name for the field
+        own = vars(OPTIMIZERS[self.optimizer].update(self.base_lr, self.weight_decay))
+        always = ("learning_rate", "weight_decay")
+        facts |= {k: v for k, v in vars(self.update).items() if k in always or v != own[k]}
         if self.model_digest:
             facts["model"] = f"sha256:{self.model_digest}"
         text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    def replace(self, **changes: Any) -> "TrialConfig":
-        return TrialConfig(**self.to_dict() | changes)
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
-        """Build from exactly the fields: an unknown or a missing key is a UserError."""
-        config = cls.from_stored(values)
+        """Build from a value for every field; UserError for an unknown or a missing key."""
+        config = cls(**{str(name): value for name, value in values.items()})
         missing = [name for name in FIELDS if name not in values]
         if missing:
             raise UserError(f"configuration lacks {', '.join(missing)}")
         return config
-
-    @classmethod
-    def from_stored(cls, values: Mapping[str, Any]) -> "TrialConfig":
-        """Build from what any version of this program stored: old keys are read, new ones may be absent."""
-        found = {RENAMED.get(str(name), str(name)): value for name, value in values.items()}
-        if (kept := found.pop("keep_duplicates", None)) is not None:
-            found["duplicates"] = KEEP if kept else EXACT
-        return cls(**found)
 
 
 def epoch_text(epoch: float) -> str:
@@ -255,21 +243,3 @@ def model_name(model: str) -> str:
 
 
 FIELDS: tuple[str, ...] = tuple(TrialConfig.model_fields)
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """``"head_dropout=0.2"`` -> ``("head_dropout", 0.2)``, typed as the TrialConfig field of that name."""
-    key, equals, value = text.partition("=")
-    name = RENAMED.get(key, key)
-    if not equals:
-        raise UserError(f"'{text}' is not of the form key=value")
-    if name not in FIELDS:
-        raise unknown("configuration key", key, FIELDS)
-    field = TrialConfig.model_fields[name]
-    if field.default is None and value.lower() in {"", "none", "all"}:
-        return name, None
-    kind: Any = Annotated[field.annotation, field]
-    try:
-        return name, TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        raise user_error(error, TrialConfig, lambda _: name) from None

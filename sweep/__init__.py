@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# Ray reads these when it is imported, which any module of this package may be the first to do.
+# Ray reads these when it is imported, and any module of this package may be the first to import it
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 if (
@@ -11,7 +11,7 @@ if (
     or os.environ.get("RAY_AUTH_TOKEN_PATH")
     or (Path.home() / ".ray" / "auth_token").exists()
 ):
-    # given an explicit address, Ray does not send the token it has unless it is told to
+    # with an explicit address, Ray sends the token it has only if it is told to
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

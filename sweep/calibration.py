@@ -10,7 +10,7 @@ import torch
 from search_spaces import TrialConfig
 from sweep.hardware import gpu_expected
 from sweep.options import SweepOptions
-from sweep.plan import Plan
+from sweep.plan import PlannedStudy
 from sweep.terminal import working
 from trainables.assets import TrialAssets, prepare_assets
 from trainables.batches import windows_between
@@ -21,10 +21,10 @@ from trainables.trial import Trial
 
 SECONDS = 3.0  # of timed steps, for each model and size of window
 _EXAMPLES = 1024  # of each split, at most
-_PASSES = 4  # of a window, at most: more take as long each
+_PASSES = 4  # of a window, at most: further ones take the same time each
 
 
-def calibrate(plan: Plan, options: SweepOptions) -> dict[str, float]:
+def calibrate(planned: PlannedStudy, options: SweepOptions) -> dict[str, float]:
     """Trial hash -> the seconds that its training and validation take here, if it has the device alone."""
     device = torch.device("cuda" if gpu_expected(options) else "cpu")
     threads = torch.get_num_threads()
@@ -32,14 +32,14 @@ def calibrate(plan: Plan, options: SweepOptions) -> dict[str, float]:
         torch.set_num_threads(max(1, int(options.cpus_per_trial or 1)))
     try:
         with working("timing a few steps of each model"):
-            return dict(_timed(plan, device))
+            return dict(_timed(planned, device))
     finally:
         torch.set_num_threads(threads)
 
 
-def _timed(plan: Plan, device: torch.device) -> Iterable[tuple[str, float]]:
-    sizes, splits = plan.splits.sizes(), _part(plan.splits)
-    evaluated = sizes["val"] + min(sizes["val"], sizes["train"])  # examples, each time
+def _timed(planned: PlannedStudy, device: torch.device) -> Iterable[tuple[str, float]]:
+    plan, sizes, splits = planned.plan, planned.splits.sizes(), _part(planned.splits)
+    evaluated = sizes["val"] + min(sizes["val"], sizes["train"])  # examples per evaluation
     assets: dict[str, TrialAssets] = {}
     rates: dict[tuple[str, int], tuple[float, float]] = {}
     for trial_hash, config in plan.configs.items():

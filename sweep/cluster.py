@@ -70,7 +70,7 @@ def ray_session(address: str | None, dashboard_host: str) -> Iterator[str]:
             yield dashboard
         return
     make_token()
-    # "local": never somebody else's cluster that happens to run on this machine
+    # "local": never a cluster of somebody else that runs on this machine
     local = {"address": "local", "include_dashboard": True, "dashboard_host": dashboard_host}
     with ray_folder() as folder, _connected(local | {"_temp_dir": str(folder)}) as dashboard:
         yield dashboard
@@ -86,7 +86,7 @@ def _connected(arguments: dict[str, Any], address: str | None = None) -> Iterato
             stack.enter_context(temporary_files_in(Path(arguments["_temp_dir"]).parent))
         warnings.simplefilter("ignore")
         context = _connect(address, arguments)
-    signal.signal(signal.SIGTERM, on_termination)  # Ray puts its own in its place, which stops at once
+    signal.signal(signal.SIGTERM, on_termination)  # Ray replaces the handler by one that stops at once
     try:
         yield context.dashboard_url or ""
     except ray.exceptions.RayError as error:
@@ -97,9 +97,9 @@ def _connected(arguments: dict[str, Any], address: str | None = None) -> Iterato
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Ray's own servers on 127.0.0.1, as on macOS and Windows; elsewhere they listen to every network.
+    """Keep Ray's servers on 127.0.0.1, as on macOS and Windows; elsewhere they listen to every network.
 
-    ``ray.init`` has no argument for it: the address 127.0.0.1 given as the node's is replaced.
+    ``ray.init`` has no argument for this, and replaces 127.0.0.1 if it is given as the node's address.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -110,7 +110,7 @@ def _on_loopback() -> Iterator[None]:
 
 
 def _project() -> dict[str, Any]:
-    """The workers of a cluster bring this project along, unless it is a job's.
+    """Give a cluster's workers this project, unless a job has already brought it.
 
     Ray refuses a driver that names another working_dir than ``ray job submit --working-dir`` has.
     """
@@ -121,7 +121,7 @@ def _project() -> dict[str, Any]:
 
 
 def check_cluster(address: str) -> None:
-    """Raise UserError where no Ray answers at a cluster's address, before anything is prepared for it."""
+    """Raise UserError if no Ray answers at a cluster's address, before anything is prepared for it."""
     try:
         _check_answers(address)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -134,15 +134,15 @@ def _unreachable(address: str, error: BaseException) -> UserError:
 
 
 def _check_answers(address: str) -> None:
-    """Raise OSError where nothing answers at a cluster's address, or something that is no Ray.
+    """Raise OSError if nothing answers at a cluster's address, or something that is not Ray.
 
-    Ray itself would try for minutes, and say so in lines of its own.
+    Ray itself would try for minutes and print lines of its own.
     """
     is_client = address.startswith(_CLIENT)  # Ray's own proxy, for drivers outside of the cluster
     place = address.removeprefix(_CLIENT) if is_client else canonicalize_bootstrap_address(address) or ""
     host, _, port = place.rpartition(":")
     if not port.isdecimal():
-        return  # an address of another form, which Ray reads
+        return  # Ray itself reads addresses of other forms
     socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_WITHIN).close()
     with contextlib.closing(init_grpc_channel(place)) as channel:
         try:
@@ -166,10 +166,10 @@ def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
     try:
         return ray.init(**arguments)
     except BaseException as error:
-        _end_children(before)  # Ray gives up without taking its own processes along
+        _end_children(before)  # Ray gives up and leaves its own processes running
         if isinstance(error, SystemExit):  # Ray's own answer to SIGTERM while it starts
             raise KeyboardInterrupt from error
-        if not isinstance(error, OSError | ValueError | RuntimeError | ray.exceptions.RayError):
+        if not isinstance(error, Exception):  # Ctrl-C; Ray raises errors of many kinds, also plain ones
             raise
         if address:
             raise _unreachable(address, error) from error
@@ -177,14 +177,14 @@ def _connect(address: str | None, arguments: dict[str, Any]) -> Any:
 
 
 def _end_children(before: set[psutil.Process]) -> None:
-    """End the processes that were started since."""
+    """End the child processes that are not in ``before``."""
     for child in set(psutil.Process().children(recursive=True)) - before:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
 
 
 def check_shared(folder: Path) -> None:
-    """Raise UserError where a machine of the cluster does not see this folder as this one does."""
+    """Raise UserError if a machine of the cluster does not see the same folder at this path."""
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if len(nodes) < 2:
         return
@@ -205,21 +205,21 @@ def check_shared(folder: Path) -> None:
 
 
 def _ask_node(node_id: str, probe: Path) -> "ray.ObjectRef[bool]":
-    there = NodeAffinitySchedulingStrategy(node_id, soft=True)  # one that is lost meanwhile is not asked
+    there = NodeAffinitySchedulingStrategy(node_id, soft=True)  # if it is lost, another one answers
     return ray.remote(Path.exists).options(num_cpus=0, scheduling_strategy=there).remote(probe)
 
 
 def resources_per_trial(options: SweepOptions) -> Resources:
-    """What ``fitting_resources`` says of the machines that are there."""
+    """``fitting_resources`` for the machines that are alive."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return fitting_resources(options, [(has.get("GPU", 0.0), has.get("CPU", 0.0)) for has in alive])
 
 
 def fitting_resources(options: SweepOptions, machines: list[tuple[float, float]]) -> Resources:
-    """One GPU a trial where any machine has one, else the CPU; ``machines`` are (GPUs, cores) each.
+    """One GPU a trial if any machine has one, else the CPU; ``machines`` are (GPUs, cores) each.
 
-    A trial runs on one machine, so what counts is what each has, not what all have together. UserError
-    for more than any of them has.
+    A trial runs on one machine, so each machine counts by itself, not the sum of all. UserError if a trial
+    needs more than any machine has.
     """
     gpus = options.gpus_per_trial
     if gpus is None:
@@ -236,7 +236,7 @@ def fitting_resources(options: SweepOptions, machines: list[tuple[float, float]]
 
 
 def _cores_per_trial(gpus: float, machines: list[tuple[float, float]]) -> float:
-    """A GPU's share of its machine's cores, one to four; one core where trials run on the CPU."""
+    """A GPU's share of its machine's cores, one to four; one core if trials run on the CPU."""
     if not gpus:
         return 1.0
     return max(1.0, min(4.0, *(has_cpus * gpus // has_gpus for has_gpus, has_cpus in machines)))
@@ -247,7 +247,7 @@ def _fits(gpus: float, cpus: float, has_gpus: float, has_cpus: float) -> int:
     by_cores = int(has_cpus / cpus + _TINY)
     if not gpus:
         return by_cores
-    # a share is of one GPU: two trials at 0.4 on each, however many there are
+    # a share lies within one GPU: at 0.4 each GPU takes two trials
     return min(by_cores, int(has_gpus) * int(1 / gpus + _TINY))
 
 

@@ -8,12 +8,12 @@ import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
 from addresses import take_credentials
 from errors import UserError, printable
-from search_spaces.fields import user_error
+from search_spaces.fields import Validated
 from sweep.terminal import complain
 
 USAGE_ERROR = 2  # exit code
@@ -31,8 +31,8 @@ def option(
 ) -> Any:
     """A field of Options.
 
-    ``more`` are Pydantic's constraints, such as ``ge``. ``repeated``: a list option that is given once
-    per value, not once with all of them.
+    ``more`` are Pydantic's constraints, such as ``ge``. ``repeated``: the flag of a list is given once
+    per value, not once with all values.
     """
     extra: dict[str, Any] = {"group": group, "metavar": metavar, "flag": flag, "repeated": repeated}
     if "default_factory" not in more:
@@ -40,27 +40,26 @@ def option(
     return Field(description=description, json_schema_extra=extra, **more)
 
 
-class Options(BaseModel):
+class Options(Validated):
     """The options of one command; raises UserError, one line, for a value that is not allowed."""
 
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, validate_default=True
-    )
+    model_config = ConfigDict(validate_default=True)
 
     def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise user_error(error, type(self), lambda name: flag_of(type(self), name)) from None
+        super().__init__(**values)
         for name, value in self:
             if isinstance(value, str) and printable(value) != value:
                 flag = flag_of(type(self), name)
                 raise UserError(f"{flag} '{value}' holds a character that cannot stand there")
 
+    @classmethod
+    def spelled(cls, name: str) -> str:
+        return flag_of(cls, name)
+
     @field_validator("*", mode="before")
     @classmethod
     def _without_credentials(cls, value: Any) -> Any:
-        """Credentials leave addresses here: whatever reads options sees them without."""
+        """Take credentials out of addresses, so that no reader of options sees them."""
         return take_credentials(value) if isinstance(value, str) else value
 
     @classmethod
@@ -76,7 +75,7 @@ class Options(BaseModel):
         return cls(**vars(parser.parse_all(argv)))
 
     def words(self) -> list[str]:
-        """The command line that gives these options, without those that were not given."""
+        """The command line that gives these options; only those that were given."""
         words: list[str] = []
         for name in self.model_fields_set:
             value, flag = getattr(self, name), flag_of(type(self), name)

@@ -10,10 +10,10 @@ import torch
 from errors import UserError
 from sweep.options import SweepOptions
 
-# of NVIDIA's compatibility table: the oldest Linux driver that runs programs built with this major CUDA
+# from NVIDIA's compatibility table: the oldest Linux driver that runs programs built with this major CUDA
 _OLDEST_DRIVER = {"12": 525, "13": 580}
 _DRIVER = Path("/proc/driver/nvidia/version")
-_DEVICE = Path("/dev/nvidiactl")  # a container without the GPU lacks it, and sees the driver all the same
+_DEVICE = Path("/dev/nvidiactl")  # a container without the GPU lacks it, but sees the driver
 
 
 def gpu_expected(options: SweepOptions) -> bool:
@@ -22,7 +22,7 @@ def gpu_expected(options: SweepOptions) -> bool:
 
 
 def bf16_available(options: SweepOptions) -> bool:
-    """Whether what trials will run on here, GPU or CPU, computes in bfloat16 and does not emulate it."""
+    """Whether the GPU or CPU that trials will run on here computes in bfloat16 without emulation."""
     if torch.cuda.is_available() and options.gpus_per_trial != 0:
         return torch.cuda.get_device_capability()[0] >= 8
     # read through get_capabilities: the functions for single features are private
@@ -31,9 +31,9 @@ def bf16_available(options: SweepOptions) -> bool:
 
 
 def check_driver(options: SweepOptions) -> None:
-    """Raise UserError where trials here could have a GPU, but for a driver that is too old.
+    """Raise UserError if a driver that is too old keeps trials here from using a GPU.
 
-    torch sees no GPU then, and Ray does: it would give trials one, and they would train on the CPU.
+    Ray would see the GPU and give it to trials, but torch would not see it and would train on the CPU.
     """
     here = options.gpus_per_trial != 0 and not options.ray_address
     if here and torch.version.cuda and _DEVICE.exists() and not torch.cuda.is_available():
@@ -41,7 +41,7 @@ def check_driver(options: SweepOptions) -> None:
 
 
 def check_version(driver: str, cuda: str) -> None:
-    """Raise UserError where ``driver``, as the kernel describes it, is too old for this version of CUDA."""
+    """Raise UserError if ``driver``, as the kernel describes it, is too old for this version of CUDA."""
     found = re.search(r"Kernel Module.*?\b(\d+)\.\d", driver)
     oldest = _OLDEST_DRIVER.get(cuda.partition(".")[0], 0)
     if found and int(found[1]) < oldest:
@@ -52,7 +52,7 @@ def check_version(driver: str, cuda: str) -> None:
 
 
 def cpu_model() -> str:
-    """Linux keeps the name where ``platform`` does not look."""
+    """The CPU's name, which Linux keeps in a file that ``platform`` does not read."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -60,9 +60,9 @@ def cpu_model() -> str:
 
 
 def ran_as_here(options: SweepOptions, tags: Mapping[str, str]) -> bool:
-    """Whether an earlier trial, by its tags, had a GPU or a CPU such as trials will have here.
+    """Whether an earlier trial, by its tags, had the kind of GPU or CPU that trials will have here.
 
-    Of a Ray cluster nobody knows before it is joined.
+    False for a Ray cluster, whose machines are unknown before it is joined.
     """
     hardware, gpus = tags.get("hardware", ""), tags.get("gpus_per_trial", "")
     if options.ray_address:

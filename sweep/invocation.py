@@ -5,25 +5,25 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from errors import UserError
-from search_spaces import SearchSpace
-from sweep.plan import Plan
-from sweep.search import IDENTITY, identity
+from sweep.plan import PlannedStudy
+from sweep.search import identity
 from sweep.storage import StudyStorage
-from sweep.training import in_time
-from tracking import InvocationRun, StudyStore
+from tracking import InvocationRun, StudyStore, in_time
 
 
 @contextlib.contextmanager
-def invocation_of(plan: Plan, store: StudyStore, storage: StudyStorage) -> Iterator[InvocationRun]:
-    """The parent run, with the plan and the test split in it; a refused one is taken back."""
+def invocation_of(
+    planned: PlannedStudy, store: StudyStore, storage: StudyStorage
+) -> Iterator[InvocationRun]:
+    """The parent run, with the plan and the test split in it; a run that is refused is discarded."""
+    plan = planned.plan
     title = f"{plan.study} · {datetime.now():%Y-%m-%d %H:%M}"
     tags = {"space": plan.space.name, "question": plan.space.question, **storage.owner}
-    if isinstance(plan.space, SearchSpace):
-        tags[IDENTITY] = identity(plan.space)
-    invocation = store.start_invocation(title, plan.to_dict(), tags)
+    tags |= identity(plan.space, plan.shared.dataset_digest)
+    invocation = store.start_invocation(title, plan.model_dump(mode="json"), tags)
     try:
-        store.save_views(plan.varied)
-        test = plan.splits.test
+        store.save_views(plan.space.varied)
+        test = planned.splits.test
         invocation.log_test_split(test.row_ids, test.labels, test.texts)
         yield invocation
     except UserError:

@@ -26,7 +26,7 @@ from sweep.terminal import pass_on, say, show
 from tracking import check_study_name, sqlite_file
 
 _STUDY = "study"  # the key of a job's metadata
-_CREDENTIALS = (  # of MLflow, of its artifacts and of the hub; paths of this machine mean nothing there
+_CREDENTIALS = (  # of MLflow, its artifacts and the hub; no paths, which mean nothing on the cluster
     "MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_TOKEN MLFLOW_S3_ENDPOINT_URL "
     "AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_DEFAULT_REGION HF_TOKEN"
 ).split()
@@ -35,9 +35,9 @@ _EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: _STOPPED}
 
 
 def submit(options: SubmitOptions) -> int:
-    """Submit the study and follow its lines to its end; returns its exit code.
+    """Submit the study and print its lines until it ends; returns its exit code.
 
-    A study that was stopped or killed goes on where it was. Raises UserError for what cannot run there.
+    A study that was stopped or killed continues. Raises UserError for what cannot run on the cluster.
     """
     study = _study_there(options)
     with _client(options.address) as client, project_with(study) as (folder, words):
@@ -76,7 +76,7 @@ def logs(options: JobOptions) -> int:
 
 
 def stop(options: JobOptions) -> int:
-    """Stop a study's job; submitted again, the study goes on."""
+    """Stop a study's job; the study continues when it is submitted again."""
     with _client(options.address) as client:
         job = _current(client, options.name)
         if job.status.is_terminal():
@@ -88,7 +88,7 @@ def stop(options: JobOptions) -> int:
 
 
 def _study_there(options: SubmitOptions) -> SweepOptions:
-    """The options of the study as the cluster runs it; UserError for what means nothing there."""
+    """The study's options on the cluster; UserError for paths and addresses that mean nothing there."""
     given = options.model_dump(include=options.model_fields_set - {"address"})
     given |= {"ray_address": "auto", "tracking_uri": options.tracking_uri}
     study = SweepOptions(**given)
@@ -123,7 +123,7 @@ def _check_no_credentials(study: SweepOptions) -> None:
 
 @contextlib.contextmanager
 def project_with(study: SweepOptions) -> Iterator[tuple[str, list[str]]]:
-    """The folder that travels to the cluster, a user's own space in it; and the study's words there."""
+    """The folder sent to the cluster, with a user's own space, and the study's command line there."""
     if not study.space.endswith(".py"):
         yield str(PROJECT), study.words()
         return
@@ -162,7 +162,7 @@ def _jobs(client: JobSubmissionClient, study: str | None) -> list[JobDetails]:
 
 
 def _current(client: JobSubmissionClient, study: str | None) -> JobDetails:
-    """The study's job that runs, else its newest: another that was refused may be newer."""
+    """The study's running job, else its newest: a refused job may be newer than the running one."""
     jobs = _jobs(client, None)
     own = sorted((job for job in jobs if _study_of(job) == study), key=lambda job: job.status.is_terminal())
     if not own:
@@ -177,11 +177,11 @@ def _study_of(job: JobDetails) -> str:
 
 @contextlib.contextmanager
 def _client(address: str) -> Iterator[JobSubmissionClient]:
-    """Ray's job server at ``address``; what it refuses, or an address without one, is one line."""
+    """Ray's job server at ``address``; UserError, one line, if it refuses or is not there."""
     if not address.startswith(("http://", "https://")):
         raise UserError(f"--address {address} is no address of a job server: give http://HOST:8265")
-    os.environ.pop("RAY_ADDRESS", None)  # Ray would take it instead
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every file that it does not upload
+    os.environ.pop("RAY_ADDRESS", None)  # Ray would prefer it to ``address``
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it names every file that it does not upload
     try:
         yield JobSubmissionClient(with_credentials(address))
     except (OSError, RuntimeError, ValueError, RayError, aiohttp.ClientError) as error:

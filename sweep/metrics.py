@@ -27,16 +27,16 @@ class ExportedMetrics:
         }
 
     def evaluated(self, trial: str, report: Mapping[str, Any]) -> None:
-        """A trial was evaluated; a number that its report lacks stays as it is."""
+        """A trial was evaluated; a number that its report lacks keeps its value."""
         for name, gauge in self._gauges.items():
             if name in report:
                 gauge.set(report[name], self._tags(trial))
 
     def trial_ended(self, trial: str) -> None:
-        """A trial trains no more; its other numbers stay to be seen."""
+        """A trial has ended: its speed is 0, its other numbers stay visible."""
         self._gauges["examples_per_second"].set(0.0, self._tags(trial))
 
     def _tags(self, trial: str) -> dict[str, str]:
-        # Ray fails on other letters than ASCII
+        # Ray fails on letters outside ASCII
         name = trial.replace(" · ", " ").encode("ascii", "backslashreplace").decode()
         return {"study": self._study, "trial": name}

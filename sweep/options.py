@@ -3,13 +3,16 @@
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from errors import UserError
-from search_spaces import SPACES, SearchSpace, Space, find_space
+from pydantic import TypeAdapter, ValidationError
+
+from errors import UserError, unknown
+from search_spaces import SPACES, SearchSpace, Space, TrialConfig, find_space
+from search_spaces.fields import user_error
 from search_spaces.search_space import SAMPLERS
 from search_spaces.space import AXES, MOST_SEEDS
-from search_spaces.trial_config import FIELDS, RENAMED, parse_setting
+from search_spaces.trial_config import FIELDS
 from sweep.command_line import Options, flag_of, option
 
 _RESOLVED = ("physical_batch_size", "precision")  # from "auto" to a TrialConfig field
@@ -17,6 +20,7 @@ _CELLS, _DATA, _TRAINING = "cells (defaults come from the space)", "data", "trai
 _SEARCH = "search (of a space such as best_config; defaults come from the space)"
 _FORECAST = "what --dry-run reckons with (default: what an earlier study on the same data shows)"
 _PLACES = "where it runs and what it leaves"
+Kind = TypeVar("Kind", bound=Options)
 _EPILOG = """\
 other commands:
   tune_main.py report --name STUDY    rebuild a study's tables from MLflow alone
@@ -170,12 +174,6 @@ class SweepOptions(Options):
         assigned = _assigned(self.assignments)
         return {k: v for k, v in given.items() if k not in _RESOLVED} | assigned
 
-    @property
-    def notes(self) -> list[str]:
-        """What to tell the user about keys that are called otherwise by now."""
-        keys = {text.partition("=")[0] for text in self.assignments}
-        return [f"note: {key} is called {RENAMED[key]} now" for key in sorted(keys & RENAMED.keys())]
-
 
 _ADDRESS = option("of the cluster's dashboard: http://host:8265", _PLACES, "URL", default=...)
 
@@ -230,21 +228,9 @@ class VerifyOptions(Options):
     models: Sequence[str] | None = option("short names or folders", metavar="MODEL")
 
 
-_KINDS: dict[str, type[Options]] = {
-    "submit": SubmitOptions,
-    **dict.fromkeys(("status", "logs", "stop"), JobOptions),
-    "report": ReportOptions,
-    "analyze": AnalyzeOptions,
-    "verify": VerifyOptions,
-}
-
-
-def parse_options(command: str, argv: Sequence[str]) -> Any:
+def parse_options(kind: type[Kind], argv: Sequence[str], command: str = "sweep") -> Kind:
     """The options of a command; UserError for one out of range."""
-    if command == "sweep":
-        options: Any = SweepOptions.parse("", argv, _EPILOG)
-    else:
-        options = _KINDS[command].parse(command, argv)
+    options = kind.parse("", argv, _EPILOG) if command == "sweep" else kind.parse(command, argv)
     if isinstance(options, SweepOptions) and not (options.space or options.list_spaces):
         raise UserError("give --space NAME or FILE.py, or --list-spaces to see the names")
     if isinstance(options, SweepOptions) and options.calibrate:
@@ -278,3 +264,20 @@ def _assigned(assignments: Sequence[str]) -> dict[str, Any]:
             what = "data" if key == "dataset_digest" else "model"
             raise UserError(f"--set {key}=… is not possible: it is computed from the {what}")
     return values
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``"head_dropout=0.2"`` -> ``("head_dropout", 0.2)``, typed as the TrialConfig field of that name."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"'{text}' is not of the form key=value")
+    if name not in FIELDS:
+        raise unknown("configuration key", name, FIELDS)
+    field = TrialConfig.model_fields[name]
+    if field.default is None and value.lower() in {"", "none", "all"}:
+        return name, None
+    kind: Any = Annotated[field.annotation, field]
+    try:
+        return name, TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise user_error(error, TrialConfig, lambda _: name) from None

@@ -1,19 +1,17 @@
 """What the command says of a plan before anything is trained."""
 
-import inspect
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-import torch
 from rich.table import Column, Table
 
-from search_spaces import SearchSpace, TrialConfig
-from search_spaces.optimization import OPTIMIZERS, half_life
+from search_spaces import TrialConfig
+from search_spaces.plan import Plan
 from search_spaces.trial_config import epoch_text
-from sweep.hardware import bf16_available
-from sweep.options import SweepOptions
-from sweep.plan import Plan, make_plan
-from sweep.terminal import say, show
-from tracking import check_study_name
+from search_spaces.update import Update, half_life
+from sweep.footprint import gigabytes
+from sweep.plan import PlannedStudy
 
 _NUMBERS = (
     "target\nbatch\nsize",
@@ -28,22 +26,24 @@ _NUMBERS = (
 )
 
 
-def plan_summary(plan: Plan) -> str:
+def plan_summary(planned: PlannedStudy) -> str:
     """The plan in a few lines."""
-    sizes, dataset, shared = plan.splits.sizes(), plan.dataset, plan.shared
-    checkpoints, models = plan.checkpoint_bytes(plan.in_training), plan.model_bytes(plan.kept)
+    plan, stages, footprint = planned.plan, planned.stages(), planned.footprint
+    sizes, dataset, shared = plan.dataset.sizes, plan.dataset, plan.shared
+    checkpoints = footprint.checkpoints(footprint.in_training(stages, {}, set()))
+    models = footprint.models(footprint.kept(stages, {}, set()))
+    budget, extent = plan.space.budget_line(), "; ".join(stage.extent for stage in stages)
     lines = [
-        f"study {plan.study}: {plan.space.question}",
+        f"study {plan.study}: {plan.question}",
         f"data {dataset.source}: {sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test",
         *(f"  {heading.lower()}: {text}" for heading, text in dataset.facts.items()),
         *(f"note: {warning}" for warning in dataset.warnings),
-        *_budget(plan),
-        f"{_extent(plan)}, {shared.engine} engine, {shared.precision}",
+        *([budget] if budget else []),
+        f"{extent}, {shared.engine} engine, {shared.precision}",
         f"disk: checkpoints {gigabytes(checkpoints)} at most, until their trial is "
         f"tested; models in MLflow {gigabytes(models)} at most",
-        *plan.notes,
     ]
-    largest = max(plan.target_batch_sizes)
+    largest = max(plan.space.target_batch_sizes)
     if largest > sizes["train"]:
         lines.append(
             f"note: target batch size {largest} is more than the {sizes['train']:,} training examples: "
@@ -60,45 +60,32 @@ def plan_summary(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _extent(plan: Plan) -> str:
-    space = plan.space
-    if not isinstance(space, SearchSpace):
-        seeds, control = len(space.seeds), space.control_seeds or 0
-        further = f" ({control} seeds of a control cell, {seeds} of any other)" if control > seeds else ""
-        return f"{len(plan.cells)} cells, {len(plan.trials)} unique trials{further}"
-    return (
-        f"{space.trials} trials in generations of {space.generation_size}, sampler {space.sampler}, "
-        f"stopping {space.stopping}; the best is trained again with {space.confirm_seeds} seeds and tested"
-    )
-
-
-def _budget(plan: Plan) -> list[str]:
-    config, space = plan.shared, plan.space
-    if isinstance(space, SearchSpace):
-        return []
-    epochs = f"{config.epochs}"
-    if space.budget == "steps":
-        epochs += f" at target batch size {config.reference_batch_size}, all with as many steps"
-    return [f"equal {space.budget}: epochs {epochs}; evaluations {config.evaluation_count}"]
-
-
 def _short_last_windows(plan: Plan) -> str:
-    """A note where the last step of every epoch has less than half of the target batch size."""
+    """A note if the last step of every epoch has less than half of the target batch size."""
     train = plan.train_examples
-    last = {c.target_batch_size: c.last_window(train) for c in plan.cells if c.target_batch_size <= train}
+    sizes = {c.target_batch_size: c for c in plan.configs.values() if c.target_batch_size <= train}
+    last = {batch: config.last_window(train) for batch, config in sizes.items()}
     short = [f"{examples} of {batch}" for batch, examples in last.items() if 2 * examples < batch]
     if not short:
         return ""
     return f"note: the last window of every epoch is less than half full: {', '.join(short)} examples"
 
 
-def plan_table(plan: Plan) -> Table:
-    """A row per trial; of a search, a row per parameter."""
-    if isinstance(plan.space, SearchSpace):
-        table = Table("parameter", "values", title="search", title_justify="left")
-        for name, parameter in plan.space.parameters.items():
-            table.add_row(name, str(parameter))
-        return table
+def plan_tables(plan: Plan) -> list[Table]:
+    """The searched parameters, and the trials that are already known."""
+    found = [_parameters_table(plan.space.parameters)] if plan.space.parameters else []
+    return found + ([trials_table(plan), companions_table(plan)] if plan.cells else [])
+
+
+def _parameters_table(parameters: Mapping[str, Any]) -> Table:
+    table = Table("parameter", "values", title="search", title_justify="left")
+    for name, parameter in parameters.items():
+        table.add_row(name, str(parameter))
+    return table
+
+
+def trials_table(plan: Plan) -> Table:
+    """A row per trial."""
     title = "trials; cost: examples as a multiple of those at the reference batch size"
     table = Table(Column("trial", no_wrap=True), "model", "rules served", title=title, title_justify="left")
     for column in _NUMBERS:
@@ -121,41 +108,28 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-class Memory(NamedTuple):
-    """What an optimizer remembers: the decays per step of its moments, and ε; None where it has none."""
-
-    beta1: float | None
-    beta2: float | None
-    epsilon: float | None
-
-
-def memory(optimizer: str) -> Memory:
-    """Of an optimizer as trials build it: what its options say, else PyTorch's defaults."""
-    spec = OPTIMIZERS[optimizer]
-    parameters = inspect.signature(getattr(torch.optim, spec.torch_name)).parameters
-    found = {name: each.default for name, each in parameters.items()} | dict(spec.options)
-    beta1, beta2 = found.get("betas", (None, None))
-    return Memory(beta1, beta2, found.get("eps"))
-
-
 def companions_table(plan: Plan) -> Table:
-    """A row per target batch size, of settings that mean something else at another one."""
-    title = "warm-up, and what the optimizer remembers; half-life: when it has forgotten half"
-    table = Table("target\nbatch\nsize", "warm-up", title=title, title_justify="left")
-    for column in ("β₁", "its half-life", "β₂", "its half-life", "ε"):
+    """Settings beside the learning rate: a row per target batch size and group of rules that agree."""
+    title = "beside the learning rate; half-life: when the optimizer has forgotten half"
+    table = Table("target\nbatch\nsize", "rules", title=title, title_justify="left")
+    for column in ("weight\ndecay", "warm-up", "β₁", "its half-life", "β₂", "its half-life", "ε"):
         table.add_column(column)
-    for config in {cell.target_batch_size: cell for cell in plan.cells}.values():
-        beta1, beta2, epsilon = memory(config.optimizer)
-        window = min(config.target_batch_size, plan.train_examples)
-        row = [str(config.target_batch_size), _warmup(plan, config)]
-        for beta in (beta1, beta2):
+    rows: dict[tuple[int, Update], list[TrialConfig]] = {}
+    for cell in (cell.config for cell in plan.cells):
+        alike = replace(cell.update, learning_rate=0.0)
+        rows.setdefault((cell.target_batch_size, alike), []).append(cell)
+    for (batch, update), cells in rows.items():
+        rules = "=".join(dict.fromkeys(cell.scaling_rule for cell in cells))
+        row = [str(batch), rules, f"{update.weight_decay:g}", _warmup(plan, cells[0])]
+        for beta in (update.beta1, update.beta2):
+            window = min(batch, plan.train_examples)
             row += ["none", ""] if beta is None else [f"{beta:g}", _forgotten(half_life(beta), window)]
-        table.add_row(*row, "none" if epsilon is None else f"{epsilon:g}")
+        table.add_row(*row, "none" if update.epsilon is None else f"{update.epsilon:g}")
     return table
 
 
 def _warmup(plan: Plan, config: TrialConfig) -> str:
-    """In steps, in examples and as a share of the budget."""
+    """The warm-up in steps, in examples and as a share of the budget."""
     steps = config.warmup_steps(plan.train_examples)
     if not steps:
         return "none"
@@ -166,19 +140,3 @@ def _warmup(plan: Plan, config: TrialConfig) -> str:
 
 def _forgotten(steps: float, window: int) -> str:
     return f"{steps:,.1f} steps, {steps * window:,.0f} examples"
-
-
-def show_plan(options: SweepOptions) -> Plan:
-    """Print what the command would do."""
-    check_study_name(options.study)
-    plan = make_plan(options, bf16_available(options))
-    say(plan_summary(plan))
-    show(plan_table(plan))
-    if plan.cells:
-        show(companions_table(plan))
-    return plan
-
-
-def gigabytes(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

@@ -18,7 +18,7 @@ _URGENCY = {"training": 0, "failed": 1, "done": 2, "waiting": 3}
 class Progress(RichProgress):
     """A context manager that shows the trials of one sweep; its methods may be called from any thread.
 
-    ``metrics`` are those of a report that have a column. ``expected`` trials are to be added.
+    ``metrics`` of a report get a column each. ``expected``: how many trials will be added.
     """
 
     def __init__(self, metrics: Sequence[str], concurrent: int, expected: int) -> None:
@@ -69,7 +69,7 @@ class Progress(RichProgress):
             say(f"{line}  {speed} examples/s  ETA {self._eta()}")
 
     def trial_finished(self, trial_hash: str) -> None:
-        """A trial is trained, and what is kept of it is in MLflow."""
+        """A trial is trained, and its results are in MLflow."""
         self._set(trial_hash, "done")
 
     def trial_failed(self, trial_hash: str, reason: str) -> None:
@@ -82,7 +82,7 @@ class Progress(RichProgress):
         say(f"{self._task(trial_hash).description}: {text}", "yellow")
 
     def get_renderables(self) -> Iterator[RenderableType]:
-        """All rows where the terminal is tall enough, else the trials in training and their neighbours."""
+        """All rows if the terminal is tall enough, else the most urgent: trials in training first."""
         tasks = self.tasks
         rows = max(4, console.size.height - _BESIDE_ROWS)
         shown = sorted(tasks, key=lambda task: _URGENCY[task.fields["state"]])[:rows]
@@ -99,7 +99,7 @@ class Progress(RichProgress):
         self.update(self._trials[trial_hash], state=state, ETA=state)
 
     def _eta(self) -> str:
-        """The time that all trials still take, by what an epoch took them lately."""
+        """The time that all trials still take, from the duration of each trial's newest epoch."""
         seconds = [task.fields["seconds"] for task in self.tasks if task.fields["seconds"] is not None]
         if not seconds:
             return "…"

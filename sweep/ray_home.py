@@ -29,15 +29,16 @@ def token_file() -> Path:
 
 
 def protect_token() -> None:
-    """Take away what others may do with a token that is there."""
+    """Take away the rights of others to an existing token."""
     with contextlib.suppress(OSError):  # there is none, or it is somebody else's
         token_file().chmod(token_file().stat().st_mode & 0o700)
 
 
 def make_token() -> None:
-    """Make the token that Ray would make, which is then readable to every account until Ray is up.
+    """Make the token before Ray does: every account can read Ray's until Ray is up.
 
-    It appears complete, and the first of several commands makes it. UserError where it cannot be written.
+    The file appears complete, and only the first of several commands makes it. UserError if it cannot be
+    written.
     """
     is_asked_for = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
     is_given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -59,10 +60,10 @@ def make_token() -> None:
 
 @contextlib.contextmanager
 def ray_folder() -> Iterator[Path]:
-    """A folder for all that Ray writes, which it opens to every account, in one that only this may enter.
+    """A folder for Ray's files, open to every account, in one that only this account may enter.
 
-    Removed at the end. Where something has failed it stays if Ray has logged anything, and the terminal
-    says where. UserError where none can be made.
+    Removed at the end. After a failure it stays if Ray has logged anything, and the terminal says where
+    it is. UserError if none can be made.
     """
     try:
         own = Path(tempfile.mkdtemp(prefix="ray-", dir=_place()))
@@ -89,8 +90,8 @@ def ray_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_files_in(folder: Path) -> Iterator[None]:
-    """Of the processes that are started meanwhile: Ray's own, and its workers, leave some behind."""
-    tempfile.gettempdir()  # this process stays where it is
+    """Give processes started meanwhile this temporary folder: Ray and its workers leave files behind."""
+    tempfile.gettempdir()  # this process keeps its own folder
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(folder)
     try:

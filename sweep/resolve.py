@@ -7,34 +7,20 @@ from typing import Any
 
 from errors import UserError
 from search_spaces import SPACES, SearchSpace, Space
-from search_spaces.search_space import Choice, LogUniform, Uniform
+from search_spaces.given import Given
+from search_spaces.search_space import Choice, LogUniform
 from search_spaces.space import AXES
 from sweep.command_line import flag_of
 from sweep.options import SweepOptions
 from trainables import demo_reviews
 
 CPU_PHYSICAL_BATCH_SIZE = 64  # on a CPU it makes no difference
-_RANGES = (Choice, Uniform, LogUniform)
-_SEARCH_OPTIONS = ("trials", "sampler", "stopping", "generation_size", "confirm_seeds")
+# options that are fields of a space
+_OF_SPACES = "budget control_seeds trials sampler stopping generation_size confirm_seeds".split()
 _DEMO_MODELS = ("bert-tiny", "modernbert-tiny")
-_DEMO_BASE_LR = 5e-4
-_DEMO_BASE_LRS = LogUniform(1e-4, 1e-2)
 # fp32, so that its tables are the same everywhere
-_DEMO_SETTINGS: dict[str, Any] = {"dataset": demo_reviews.NAME, "precision": "fp32"}
-
-
-def first_said(
-    *,
-    flag: Mapping[str, Any],
-    own: Mapping[str, Any],
-    demo: Mapping[str, Any],
-    default: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Each name with the value of the first that says it: a flag, one's own file, ``--demo``, a default.
-
-    What a space says that comes with the program is a default.
-    """
-    return {**default, **demo, **own, **flag}
+_DEMO_FIELDS: dict[str, Any] = {"dataset": demo_reviews.NAME, "precision": "fp32", "base_lr": 5e-4}
+_DEMO_RANGES = {"model": Choice(_DEMO_MODELS), "base_lr": LogUniform(1e-4, 1e-2)}
 
 
 def resolve_space(options: SweepOptions, bf16_available: bool) -> Space | SearchSpace:
@@ -43,87 +29,28 @@ def resolve_space(options: SweepOptions, bf16_available: bool) -> Space | Search
     Cheap: a misspelled flag value is found before PyTorch, Ray and MLflow have been imported.
     Raises UserError for names that do not exist and for ``--set`` on what has a flag of its own.
     """
-    space = options.chosen_space
-    if isinstance(space, SearchSpace):
-        if options.budget == "steps":
-            raise UserError("--budget steps is for a grid: a search compares trials at equal examples")
-        check_copy(options)
-        return _narrowed(space, options, bf16_available)
-    for name in _SEARCH_OPTIONS:
-        if getattr(options, name) is not None:
-            raise UserError(f"{flag_of(SweepOptions, name)} is for a search, and {space.name} is a grid")
-    says = {f"{axis}s": space.axis_values(axis) for axis in AXES}
-    listed = {name: tuple(given) for name in says if (given := getattr(options, name))}
-    axes = _ranked(options, listed, says, {"models": _DEMO_MODELS})
-    demo = _DEMO_SETTINGS | {"base_lr": _DEMO_BASE_LR}
-    said = _ranked(options, _flags(options), space.settings, demo)
-    settings = said | _computed(said, options, bf16_available)
-    baselines = {
-        axis: baseline if baseline in axes[f"{axis}s"] else axes[f"{axis}s"][0]
-        for axis, baseline in space.baselines.items()
-    }
-    control_seeds = options.control_seeds
-    if space.control_seeds and not control_seeds:  # as many times those of the others as in the space
-        several = len(axes["seeds"]) > 1
-        control_seeds = space.control_seeds * len(axes["seeds"]) // len(space.seeds) if several else None
-    budget = options.budget or space.budget
-    return space.replace(
-        **axes, settings=settings, budget=budget, baselines=baselines, control_seeds=control_seeds
+    check_copy(options)
+    space, demo = options.chosen_space, options.demo
+    axes = {f"{axis}s": getattr(options, f"{axis}s") for axis in AXES}
+    others = {name: getattr(options, name) for name in _OF_SPACES}
+    given = Given(
+        fields=_flags(options),
+        listed={name: tuple(values) for name, values in axes.items() if values},
+        others={name: value for name, value in others.items() if value is not None},
+        demo=_DEMO_FIELDS if demo else {},
+        demo_models=_DEMO_MODELS if demo else (),
+        demo_ranges=_DEMO_RANGES if demo else {},
+        is_own=space.name not in SPACES,
+        computed=lambda said: _computed(said, options, bf16_available),
+        flag=lambda name: flag_of(SweepOptions, name),
     )
+    return space.resolved(given)
 
 
 def sizes_passes(options: SweepOptions) -> bool:
     """Whether nobody says how many examples a pass takes, so that the plan may."""
     said_by_space = options.chosen_space.settings
     return options.physical_batch_size == "auto" and "physical_batch_size" not in said_by_space
-
-
-def _ranked(
-    options: SweepOptions, flag: Mapping[str, Any], space_says: Mapping[str, Any], demo: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Whoever says it first; the space speaks for its author, who may be the person at the keyboard."""
-    is_own = options.chosen_space.name not in SPACES
-    return first_said(
-        flag=flag,
-        own=space_says if is_own else {},
-        demo=demo if options.demo else {},
-        default={} if is_own else space_says,
-    )
-
-
-def _narrowed(space: SearchSpace, options: SweepOptions, bf16_available: bool) -> SearchSpace:
-    """The search likewise: a list narrows a parameter, a single value fixes it."""
-    if options.seeds and len(options.seeds) > 1:
-        raise UserError(
-            "a search takes one --seed: --confirm-seeds says how often its best is trained again"
-        )
-    if options.control_seeds:
-        raise UserError(f"--control-seeds is for a grid, and {space.name} is a search")
-    listed = {axis: getattr(options, f"{axis}s") for axis in AXES if axis != "seed"}
-    choices = {axis: Choice(tuple(values)) for axis, values in listed.items() if values}
-    is_searched = space.parameters.keys()
-    demo = _DEMO_SETTINGS | {
-        "model": Choice(_DEMO_MODELS) if "model" in is_searched else _DEMO_MODELS[0],
-        "base_lr": _DEMO_BASE_LRS if "base_lr" in is_searched else _DEMO_BASE_LR,
-    }
-    said = _ranked(options, _flags(options) | choices, {**space.parameters, **space.settings}, demo)
-    parameters = {name: value for name, value in said.items() if isinstance(value, _RANGES)}
-    settings = {name: value for name, value in said.items() if name not in parameters}
-    settings |= _computed(said, options, bf16_available)
-    for name in [name for name, value in parameters.items() if value.ends == value.ends[:1]]:
-        settings[name] = parameters.pop(name).ends[0]
-    if not parameters:
-        raise UserError("every parameter has one value: there is nothing to search")
-    given = {name: getattr(options, name) for name in _SEARCH_OPTIONS}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if options.sampler == "gp":
-        changes.setdefault("stopping", "none")
-    if options.seeds:
-        changes["seed"] = options.seeds[0]
-    narrowed = space.replace(parameters=parameters, settings=settings, **changes)
-    for _ in narrowed.corners():  # each validates a TrialConfig
-        pass
-    return narrowed
 
 
 def check_copy(options: SweepOptions) -> None:

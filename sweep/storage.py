@@ -6,39 +6,30 @@ import platform
 import re
 import shutil
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from errors import UserError, first_line
-from search_spaces import TrialConfig
-from sweep.plan import Plan
-from sweep.plan_summary import gigabytes
-from tracking import sqlite_file
+from tracking import FORMAT
 from trainables.checkpoint import TrialFolder
 
 _MARK = ".batchscale"
-_MARK_LINE = "batchscale keeps a study here: trials, tune and scratch are its own, and it removes them\n"
-_LOCK = re.compile(r"(process \d+ on .*(\n[0-9a-f]{32}(-\d+)?)?)?")  # empty where a kill came in between
-_LONGEST = 1000  # characters of either, and more
-_OURS = {  # what lies in the folders of a study: by this, and a lock, one of an earlier version is known
-    "trials": re.compile("[0-9a-f]{12}"),
-    "tune": re.compile(r"\d{8}-\d{6}-\d{6}"),
-    "scratch": re.compile("tmp[a-z0-9_]{8}"),
-    "journal": re.compile(r"[0-9a-f]{12}\.jsonl"),  # of which this version reads nothing
-}
+_OURS = "batchscale keeps a study here: trials, tune and scratch are its own, and it removes them\n"
+_MARK_TEXT = f"{_OURS}format {FORMAT}\n"
+_TRIAL = re.compile("[0-9a-f]{12}")
+_LOCK = re.compile(r"(process \d+ on .*(\n[0-9a-f]{32}(-\d+)?)?)?")  # empty after a kill
+_LONGEST = 1000  # characters that are read; lock and mark are shorter
 _GIVE_ANOTHER = "give another --storage-path or --name"
-_SCRATCH_COPIES = 3  # of weights: best and last model, and the copy that is uploaded
 
 
 class StudyStorage:
     """``trials/`` holds checkpoints, ``tune/`` what Ray Tune notes, ``scratch/`` temporary files.
 
-    Every machine of a cluster must see the folder under the same path. It is marked as this program's:
-    nothing is removed from any other. UserError where it is not a folder, cannot be written, or holds
+    Every machine of a cluster must see the folder under the same path. Nothing is removed from a folder
+    without this program's mark. UserError if the path is not a folder, cannot be written, or holds
     something else.
     """
 
@@ -66,19 +57,28 @@ class StudyStorage:
         return TrialFolder(self.trials, trial_hash)
 
     def clear(self) -> None:
-        """Remove the checkpoints of every trial."""
+        """Remove the checkpoints of every trial, those of another version of this program included."""
         for folder in self._trial_folders():
             shutil.rmtree(folder, ignore_errors=True)
+        self._mark.write_text(_MARK_TEXT)
+
+    def check_format(self) -> None:
+        """Raise UserError if another version of this program left its unfinished trials here."""
+        if _text(self._mark) != _MARK_TEXT:
+            raise UserError(
+                f"{self.path} holds unfinished trials of another version of this program: give --fresh to "
+                "train them anew, or another --name"
+            )
 
     def _trial_folders(self) -> list[Path]:
-        return [path for name, path in _names(self.trials).items() if _OURS["trials"].fullmatch(name)]
+        return [path for name, path in _names(self.trials).items() if _TRIAL.fullmatch(name)]
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
-        """Keep other commands out of the study; a UserError that names the one at work.
+        """Keep other commands out of the study; UserError, naming the command at work, if there is one.
 
-        The lock is the operating system's, so it ends with the process, however that ends. Meanwhile
-        temporary files lie in the storage, where the next command removes those that a kill has left.
+        The operating system releases the lock when the process ends, however it ends. Meanwhile temporary
+        files lie in the storage; the next command removes those that a kill has left.
         """
         process, storage_id = self._holder()
         lock = FileLock(self._lock, timeout=0)
@@ -95,7 +95,7 @@ class StudyStorage:
             ) from error
         with contextlib.ExitStack() as stack:
             stack.callback(lock.release)
-            self._check_ours()  # the command that had the study may have left it otherwise
+            self._check_ours()  # the command before may have changed the folder
             self._put_mark()
             stack.callback(self._tidy)
             place = f"-{self._lock.stat().st_ino}"  # a copy of the folder is another storage
@@ -110,7 +110,7 @@ class StudyStorage:
             yield
 
     def _check_ours(self) -> None:
-        """Raise UserError where something is in the way that is not this program's. Writes nothing."""
+        """Raise UserError if something that is not this program's is in the way. Writes nothing."""
         for folder in (self.path, self.trials, self.tune, self._scratch):
             _check_kind(folder, os.path.isdir, "no folder")
         for file in (self._mark, self._lock):
@@ -118,11 +118,10 @@ class StudyStorage:
         lock, mark = _text(self._lock), _text(self._mark)
         if not _LOCK.fullmatch(lock):
             raise UserError(f"{self._lock} is not this program's: {_GIVE_ANOTHER}")
-        if not _MARK_LINE.startswith(mark):  # a kill may have cut it short
+        if not (mark.startswith(_OURS) or _OURS.startswith(mark)):  # a kill may have cut it short
             raise UserError(f"{self._mark} is not this program's: {_GIVE_ANOTHER}")
         names = _names(self.path)
-        is_earlier = lock and all(map(_is_earlier, names.values()))
-        if names and _MARK not in names and not is_earlier:
+        if names and _MARK not in names:
             some = ", ".join(sorted(names)[:3])
             raise UserError(f"{self.path} holds what is not this program's ({some}): {_GIVE_ANOTHER}")
         for folder in self._trial_folders():
@@ -131,11 +130,11 @@ class StudyStorage:
     def _put_mark(self) -> None:
         """Mark the folder, which is empty or this program's, before anything else is written into it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if _text(self._mark) != _MARK_LINE:
-            self._mark.write_text(_MARK_LINE)
+        if not _text(self._mark).startswith(_OURS):  # another version's mark stays until ``clear``
+            self._mark.write_text(_MARK_TEXT)
 
     def _tidy(self) -> None:
-        """Remove what no re-run reads, and the folders that nothing is left in."""
+        """Remove what no re-run reads, and folders that are empty then."""
         for folder in (self.tune, self._scratch):
             shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty: unfinished trials
@@ -146,13 +145,13 @@ class StudyStorage:
                 self.path.rmdir()
 
     def _holder(self) -> tuple[str, str]:
-        """The process that holds the lock, or held it last, and what this storage is called in MLflow."""
+        """The process that holds the lock, or held it last, and this storage's name in MLflow."""
         process, _, storage_id = _text(self._lock).partition("\n")
         return process, storage_id
 
 
 def _check_kind(path: Path, is_kind: Callable[[Path], bool], otherwise: str) -> None:
-    """Raise UserError for what is there and is a link, or of another kind."""
+    """Raise UserError if the path exists and is a link, or of another kind."""
     if not os.path.lexists(path):  # Path raises for long names
         return
     is_link = path.is_symlink()
@@ -160,14 +159,8 @@ def _check_kind(path: Path, is_kind: Callable[[Path], bool], otherwise: str) -> 
         raise UserError(f"{path} is {'a link' if is_link else otherwise}: {_GIVE_ANOTHER}")
 
 
-def _is_earlier(path: Path) -> bool:
-    """Whether a folder is one of those that an earlier version, which set no mark, has left of a study."""
-    kind = _OURS.get(path.name)
-    return kind is not None and path.is_dir() and all(map(kind.fullmatch, _names(path)))
-
-
 def _names(folder: Path) -> dict[str, Path]:
-    """What is in a folder; empty where there is none, UserError where it cannot be read."""
+    """What is in a folder; empty if there is no folder, UserError if it cannot be read."""
     try:
         return {path.name: path for path in folder.iterdir()}
     except (FileNotFoundError, NotADirectoryError):
@@ -184,50 +177,10 @@ def _text(file: Path) -> str:
 
 
 def writable_folder(folder: Path, flag: str) -> Path:
-    """Create the folder; UserError naming the flag where that, or writing into it, is impossible."""
+    """Create the folder; UserError naming the flag if it cannot be created or written into."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # without a name, where the file system can
+        tempfile.TemporaryFile(dir=folder).close()  # without a name, if the file system can
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write to {folder} ({first_line(error)}): choose another {flag}") from error
     return folder
-
-
-def check_disk_space(
-    plan: Plan,
-    to_train: Sequence[TrialConfig],
-    concurrent: int,
-    storage: StudyStorage,
-    tracking_uri: str,
-    *,
-    kept: Sequence[TrialConfig],
-) -> None:
-    """Raise UserError where a disk lacks room for what training writes to it at any one time.
-
-    The models of the trials in ``kept`` stay in MLflow. Checkpoints that these trials have already are part
-    of the room there is. More may be needed while MLflow is away, because trained trials then wait:
-    ``--dry-run`` says how much at most.
-    """
-    by_size = sorted(to_train, key=plan.weight_bytes, reverse=True)
-    scratch = _SCRATCH_COPIES * max(map(plan.weight_bytes, to_train), default=0)
-    checkpoints = plan.checkpoint_bytes(by_size[:concurrent]) + plan.trained_bytes(by_size[concurrent:])
-    needs = {storage.path: checkpoints + scratch}
-    if sqlite_file(tracking_uri) is not None:  # a server keeps the models on its own disk
-        needs[Path.cwd()] = plan.model_bytes(kept)
-    hashes = {config.trial_hash for config in to_train}
-    going = [folder for folder in storage.trials.glob("*") if folder.name in hashes]
-    taken = {storage.path.stat().st_dev: sum(map(_size, going))}
-    on_device: defaultdict[int, int] = defaultdict(int)
-    for folder, needed in needs.items():
-        device = folder.stat().st_dev
-        on_device[device] += needed
-        free = shutil.disk_usage(folder).free + taken.get(device, 0)
-        if on_device[device] > free:
-            raise UserError(
-                f"the disk of {folder} has {gigabytes(free)} free and the study needs "
-                f"{gigabytes(on_device[device])}: make room, or give another --storage-path"
-            )
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -20,7 +20,7 @@ _LINE_END = re.compile(r"\r\n?|\n")
 
 
 class _Console(Console):
-    """Brackets and colons are what they are: names from others' stores and folders are printed."""
+    """Prints brackets and colons as they are: they may be in names from other people's stores."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **more)
@@ -49,7 +49,7 @@ def show(table: Table) -> None:
 
 @contextlib.contextmanager
 def working(line: str) -> Iterator[Callable[[str], None]]:
-    """Show in a terminal that something is being done, and what; yields what changes the line."""
+    """Show in a terminal what is being done; yields a function that changes the line."""
     with console.status(Text(line)) as status:
         yield lambda line: status.update(Text(line))
 
@@ -68,8 +68,8 @@ def pass_on(text: str) -> None:
 def hear_signals() -> None:
     """Let SIGINT and SIGTERM raise KeyboardInterrupt in the main thread, in whatever it is busy with.
 
-    Python ignores what is raised while it cleans an object up, and shows a traceback of it; what a
-    signal raised just then, which may be Ray's SystemExit, becomes a KeyboardInterrupt a moment later.
+    An exception raised while Python cleans up an object is shown and ignored. If a signal raised it
+    (as KeyboardInterrupt, or as Ray's SystemExit), KeyboardInterrupt is raised a moment later.
     """
     # scripts start background commands with SIGINT ignored, which would leave no way to stop one cleanly
     signal.signal(signal.SIGINT, signal.default_int_handler)

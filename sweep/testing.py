@@ -9,9 +9,9 @@ from pathlib import Path
 import ray
 
 from errors import StoreAwayError, last_line
-from search_spaces import SearchSpace, TrialConfig
+from search_spaces import TrialConfig
+from search_spaces.plan import Plan
 from sweep.cluster import Resources
-from sweep.plan import Plan
 from sweep.storage import StudyStorage
 from sweep.terminal import say
 from tracking import ChangedModelError, StudyStore, TrialRun
@@ -27,8 +27,8 @@ class TestPhase:
     """Tests trials, as many at once as were trained at once.
 
     ``test_splits`` maps a model to its tokenised test split. ``failures`` maps trial hash to reason;
-    those trials stay untested, and the next run of the command tries them again. A tested trial's
-    checkpoints go: until then they are the only copy of what MLflow may have lost.
+    those trials stay untested, and the next run of the command tries them again. A trial's checkpoints
+    are removed once it is tested: until then they are the only copy of what MLflow may have lost.
     """
 
     __test__ = False  # not one of pytest's
@@ -44,7 +44,7 @@ class TestPhase:
         self._storage = storage
 
     def run(self, trials: Mapping[str, tuple[TrialConfig, TrialRun]]) -> None:
-        """Test every trial, by hash; raises StoreAwayError where the store is away for too long."""
+        """Test every trial, by hash; raises StoreAwayError if the store is away for too long."""
         under_way: deque = deque()
         for trial_hash, (config, run) in trials.items():
             if len(under_way) >= self._concurrent:
@@ -87,7 +87,7 @@ class TestPhase:
 
 
 def _download(run: TrialRun) -> dict[str, ModelFolder]:
-    """The best epoch's model, and the last epoch's where it is another one, as files in memory."""
+    """The best epoch's model, and the last epoch's if it is another model, as files in memory."""
     same = run.tags["best_model"] == run.tags["last_model"]
     models = {}
     for which in ("best",) if same else ("best", "last"):
@@ -114,17 +114,17 @@ def _evaluate_models(
     return results
 
 
-def register_best(plan: Plan, runs: Mapping[str, TrialRun], store: StudyStore) -> None:
+def register_best(plan: Plan, runs: Mapping[str, TrialRun], store: StudyStore, meets_others: bool) -> None:
     """Register the finished trial with the highest val_acc, the earliest in the plan on ties.
 
-    ``runs`` are all of the study. Those outside the plan count where they have its splits, so that a
-    smaller plan takes the alias from no better model. Of a search it is one that confirms its best.
+    ``runs`` are all of the study. If the plan ``meets_others``, trials outside the plan with the same
+    splits count too, so that a smaller plan cannot take the alias from a better model.
     """
     planned = [run for h in plan.trials if (run := runs.get(h))]
     others = [run for h, run in runs.items() if h not in plan.trials and plan.has_splits_of(run.params)]
     own = _highest(planned)
     others.sort(key=lambda run: run.started)  # of equals the alias stays with the first
-    best = own if isinstance(plan.space, SearchSpace) else _highest([*planned, *others])
+    best = _highest([*planned, *others]) if meets_others else own
     if best is None:
         return
     uri, apart = store.register_best(best), ""

@@ -1,12 +1,11 @@
-"""Train the trials of a plan, or of a search, on Ray Tune."""
+"""Train the trials of a stage on Ray Tune."""
 
 import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Set
 from datetime import datetime
-from threading import Thread
 from typing import Any
 
 import ray
@@ -16,25 +15,28 @@ from ray.tune import TuneError
 from ray.tune.search import Searcher
 
 from errors import StoppedError, last_line
-from search_spaces import TrialConfig
+from search_spaces import Stage
+from search_spaces.plan import Plan
+from search_spaces.stages import Outcome, Proposal
 from sweep.cluster import Resources
-from sweep.plan import Plan
+from sweep.metrics import ExportedMetrics
 from sweep.progress import Progress
+from sweep.queue import TrialQueue
 from sweep.recorder import Recorder, trial_hash_of
-from sweep.search import Search
 from sweep.storage import StudyStorage
-from tracking import BackgroundWriter, TrialRun
+from sweep.trial_writer import TrialWriter
+from tracking import LAST_WRITES, BackgroundWriter, TrialRun
 from trainables.assets import TrialAssets
 from trainables.encoder_trainable import EncoderTrainable
 from trainables.evaluation import METRICS
 
-_LAST_WRITES = 3.0  # seconds for MLflow to take what is left when the user wants to stop
-
 
 def train(
-    trials: Sequence[TrialConfig] | Search,
+    stage: Stage,
+    outcomes: MutableMapping[str, Outcome],
+    ended: Set[str],
     plan: Plan,
-    open_run: Callable[[TrialConfig], TrialRun],
+    open_run: Callable[[Proposal], TrialRun],
     *,
     assets: dict[str, TrialAssets],
     resources: Resources,
@@ -42,31 +44,32 @@ def train(
     writer: BackgroundWriter,
     max_failures: int,
 ) -> Recorder:
-    """Train to the end, and wait until all of it is in MLflow; what failed is in ``failures``.
+    """Train a stage to its end, and wait until MLflow has it all; failed trials are in ``failures``.
 
-    A search says which trial comes next, and which is stopped early. A trial that was left unfinished, by
-    an earlier command or by a worker that died, resumes from its newest good checkpoint, the latter up to
-    ``max_failures`` times. Raises KeyboardInterrupt on Ctrl-C, and StoppedError where Ray, the disk or the
-    tracking store stops training.
+    The stage says which trial comes next, and which is stopped early. Trials whose hash is in ``ended`` are
+    not trained; ``outcomes`` gets the outcome of each trial that ends. An unfinished trial resumes from its
+    newest good checkpoint, after deaths of its worker at most ``max_failures`` times. Raises
+    KeyboardInterrupt on Ctrl-C, and StoppedError if Ray, the disk or the tracking store stops training.
     """
-    search = trials if isinstance(trials, Search) else None
-    expected = trials.left if isinstance(trials, Search) else len(trials)
     metrics = ["train_loss", "train_acc", *(f"val_{name}" for name in METRICS)]
+    expected = stage.trials - sum(each.trial_hash in ended for each in stage.proposed(outcomes))
     with Progress(metrics, resources.concurrent, expected) as progress:
-        recorder = Recorder(
+        queue = TrialQueue(stage, outcomes, ended, max_failures)
+        recorder = Recorder(plan, queue, progress, ExportedMetrics(plan.study))
+        recorder.writer = TrialWriter(
             plan,
             open_run,
-            search=search,
             assets=assets,
             storage=storage,
             writer=writer,
-            progress=progress,
+            refused=recorder.fail,
+            finished=progress.trial_finished,
+            say=progress.say,
         )
-        for config in () if isinstance(trials, Search) else trials:
-            recorder.trial_proposed(config, plan.name(config.trial_hash))
+        queue.announce = recorder.trial_proposed
         try:
             _run_tune(
-                trials,
+                queue,
                 {model: ray.put(value) for model, value in assets.items()},
                 resources,
                 recorder=recorder,
@@ -76,7 +79,7 @@ def train(
             writer.finish()
         except (KeyboardInterrupt, OSError, RayError, TuneError) as error:
             recorder.interrupt()
-            writer.wait(_LAST_WRITES)
+            writer.wait(LAST_WRITES)
             if isinstance(error, KeyboardInterrupt):
                 raise
             raise StoppedError(
@@ -88,7 +91,7 @@ def train(
 
 
 def _run_tune(
-    trials: Sequence[TrialConfig] | Search,
+    queue: TrialQueue,
     assets: dict[str, "ray.ObjectRef[TrialAssets]"],
     resources: Resources,
     *,
@@ -96,24 +99,18 @@ def _run_tune(
     storage: StudyStorage,
     max_failures: int,
 ) -> None:
-    """Run one Tune trial per config, one ``step()`` per evaluation; returns when none is left running."""
+    """Run one Tune trial per proposal, one ``step()`` per evaluation; returns when none is left running."""
     trainable = tune.with_resources(
         tune.with_parameters(EncoderTrainable, assets=assets, storage=str(storage.trials)),
         resources.for_ray(),
     )
     trainable.__qualname__ = EncoderTrainable.__name__  # what Ray's dashboard calls a worker
-    shutil.rmtree(storage.tune, ignore_errors=True)  # of a command that was killed
-    queue, grid = None, {}
-    if isinstance(trials, Search):
-        queue = _Queue(trials, recorder)
-    else:
-        grid = {"trial": tune.grid_search([config.to_dict() for config in trials])}
+    shutil.rmtree(storage.tune, ignore_errors=True)  # left by a command that was killed
     tuner = tune.Tuner(
         trainable,
-        param_space=grid,
         tune_config=tune.TuneConfig(
-            search_alg=queue,
-            num_samples=-1 if queue else 1,  # the queue says when it ends
+            search_alg=_Searcher(queue),
+            num_samples=-1,  # the queue says when it ends
             max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
             trial_name_creator=trial_hash_of,
@@ -124,7 +121,7 @@ def _run_tune(
             storage_path=str(storage.tune),
             verbose=0,
             callbacks=[recorder],
-            stop=recorder.should_stop if queue else None,
+            stop=recorder.should_stop,
             # the trainable saves itself, into a place that the next command knows
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=max_failures),
@@ -132,38 +129,35 @@ def _run_tune(
     )
     with _quiet_tune():
         tuner.fit()
-    if queue and queue.error:
+    if queue.error:
         raise queue.error
 
 
-class _Queue(Searcher):
-    """Hands Tune the trials of a search, as they are proposed."""
+class _Searcher(Searcher):
+    """Hands Tune the trials of a queue."""
 
-    def __init__(self, search: Search, recorder: Recorder) -> None:
+    def __init__(self, queue: TrialQueue) -> None:
         super().__init__()
-        self.error: StoppedError | None = None
-        self._search = search
-        self._recorder = recorder
+        self._queue = queue
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as in Recorder
 
     def suggest(self, trial_id: str) -> Any:
         try:
-            config = self._search.next()
+            proposal = self._queue.next()
         except StoppedError as error:  # raised here, it would be lost in Tune
-            self.error = error
+            self._queue.error = error
             return Searcher.FINISHED
-        if config is None:
-            return Searcher.FINISHED if self._search.is_over else None
-        self._recorder.trial_proposed(config, self._search.name(config.trial_hash))
-        return {"trial": config.to_dict()}
+        if proposal is None:
+            return Searcher.FINISHED if self._queue.is_over else None
+        return {"trial": proposal.config.to_dict()}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """The recorder tells the search how its trials end."""
+        """The recorder tells the queue how its trials end."""
 
     def save(self, checkpoint_path: str) -> None:
-        """A search has no state to save."""
+        """A stage has no state to save."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing was saved."""
@@ -182,15 +176,3 @@ def _quiet_tune() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def in_time(call: Callable[[], None]) -> None:
-    """Give a last call to MLflow some seconds: a server that hangs must not hold up Ctrl-C."""
-
-    def attempt() -> None:
-        with contextlib.suppress(Exception):
-            call()
-
-    thread = Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(_LAST_WRITES)

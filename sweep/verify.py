@@ -15,7 +15,7 @@ from trainables.gradient_check import PHYSICAL_BATCH_SIZES, TOLERANCE, GradientE
 
 
 def verify(models: Sequence[str] | None) -> bool:
-    """Check each model under each engine, print the relative errors; True when all are small enough."""
+    """Check each model under each engine, print the relative errors; True if all are small enough."""
     names = [showable(canonical_model(m)) for m in models or ENCODERS]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     table = Table(

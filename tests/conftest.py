@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import sync_playwright
@@ -14,7 +15,8 @@ from xdist.scheduler.loadfile import LoadFileScheduling
 
 from tests.browsing import CHROMIUM
 from tests.helpers import TINY_MODELS, tiny_config
-from tests.small_study import write_small_study
+from tests.hostile.models import write_encoder
+from tests.small_study import copy_study, write_small_study
 from trainables.assets import prepare_assets
 from trainables.review_splits import load_splits
 
@@ -33,8 +35,8 @@ settings.load_profile("quick")
 
 # each of these takes both cores: one after the other, while the second process runs the rest
 _STARTS_RAY = (
-    "faults/test_studies faults/test_machines hostile/test_footprint hostile/test_secrets test_study "
-    "test_earlier_version faults/test_service test_search_study test_pages test_run_study"
+    "faults/test_studies faults/test_machines hostile/test_footprint test_study "
+    "faults/test_service test_search_study test_pages test_run_study"
 ).split()
 
 
@@ -77,6 +79,12 @@ def assets(splits):
     return {model: prepare_assets(tiny_config(model=model), splits).trial for model in TINY_MODELS}
 
 
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory):
+    """A local encoder with the pooler that hub checkpoints of BERT carry; no test may change it."""
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "small-bert")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def own_tracking_uri():
     """MLflow puts the URI of an opened store into the environment, where the next module would find it."""
@@ -103,9 +111,23 @@ def empty_store(migrated_database, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def small_study(tmp_path_factory):
-    """The tracking URI of a small study that was really trained; no test may add a run to it."""
-    return write_small_study(tmp_path_factory.mktemp("small_study"))
+def small_study(tmp_path_factory, worker_id):
+    """The tracking URI of a small study that was really trained; no test may add a run to it.
+
+    One of several processes trains it, each of the others gets a copy.
+    """
+    folder, shared = (
+        tmp_path_factory.mktemp("small_study"),
+        tmp_path_factory.getbasetemp().parent / "trained",
+    )
+    if worker_id == "master":
+        return write_small_study(folder)
+    with FileLock(f"{shared}.lock"):
+        if shared.exists():
+            return copy_study(f"sqlite:///{shared}/mlflow.db", folder)
+        tracking_uri = write_small_study(folder)
+        copy_study(tracking_uri, shared)
+        return tracking_uri
 
 
 @pytest.fixture(scope="session")

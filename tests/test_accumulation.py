@@ -30,13 +30,12 @@ class ScaledEngine:
         self.scale, self.accumulation_steps = scale, accumulation_steps
         self.model, self.optimizer = model, optimizer
 
-    def accumulate(self, micro_batches, after_backward=lambda: None):
+    def accumulate(self, micro_batches):
         self.optimizer.zero_grad()
         losses, hits = [], []
         for batch in micro_batches:
             loss_sum, correct = summed_loss(self.model(batch.input_ids, batch.attention_mask), batch)
             (loss_sum * self.scale(batch, micro_batches, self.accumulation_steps)).backward()
-            after_backward()
             losses.append(loss_sum.detach())
             hits.append(correct)
         return StepResult(sum(losses), sum(hits), sum(map(len, micro_batches)))
@@ -66,7 +65,7 @@ def summed_over_steps(batch, micro_batches, accumulation_steps):
 class TailDroppingEngine(ScaledEngine):
     """Steps only when it has seen as many micro-batches as a full window has."""
 
-    def accumulate(self, micro_batches, after_backward=lambda: None):
+    def accumulate(self, micro_batches):
         self.is_full = len(micro_batches) == self.accumulation_steps
         super().accumulate(micro_batches)
 

@@ -1,11 +1,13 @@
 """The arrows of the house: who may import whom."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT
+
 GROUND = {"addresses", "errors"}
 ARROWS = {
     "addresses.py": set(),
@@ -20,14 +22,20 @@ ARROWS = {
 ONLY_IMPORTER = {"mlflow": "tracking", "ray": "sweep", "optuna": "sweep", "datasets": "trainables"}
 ALLOWED_BESIDE = {
     "ray": {"trainables/encoder_trainable.py"},
-    "optuna": {"search_spaces/optuna_trials.py", "reports/search_pictures.py"},
+    "optuna": {"search_spaces/optuna_trials.py", "reports/sections/search.py"},
 }
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """Top-level names that a module imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -40,6 +48,9 @@ def modules(place: str) -> list[Path]:
     return [path] if path.is_file() else sorted(path.rglob("*.py"))
 
 
+MODULES = [path for place in ARROWS for path in modules(place)]
+
+
 @pytest.mark.parametrize("place", ARROWS)
 def test_imports_follow_the_arrows(place):
     forbidden = {name.removesuffix(".py") for name in ARROWS} - ARROWS[place] - {place.removesuffix(".py")}
@@ -50,12 +61,7 @@ def test_imports_follow_the_arrows(place):
 @pytest.mark.parametrize("library", ONLY_IMPORTER)
 def test_each_heavy_library_has_one_home(library):
     home, beside = ONLY_IMPORTER[library], ALLOWED_BESIDE.get(library, set())
-    importers = {
-        str(path.relative_to(ROOT))
-        for place in ARROWS
-        for path in modules(place)
-        if library in imports(path)
-    }
+    importers = {str(path.relative_to(ROOT)) for path in MODULES if library in imports(path)}
     assert {path for path in importers if not path.startswith(f"{home}/")} <= beside
 
 
@@ -63,20 +69,16 @@ def users(name: str) -> set[str]:
     """The modules that import a name."""
     return {
         str(path.relative_to(ROOT))
-        for place in ARROWS
-        for path in modules(place)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for path in MODULES
+        for node in nodes(path)
         if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}
     }
 
 
 def test_only_options_take_credentials_and_only_clients_get_them():
     assert users("take_credentials") == {"sweep/command_line.py"}
-    assert users("with_credentials") == {
-        "sweep/jobs.py",
-        "sweep/optuna_copy.py",
-        "tracking/store_address.py",
-    }
+    clients = {"sweep/jobs.py", "sweep/search.py", "tracking/store_address.py"}
+    assert users("with_credentials") == clients
 
 
 def test_only_the_look_at_attention_reloads_models():
@@ -95,7 +97,7 @@ def printing(path: Path) -> set[str]:
     """What a module has with which it could print by itself: Rich takes a name's brackets for markup."""
     harmless = {"rich.table", "rich.text"}
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom):
             of_rich = (node.module or "").split(".")[0] == "rich" and node.module not in harmless
             found |= {"rich"} if of_rich else {each.name for each in node.names} & {"console"}
@@ -110,8 +112,7 @@ def printing(path: Path) -> set[str]:
 
 def test_the_readme_has_a_line_for_every_file():
     readme = (ROOT / "README.md").read_text()
-    files = [path for place in ARROWS for path in modules(place)]
-    assert not [path for path in files if f"| `{path.name}` | " not in readme]
+    assert not [path for path in MODULES if f"| `{path.name}` | " not in readme]
 
 
 def test_search_spaces_are_plain_data():
@@ -120,10 +121,5 @@ def test_search_spaces_are_plain_data():
 
 
 def test_no_module_outgrows_a_readers_mind():
-    long = {
-        str(p): n
-        for place in ARROWS
-        for p in modules(place)
-        if (n := len(p.read_text().splitlines())) > 320
-    }
-    assert not long
+    lengths = {str(path): len(path.read_text().splitlines()) for path in MODULES}
+    assert not {path: length for path, length in lengths.items() if length > 320}

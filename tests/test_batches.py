@@ -71,11 +71,6 @@ def test_batches_run_from_longest_to_shortest_and_the_last_is_ragged(data):
     assert torch.cat([batch.labels for batch in batches]).tolist() == [1, 1, 0, 0, 0]
 
 
-def test_batches_hold_the_examples_of_the_window_and_no_others_and_each_group_is_sorted_on_its_own(data):
-    batches = data.batches(torch.tensor([2, 1, 0, 3]), size=1, groups=2)
-    assert [batch.input_ids[0].tolist() for batch in batches] == [[3, 4, 5, 6], [7], [8, 9, 10], [1, 2]]
-
-
 @pytest.mark.parametrize("model", TINY_MODELS)
 def test_texts_are_tokenised_with_special_tokens_and_truncated(assets, model):
     tokenizer = assets[model].encoder.tokenizer()

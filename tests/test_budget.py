@@ -1,5 +1,6 @@
 """The budget of a trial: its steps, its examples, and where in them it is evaluated."""
 
+import inspect
 import io
 import math
 
@@ -7,11 +8,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from search_spaces.optimization import OPTIMIZERS, OptimizerSpec
 from search_spaces.trial_config import epoch_text
+from search_spaces.update import OPTIMIZERS
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
-from sweep.plan_summary import companions_table, memory, plan_summary, plan_table
+from sweep.plan_summary import companions_table, plan_summary, trials_table
 from tests.helpers import CPU, assert_identical, learnt, make_config, refusal, tiny_config, train, weights
 from trainables.batches import epoch_windows, windows_between
 from trainables.trial import Trial
@@ -28,9 +29,13 @@ EQUAL_STEPS = {
 }
 
 
-def planned(**options):
+def planned_study(**options):
     options = {"space": "equal_steps", "demo": True, "models": ["bert-tiny"]} | options
     return make_plan(SweepOptions(**options), bf16_available=False)
+
+
+def planned(**options):
+    return planned_study(**options).plan
 
 
 @pytest.mark.parametrize(("examples", "batch"), EQUAL_STEPS)
@@ -125,16 +130,11 @@ def printed(table):
 
 
 def test_the_plan_says_what_every_cell_costs():
-    plan = planned(scaling_rules=["fixed"], evaluations=7)
-    stored = plan.to_dict()
-    assert stored["budget"] == "steps"
-    names = ("steps", "evaluations", "examples")
-    found = [[cell[name] for name in names] for cell in stored["cells"]]
-    assert found == [[250, 7, 16_000], [250, 7, 61_568], [250, 7, 200_448]]
-    text = plan_summary(plan)
+    study = planned_study(scaling_rules=["fixed"], evaluations=7)
+    text = plan_summary(study)
     assert "equal steps: epochs 5 at target batch size 64, all with as many steps; evaluations 7" in text
     assert "note: the last window of every epoch is less than half full: 128 of 1024 examples" in text
-    assert [row[3:] for row in printed(plan_table(plan))] == [
+    assert [row[3:] for row in printed(trials_table(study.plan))] == [
         ["64", "64", "0.0005", "250", "5", "16,000", "×1.000", "64", "42"],
         ["256", "64", "0.0005", "250", "19.2", "61,568", "×3.848", "128", "42"],
         ["1024", "64", "0.0005", "250", "62.6", "200,448", "×12.528", "128", "42"],
@@ -143,30 +143,50 @@ def test_the_plan_says_what_every_cell_costs():
 
 def test_the_plan_says_what_the_optimizer_remembers():
     of_momentum = ("6.6 steps, 421 examples", "6.6 steps, 6,737 examples")
-    assert printed(companions_table(planned(target_batch_sizes=[64, 1024]))) == [
-        ["64", "none", "0.9", of_momentum[0], "0.999", "692.8 steps, 44,339 examples", "1e-08"],
-        ["1024", "none", "0.9", of_momentum[1], "0.999", "692.8 steps, 709,428 examples", "1e-08"],
+    plan = planned(target_batch_sizes=[64, 1024], assignments=["weight_decay=0.02"])
+    rules = "fixed=sqrt=linear"
+    assert printed(companions_table(plan)) == [
+        [
+            "64",
+            rules,
+            "0.02",
+            "none",
+            "0.9",
+            of_momentum[0],
+            "0.999",
+            "692.8 steps, 44,339 examples",
+            "1e-08",
+        ],
+        [
+            "1024",
+            rules,
+            "0.02",
+            "none",
+            "0.9",
+            of_momentum[1],
+            "0.999",
+            "692.8 steps, 709,428 examples",
+            "1e-08",
+        ],
     ]
 
 
 def test_the_plan_says_warmup_in_three_units():
     plan = planned(assignments=["scheduler=linear", "warmup_ratio=0.1"])
     # of 250 steps; epochs of 50, 13 and 4 steps with 3,200 examples
-    assert [row[1] for row in printed(companions_table(plan))] == [
+    assert [row[3] for row in printed(companions_table(plan))] == [
         "25 steps, 1,600 examples, 10.0%",
         "25 steps, 6,272 examples, 10.0%",
         "25 steps, 20,224 examples, 10.0%",
     ]
 
 
-def test_what_is_said_of_an_optimizer_is_what_trials_build(monkeypatch):
-    assert {name: memory(name).beta2 for name in OPTIMIZERS} == {k: v.beta2 for k, v in OPTIMIZERS.items()}
-    monkeypatch.setitem(
-        OPTIMIZERS, "slow", OptimizerSpec("Adam", options={"betas": (0.5, 0.9), "eps": 1e-6})
-    )
-    monkeypatch.setitem(OPTIMIZERS, "plain", OptimizerSpec("SGD"))
-    assert memory("slow") == (0.5, 0.9, 1e-6)
-    assert memory("plain") == (None, None, None)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_said_of_an_optimizer_are_its_own_defaults(name):
+    spec = OPTIMIZERS[name]
+    parameters = inspect.signature(getattr(torch.optim, spec.torch_name)).parameters
+    assert parameters["betas"].default == (spec.beta1, spec.beta2)
+    assert parameters["eps"].default == spec.epsilon
 
 
 def test_epochs_are_said_with_a_fraction_only_where_they_have_one():

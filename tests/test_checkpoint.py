@@ -176,8 +176,6 @@ def test_only_a_finished_trials_checkpoint_may_lack_the_optimizers_state(folder,
     older, last = (folder.path / name for name in names(folder))
     assert Checkpoint.load(older).optimizer["state"]
     assert (Checkpoint.load(last).optimizer, Checkpoint.load(last).scheduler) == (None, None)
-    shutil.copy(older / "optimizer.pt", last)  # as earlier versions kept it
-    signed(last)
     trial = Trial(CONFIG, assets["bert-tiny"], CPU)
     trial.restore(folder.newest(digest).folder)
     assert trial.is_finished
@@ -231,26 +229,6 @@ def test_a_write_that_fails_leaves_the_good_one_and_not_a_damaged_newer_one(fold
     with pytest.raises(error):
         again.save(4, write)
     assert names(folder) == ["evaluation-000003"]
-
-
-def test_checkpoints_of_earlier_versions_are_found_and_read(folder, digest):
-    for number in (2, 3):  # they evaluated after every epoch, and reported no more than that
-        ours = folder.path / f"evaluation-00000{number}"
-        progress = json.loads((ours / "progress.json").read_text())
-        for report in progress["history"]:
-            for name in ("evaluation", "step", "examples"):
-                del report[name]
-        (ours / "progress.json").write_text(json.dumps(progress))
-        manifest = json.loads((ours / "manifest.json").read_text())
-        manifest["progress.json"] = hashlib.sha256((ours / "progress.json").read_bytes()).hexdigest()
-        (ours / "manifest.json").write_text(json.dumps(manifest))
-        ours.rename(folder.path / f"epoch-00000{number}")
-    found = folder.newest(digest).folder
-    assert found.name == "epoch-000003"
-    assert [report["evaluation"] for report in read_progress(found)["history"]] == [1, 2, 3]
-    folder.save(4, checkpoint().save)
-    assert names(folder) == ["epoch-000003", "evaluation-000004"]
-    assert folder.newest(digest).folder == found  # the other is of another trial
 
 
 def test_what_a_killed_worker_left_is_not_taken_for_a_checkpoint(folder, digest):

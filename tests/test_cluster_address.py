@@ -1,15 +1,13 @@
 """A cluster that is not there, or is no Ray, is one line within seconds; Ray itself tries for minutes."""
 
 import contextlib
-import http.server
 import socket
-import threading
 import time
 
 import pytest
 
 from sweep.cluster import ray_session
-from tests.helpers import refusal
+from tests.helpers import refusal, web_server
 
 
 def join(address):
@@ -18,36 +16,25 @@ def join(address):
 
 
 @contextlib.contextmanager
-def web_server():
-    """Something that listens and is no Ray."""
-    server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), http.server.BaseHTTPRequestHandler)
-    threading.Thread(target=server.serve_forever).start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-@contextlib.contextmanager
-def deaf_server():
-    """It takes connections and never says a word."""
-    with socket.create_server(("0.0.0.0", 0)) as server:
-        yield server.getsockname()[1]
-
-
-@contextlib.contextmanager
-def nobody():
-    yield 1
+def listening(who):
+    """The port of something that is no Ray: nobody, a web server, or one that never says a word."""
+    with contextlib.ExitStack() as stack:
+        if who == "nobody":
+            yield 1
+        elif who == "a web server":
+            yield stack.enter_context(web_server(host="0.0.0.0")).server_port
+        else:
+            yield stack.enter_context(socket.create_server(("0.0.0.0", 0))).getsockname()[1]
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 @pytest.mark.parametrize(
     ("who", "why"),
-    [(nobody, "Connection refused"), (web_server, "no Ray"), (deaf_server, "no Ray")],
+    [("nobody", "Connection refused"), ("a web server", "no Ray"), ("a deaf one", "no Ray")],
 )
-def test_who_is_no_ray_is_refused_in_one_line_and_ray_stays_silent(scheme, who, why, capfd):
-    with who() as port:
+def test_who_is_no_ray_is_refused_in_one_line_and_ray_stays_silent(scheme, who, why, capfd, monkeypatch):
+    monkeypatch.setattr("sweep.cluster._ANSWERS_WITHIN", 1.0)  # seconds: nobody here ever answers
+    with listening(who) as port:
         started = time.monotonic()
         line = refusal(join, f"{scheme}127.0.0.1:{port}")
         assert time.monotonic() - started < 20

@@ -14,19 +14,17 @@ from errors import StoppedError
 from sweep.jobs import project_with
 from sweep.options import SweepOptions, parse_options
 from sweep.plan import make_plan
+from tests.helpers import outcome, refused_command
 from tests.test_search_spaces import OWN
 from trainables.encoders import load_config
 
 DEMO = ["--space", "fixed_lr", "--demo"]
 
 
-def run(argv, capsys):
-    try:
-        code = tune_main.main(argv)
-    except SystemExit as stop:  # of argparse
-        code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+def said(argv):
+    code, out, err = outcome(argv)
+    assert code == 0, err
+    return out
 
 
 @pytest.fixture(autouse=True)
@@ -44,17 +42,18 @@ NO_CLUSTER = ["--address", f"http://127.0.0.1:{closed_port()}"]
 SHARED = ["--storage-path", "/shared/checkpoints", "--results-path", "/shared/results"]
 SHARED += ["--tracking-uri", "http://127.0.0.1:5000", "--precision", "fp32"]
 
+SUBMIT = ["submit", *NO_CLUSTER, *DEMO, *SHARED]
+SQLITE = ["--tracking-uri", "sqlite:///mlflow.db"]
+TWO_SEEDS = ["--seed", "1", "2"]
+
 BAD_INPUT = {
     "no address": (["submit", *DEMO], "--address"),
-    "no cluster": (["submit", *NO_CLUSTER, *DEMO, *SHARED], "the job server at http://127.0.0.1"),
+    "no cluster": (SUBMIT, "the job server at http://127.0.0.1"),
     "no cluster to ask": (["status", *NO_CLUSTER], "the job server at http://127.0.0.1"),
     "no job server": (["status", "--address", "127.0.0.1:8265"], "give http://HOST:8265"),
     "port": (["status", "--address", "http://127.0.0.1:99999"], "the job server at http://127.0.0.1:99999"),
-    "a job's own database": (
-        ["submit", *NO_CLUSTER, *DEMO, *SHARED, "--tracking-uri", "sqlite:///mlflow.db"],
-        "must be a server that the cluster reaches",
-    ),
-    "a job's name": (["submit", *NO_CLUSTER, *DEMO, *SHARED, "--name", "not/allowed"], "study name"),
+    "a job's own database": ([*SUBMIT, *SQLITE], "must be a server that the cluster reaches"),
+    "a job's name": ([*SUBMIT, "--name", "not/allowed"], "study name"),
     "a job's own folder": (["submit", *NO_CLUSTER, *DEMO], "--storage-path must be an absolute path"),
     "space of a job": (["submit", *NO_CLUSTER, "--space", "batch_lr_gird"], "did you mean batch_lr_grid"),
     "nothing": ([], "give --space NAME"),
@@ -75,15 +74,12 @@ BAD_INPUT = {
     "learning rate": ([*DEMO, "--base-lr", "nan"], "--base-lr must be a finite number"),
     "physical batch size": ([*DEMO, "--physical-batch-size", "big"], "must be a number or auto"),
     "setting": ([*DEMO, "--set", "droput=0.2"], "did you mean head_dropout"),
-    "setting value": ([*DEMO, "--set", "dropout=much"], "dropout must be a valid number"),
+    "setting value": ([*DEMO, "--set", "head_dropout=much"], "head_dropout must be a valid number"),
     "setting form": ([*DEMO, "--set", "dropout"], "key=value"),
     "setting of an axis": ([*DEMO, "--set", "seed=3"], "use --seed"),
     "a file": (["--space", "./nowhere.py", "--demo"], "./nowhere.py: No such file or directory"),
     "a job's file": (["submit", *NO_CLUSTER, "--space", "nowhere.py", *SHARED], "nowhere.py: No such file"),
-    "control seeds": (
-        [*DEMO, "--seed", "1", "2", "--control-seeds", "1"],
-        "1 control seeds are fewer than",
-    ),
+    "control seeds": ([*DEMO, *TWO_SEEDS, "--control-seeds", "1"], "1 control seeds are fewer than"),
     "no control seeds": ([*DEMO, "--control-seeds", "0"], "--control-seeds must be greater than or equal"),
     "control of a search": (["--space", "best_config", "--control-seeds", "3"], "is for a grid"),
     "twice": ([*DEMO, "--target-batch-sizes", "64", "64"], "named twice"),
@@ -107,45 +103,34 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_line_and_leaves_nothing(case, capsys, tmp_path):
+def test_bad_input_is_one_line_and_leaves_nothing(case, tmp_path):
     argv, expected = BAD_INPUT[case]
-    code, out, err = run(argv, capsys)
-    assert code == 2
-    assert expected in err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert not out
-    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert not left
+    assert expected in refused_command(argv)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_list_spaces_names_every_question(capsys):
-    code, out, _ = run(["--list-spaces"], capsys)
-    assert code == 0
-    names = [line.split()[0] for line in out.splitlines()]
-    assert names == [
-        "batch_lr_grid",
-        "best_config",
-        "equal_steps",
-        "fixed_lr",
-        "linear_ablation",
-        "seeds",
-        "small_batch",
-        "sqrt_lr",
-    ]
+def test_list_spaces_names_every_question():
+    names = (
+        "batch_lr_grid best_config equal_steps fixed_lr linear_ablation seeds small_batch sqrt_lr".split()
+    )
+    assert [line.split()[0] for line in said(["--list-spaces"]).splitlines()] == names
 
 
-def test_dry_run_of_a_search_prints_its_box(capsys, tmp_path):
-    code, out, _ = run(["--space", "best_config", "--demo", "--trials", "9", "--dry-run"], capsys)
-    assert code == 0
-    assert "9 trials in generations of 4, sampler tpe, stopping median" in out
-    assert "0.0001 to 0.01, by its logarithm" in out
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("--space best_config --trials 9", "9 trials in generations of 4, sampler tpe, stopping median"),
+        ("--space best_config --trials 9", "0.0001 to 0.01, by its logarithm"),
+        ("--space fixed_lr", "torch engine, fp32"),  # on every machine
+        ("--space fixed_lr --precision bf16", "torch engine, bf16"),  # flags beat --demo
+    ],
+)
+def test_a_dry_run_says_what_is_planned(words, shown):
+    assert shown in said([*words.split(), "--demo", "--dry-run"])
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
-    code, out, _ = run(["--space", "batch_lr_grid", "--demo", "--dry-run"], capsys)
-    assert code == 0
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
+    out = said(["--space", "batch_lr_grid", "--demo", "--dry-run"])
     assert "18 cells, 14 unique trials" in out
     assert "3,200 train, 400 val, 400 test\n" in out
     assert "  rows read: 4,000\n  left out: 0 exact duplicates\n  class shares: negative" in out
@@ -159,7 +144,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
 
 
 def planned(argv):
-    return make_plan(parse_options("sweep", argv), bf16_available=False).to_dict()
+    return make_plan(parse_options(SweepOptions, argv), bf16_available=False).plan
 
 
 @pytest.mark.parametrize(
@@ -173,49 +158,44 @@ def planned(argv):
     ],
 )
 def test_seeds_and_those_of_the_control_cell(given, seeds, control):
-    cells = planned(["--space", "seeds", "--demo", *given])["cells"]
-    assert {cell["seed"] for cell in cells if cell["target_batch_size"] == 64} == control
-    assert {cell["seed"] for cell in cells if cell["target_batch_size"] != 64} == seeds
+    cells = [cell.config for cell in planned(["--space", "seeds", "--demo", *given]).cells]
+    assert {cell.seed for cell in cells if cell.target_batch_size == 64} == control
+    assert {cell.seed for cell in cells if cell.target_batch_size != 64} == seeds
 
 
 def test_where_flags_leave_the_baseline_out_the_first_value_takes_its_place():
-    plan = planned(
-        [*DEMO, "--target-batch-sizes", "256", "1024", "--seed", "1", "2", "--control-seeds", "3"]
-    )
-    assert plan["baselines"] == {"target_batch_size": 256}
-    found = {(cell["target_batch_size"], cell["seed"]) for cell in plan["cells"]}
+    words = "--target-batch-sizes 256 1024 --seed 1 2 --control-seeds 3".split()
+    plan = planned([*DEMO, *words])
+    assert plan.baselines == {"target_batch_size": 256}
+    found = {(cell.config.target_batch_size, cell.config.seed) for cell in plan.cells}
     assert found == {(256, 1), (256, 2), (256, 3), (1024, 1), (1024, 2)}
 
 
 def test_a_baseline_among_models_is_called_as_the_cells_call_it(tmp_path):
     load_config("bert-tiny").save_pretrained(tmp_path / "encoders" / "ours")
-    models = '("./encoders/ours", "bert-tiny")'
-    text = OWN.replace('["bert-tiny"]', models).replace(
-        '{"target_batch_size": 64}', '{"model": "./encoders/ours"}'
-    )
+    text = OWN.replace('["bert-tiny"]', '("./encoders/ours", "bert-tiny")')
+    text = text.replace('{"target_batch_size": 64}', '{"model": "./encoders/ours"}')
     (tmp_path / "mine.py").write_text(text)
-    plan = planned(
-        ["--space", "mine.py", "--models", "bert-tiny", "./encoders/ours", "--dataset", "demo-reviews"]
-    )
-    assert plan["baselines"] == {"model": "ours"}
-    assert "ours" in {cell["model"] for cell in plan["cells"]}
+    models = ["--models", "bert-tiny", "./encoders/ours"]
+    plan = planned(["--space", "mine.py", *models, "--dataset", "demo-reviews"])
+    assert plan.baselines == {"model": "ours"}
+    assert "ours" in {cell.config.model_name for cell in plan.cells}
 
 
 README = (Path(tune_main.__file__).parent / "README.md").read_text()
 
 
-def test_the_space_of_the_readme_is_planned_as_it_says(tmp_path, capsys):
+def test_the_space_of_the_readme_is_planned_as_it_says(tmp_path):
     text = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "SPACE" in block)
     command = re.search(r"python tune_main.py (--space \./my_space.py .*)", README)[1]
     assert len(text.splitlines()) == 10
     (tmp_path / "my_space.py").write_text(text)
-    code, out, _ = run([*command.split(), "--demo", "--models", "bert-tiny", "--dry-run"], capsys)
-    assert code == 0
+    out = said([*command.split(), "--demo", "--models", "bert-tiny", "--dry-run"])
     assert "study my_space-demo: Is 32 as good as 256 for my reviews?" in out
     assert "18 cells, 18 unique trials (6 seeds of a control cell, 3 of any other)" in out
     plan = planned([*command.split(), "--demo", "--models", "bert-tiny"])
-    assert (plan["space"], plan["margin"]) == ("my_space", 1.0)
-    assert plan["baselines"] == {"target_batch_size": 256}
+    assert (plan.space.name, plan.margin) == ("my_space", 1.0)
+    assert plan.baselines == {"target_batch_size": 256}
 
 
 def test_a_space_of_ones_own_travels_with_the_job(tmp_path):
@@ -228,36 +208,22 @@ def test_a_space_of_ones_own_travels_with_the_job(tmp_path):
     assert "study mine-demo:" in planned_there.stdout
 
 
-def test_explicit_flags_beat_demo(capsys):
-    argv = ["--space", "fixed_lr", "--demo", "--base-lr", "0.5", "--models", "bert-tiny", "--dry-run"]
-    _, out, _ = run(argv, capsys)
+def test_explicit_flags_beat_demo():
+    out = said([*DEMO, "--base-lr", "0.5", "--models", "bert-tiny", "--dry-run"])
     assert "0.5" in out
     assert "modernbert-tiny" not in out
     assert "demo-reviews" in out
 
 
-def test_verify_passes_and_exits_zero(capsys):
-    code, out, _ = run(["verify", "--models", "bert-tiny"], capsys)
-    assert code == 0
-    assert "20 of 20 gradients equal the whole window's" in out
-
-
-def test_a_key_of_an_earlier_version_is_read_and_named_anew(capsys):
-    _, out, _ = run([*DEMO, "--set", "dropout=0.2", "--dry-run"], capsys)
-    assert "note: dropout is called head_dropout now" in out
-
-
-def test_the_demo_is_fp32_on_every_machine(capsys):
-    argv = [*DEMO, "--dry-run"]
-    assert "torch engine, fp32" in run(argv, capsys)[1]
-    assert "torch engine, bf16" in run([*argv, "--precision", "bf16"], capsys)[1]
+def test_verify_passes_and_exits_zero():
+    assert "20 of 20 gradients equal the whole window's" in said(["verify", "--models", "bert-tiny"])
 
 
 def let_sweeps_raise(error, monkeypatch):
     def sweep(options):
         raise error
 
-    monkeypatch.setitem(tune_main.COMMANDS, "sweep", sweep)
+    monkeypatch.setitem(tune_main.COMMANDS, "sweep", (SweepOptions, sweep))
 
 
 def test_an_error_that_the_user_cannot_mend_keeps_its_traceback(monkeypatch):
@@ -266,22 +232,22 @@ def test_an_error_that_the_user_cannot_mend_keeps_its_traceback(monkeypatch):
         tune_main.main(DEMO)
 
 
-def test_after_fresh_the_advice_is_to_continue_without_it(monkeypatch, capsys):
+def test_after_fresh_the_advice_is_to_continue_without_it(monkeypatch):
     let_sweeps_raise(StoppedError("training stopped: run the same command again to continue"), monkeypatch)
-    code, _, err = run([*DEMO, "--fresh"], capsys)
+    code, _, err = outcome([*DEMO, "--fresh"])
     assert code == 1
     assert err.endswith("to continue, without --fresh if it has said that it starts anew\n")
 
 
-def test_a_full_disk_is_one_line(monkeypatch, capsys):
+def test_a_full_disk_is_one_line(monkeypatch):
     let_sweeps_raise(OSError(errno.ENOSPC, "No space left on device"), monkeypatch)
-    code, _, err = run(DEMO, capsys)
+    code, _, err = outcome(DEMO)
     assert code == 1
     assert err == "error: [Errno 28] No space left on device\n"
 
 
 def test_options_are_given_on_as_they_were_given():
     words = [*DEMO, "--seed", "1", "2", "--fresh", "--base-lr", "0.001", "--set", "a=1", "--set", "b=2"]
-    options = parse_options("sweep", words)
+    options = parse_options(SweepOptions, words)
     assert sorted(options.words()) == sorted(words)
-    assert parse_options("sweep", options.words()) == options
+    assert parse_options(SweepOptions, options.words()) == options

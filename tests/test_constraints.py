@@ -2,14 +2,14 @@
 
 import re
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT
+
 DIRECT = ("requirements.txt", "requirements-dev.txt", "docker/requirements-server.txt")
 
 

@@ -1,13 +1,20 @@
 """The class that Tune drives, on a real Ray: what its steps report when a trial goes on."""
 
 import math
+import os
 
 import pytest
 import ray
 import torch
 from ray import tune
 
+from sweep.cluster import Resources
+from sweep.options import SweepOptions
+from sweep.plan import make_plan
+from sweep.storage import StudyStorage
+from sweep.training import train
 from tests.helpers import CPU, tiny_config
+from tracking import StudyStore
 from trainables.checkpoint import TrialFolder
 from trainables.encoder_trainable import EncoderTrainable
 from trainables.trial import Trial
@@ -97,3 +104,37 @@ def test_a_trial_that_cannot_be_built_fails_in_a_step_which_tune_tries_again(tra
         trainable.step()
     assert trainable.reset({"trial": CONFIG.to_dict()})
     assert trainable.step()["report"]["epoch"] == 1
+
+
+def test_a_trial_whose_worker_dies_before_it_starts_is_tried_again(
+    assets, empty_store, tmp_path, monkeypatch
+):
+    class DiesBetweenTrials(EncoderTrainable):
+        def reset_config(self, new_config):
+            if not (marker := self._study_storage.parent / "has died").exists():
+                marker.touch()
+                os._exit(1)
+            return super().reset_config(new_config)
+
+    monkeypatch.setattr("sweep.training.EncoderTrainable", DiesBetweenTrials)
+    options = SweepOptions(space="fixed_lr", name="films", demo=True, models=["bert-tiny"], epochs=1)
+    planned = make_plan(
+        options.model_copy(update={"train_size": 64, "eval_size": 60}), bf16_available=False
+    )
+    (grid,), plan, store = planned.stages(), planned.plan, StudyStore(empty_store, "films")
+    invocation = store.start_invocation("title", plan.model_dump(mode="json"), {})
+    with (storage := StudyStorage(str(tmp_path / "ray_results"), "films")).owned():
+        recorder = train(
+            grid,
+            outcomes := {},
+            set(),
+            plan,
+            lambda each: store.open_trial(each.cells, each.name, plan.dataset, invocation, {}),
+            assets={"bert-tiny": assets["bert-tiny"]},
+            resources=Resources(gpus=0, cpus=1, concurrent=1),
+            storage=storage,
+            writer=store.background(),
+            max_failures=1,
+        )
+    assert recorder.failures == {}
+    assert len(outcomes) == 3

@@ -4,7 +4,6 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from tests.helpers import CPU, TINY_MODELS, assert_identical, refusal
-from tests.hostile.models import write_encoder
 from trainables.accumulation import autocast
 from trainables.batches import TokenTensors
 from trainables.encoders import (
@@ -19,20 +18,14 @@ from trainables.tiny_encoders import DEMO_VOCABULARY
 TEXT = "the plot was not superb , but the villain was witty ."
 
 
-@pytest.fixture(scope="module")
-def bert_folder(tmp_path_factory):
-    """A local Hugging Face folder with the pooler that hub checkpoints of BERT carry."""
-    return write_encoder(tmp_path_factory.mktemp("encoders") / "small-bert")
-
-
-def test_every_spelling_of_a_model_becomes_its_one_name(bert_folder):
+def test_every_spelling_of_a_model_becomes_its_one_name(encoder_folder):
     for name in ("bert-base", "bert-base-uncased", "google-bert/bert-base-uncased"):
         assert canonical_model(name) == "bert-base"
     for name in ("modernbert-base", "answerdotai/ModernBERT-base"):
         assert canonical_model(name) == "modernbert-base"
-    for name in ("bert-tiny", "microsoft/MiniLM-L12-H384-uncased", str(bert_folder)):
+    for name in ("bert-tiny", "microsoft/MiniLM-L12-H384-uncased", str(encoder_folder)):
         assert canonical_model(name) == name
-    assert canonical_model(f"{bert_folder}/") == str(bert_folder)
+    assert canonical_model(f"{encoder_folder}/") == str(encoder_folder)
 
 
 def test_a_folder_that_is_missing_or_has_no_config_is_refused():
@@ -81,15 +74,15 @@ def test_parameters_are_counted_as_built_up_to_the_vocabulary(assets, model):
     assert count_parameters(model) == real + missing_words * encoder.config["hidden_size"]
 
 
-def test_a_local_folder_gives_its_own_weights_without_the_pooler(bert_folder):
-    encoder = load_encoder(str(bert_folder), [])
-    stored = AutoModel.from_pretrained(bert_folder).state_dict()
+def test_a_local_folder_gives_its_own_weights_without_the_pooler(encoder_folder):
+    encoder = load_encoder(str(encoder_folder), [])
+    stored = AutoModel.from_pretrained(encoder_folder).state_dict()
     expected = {name: tensor for name, tensor in stored.items() if not name.startswith("pooler.")}
     assert len(expected) < len(stored)
     model = encoder.build(classes=3, dropout=0.0, seed=0)
     assert_identical(dict(model.encoder.state_dict()), expected)
     assert model.classifier.out_features == 3
-    assert sum(p.numel() for p in model.encoder.parameters()) == count_parameters(str(bert_folder))
+    assert sum(p.numel() for p in model.encoder.parameters()) == count_parameters(str(encoder_folder))
 
 
 @pytest.mark.parametrize(

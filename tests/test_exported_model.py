@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.helpers import TINY_MODELS, tiny_config, trained
-from trainables.checkpoint import weight_files
+from tests.helpers import TINY_MODELS, export, tiny_config, trained
 from trainables.evaluation import evaluate
-from trainables.exported_model import ClassifierCard, _load_pyfunc, export_model, load_exported_model
+from trainables.exported_model import _load_pyfunc, export_model, load_exported_model
 
 NOT_NEEDED = ("accelerate", "ray", "mlflow", "datasets", "sklearn", "search_spaces", "pydantic")
 
@@ -20,19 +19,7 @@ def exported(request, assets, splits, tmp_path_factory):
     """A trained trial, the folder that its weights were exported to, and its val texts."""
     model = request.param
     trial = trained(tiny_config(model=model, epochs=1), assets[model])
-    checkpoint_folder = tmp_path_factory.mktemp("checkpoint")
-    trial.save(checkpoint_folder)
-    card = ClassifierCard(
-        model=model,
-        label_names=splits.label_names,
-        max_length=trial.config.max_length,
-        dropout=trial.config.head_dropout,
-        trial_hash=trial.config.trial_hash,
-        epoch=1,
-        val_acc=trial.history[0]["val_acc"],
-    )
-    folder = tmp_path_factory.mktemp("export") / "model"
-    export_model(folder, weight_files(checkpoint_folder)["best"], assets[model].encoder, card)
+    folder = export(trial, assets[model], splits.label_names, tmp_path_factory.mktemp("trial"))
     return trial, folder, splits.val.texts
 
 

@@ -20,13 +20,13 @@ from reports.forecast import (
     power_lines,
     seeds_needed,
     smallest_differences,
-    stored_plan,
     time_line,
 )
 from reports.prose import listed
 from reports.statistics import TrainingsDifference
-from reports.study_data import Forecast, StudyData, read_study
+from reports.study_data import StudyData, read_study
 from search_spaces import TrialConfig
+from search_spaces.plan import Forecast
 from sweep import calibration
 from sweep.hardware import cpu_model, ran_as_here
 from sweep.options import SweepOptions, parse_options
@@ -45,9 +45,9 @@ UNKNOWN = assumed(None, None)
 
 def planned(space, test_examples=400, **options):
     options = {"space": space, "demo": True, "models": ["bert-tiny"]} | options
-    plan = stored_plan(make_plan(SweepOptions(**options), bf16_available=False).to_dict())
+    plan = make_plan(SweepOptions(**options), bf16_available=False).plan
     sizes = plan.dataset.sizes | {"test": test_examples}
-    return plan.model_copy(update={"dataset": dataclasses.replace(plan.dataset, sizes=sizes)})
+    return plan.replace(dataset=dataclasses.replace(plan.dataset, sizes=sizes))
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +175,11 @@ def test_an_earlier_study_on_the_same_splits_stands_in_for_assumptions(tmp_path)
     assert Earlier(f"sqlite:///{tmp_path}/none.db").chance(planned("batch_lr_grid")) == UNKNOWN
     assert not (tmp_path / "none.db").exists()
     assert Earlier(uri, leave_out=STUDY).chance(planned(**OPTIONS | options)) == UNKNOWN
+    store = StudyStore(uri, STUDY)
+    for run in store.read_runs().trials.values():
+        store.client.delete_tag(run.run_id, "format")
+    assert Earlier(uri).trials == []  # of another version, which nothing can be read of
+    assert Earlier(uri).chance(planned(**OPTIONS | options)) == UNKNOWN
 
 
 def test_earlier_trials_of_the_model_say_how_long_it_will_take(small_study):
@@ -210,7 +215,7 @@ def of_two_models():
 
 
 def seconds_of(plan, per_example, per_step):
-    ends = {h: c.position(c.evaluation_count, plan.dataset.sizes["train"]) for h, c in plan.trials.items()}
+    ends = {h: c.position(c.evaluation_count, plan.dataset.sizes["train"]) for h, c in plan.configs.items()}
     return {h: per_example * end.examples + per_step * end.step for h, end in ends.items()}
 
 
@@ -222,7 +227,7 @@ def test_whatever_trials_are_known_the_rest_is_estimated_from_them_and_the_line_
             durations = Durations({h: true[h] for h in known}, "from study S")
             line, minutes = time_line(plan, durations), forecast(plan, UNKNOWN, durations).minutes
             of_model = {
-                name: [h for h, config in plan.trials.items() if config.model_name == name]
+                name: [h for h, config in plan.configs.items() if config.model_name == name]
                 for name in TINY_MODELS
             }
             if not known:
@@ -230,7 +235,7 @@ def test_whatever_trials_are_known_the_rest_is_estimated_from_them_and_the_line_
                 continue
             for name, own in of_model.items():
                 found = set(own) & set(known)
-                lacking = [str(plan.trials[h].target_batch_size) for h in own if h not in known]
+                lacking = [str(plan.configs[h].target_batch_size) for h in own if h not in known]
                 is_estimated = bool(found and lacking)
                 assert bool(re.search(rf"[:,] {name} at {listed(lacking)} by ", line)) == is_estimated
                 ends = [f"{of(true[h] for h in own) / 60:,.1f}" for of in (min, max)]
@@ -250,7 +255,7 @@ def test_whatever_trials_are_known_the_rest_is_estimated_from_them_and_the_line_
 
 def test_by_examples_alone_a_trial_takes_as_long_as_one_of_as_many_examples(of_two_models):
     plan = of_two_models
-    one_each = {c.model_name: h for h, c in plan.trials.items()}.values()
+    one_each = {c.model_name: h for h, c in plan.configs.items()}.values()
     found = expected_durations(plan, Durations(dict.fromkeys(one_each, 30.0), ""))
     # 5 epochs at every target batch size
     assert [list(each.seconds.values()) for each in found.values()] == [pytest.approx([30.0] * 3)] * 2
@@ -259,7 +264,7 @@ def test_by_examples_alone_a_trial_takes_as_long_as_one_of_as_many_examples(of_t
 def test_no_share_of_the_time_is_less_than_nothing(of_two_models):
     """As where the smaller batch happened to be timed on an idle machine."""
     true = seconds_of(of_two_models, per_example=0.01, per_step=-0.01)
-    smallest = {h for h, config in of_two_models.trials.items() if config.target_batch_size == 32}
+    smallest = {h for h, config in of_two_models.configs.items() if config.target_batch_size == 32}
     known = Durations({h: s for h, s in true.items() if h not in smallest}, "")
     for each in expected_durations(of_two_models, known).values():
         assert each.seconds.keys() & smallest
@@ -312,9 +317,9 @@ def test_calibration_reckons_with_every_example_that_a_trial_trains_on_and_is_ev
     assert main([*words, "--dry-run", "--calibrate"]) == 0
     said = re.search(r"minutes a trial: bert-tiny ([\d.]+);", capsys.readouterr().out)[1]
 
-    plan = make_plan(parse_options("sweep", words), bf16_available=False)
-    (config,) = plan.configs.values()
-    trial, seconds = Trial(config, prepare_assets(config, plan.splits).trial, CPU), 0
+    planned_there = make_plan(parse_options(SweepOptions, words), bf16_available=False)
+    (config,) = planned_there.plan.configs.values()
+    trial, seconds = Trial(config, prepare_assets(config, planned_there.splits).trial, CPU), 0
     train(trial)
     assert seconds == 2 * 640 + 5 * (240 + 240)
     assert float(said) == pytest.approx(seconds / 60, abs=0.05)
@@ -322,9 +327,9 @@ def test_calibration_reckons_with_every_example_that_a_trial_trains_on_and_is_ev
 
 def test_calibration_is_of_this_machine_and_trains_nothing():
     argv = ["--space", "fixed_lr", "--calibrate"]
-    assert "give it with --dry-run" in refusal(parse_options, "sweep", argv)
+    assert "give it with --dry-run" in refusal(parse_options, SweepOptions, argv)
     argv += ["--dry-run", "--ray-address", "host:6379"]
-    assert "leave --ray-address out" in refusal(parse_options, "sweep", argv)
+    assert "leave --ray-address out" in refusal(parse_options, SweepOptions, argv)
 
 
 @pytest.mark.parametrize("values", [{"assume_disagreement": 6.0}, {"assume_seed_sd": 0.0}])

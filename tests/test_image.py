@@ -13,21 +13,26 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
 import yaml
 
 from tests.faults import processes
-from tests.faults.servers import postgres, postgres_missing
+from tests.faults.servers import Server, postgres, postgres_missing
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parents[1]
 COMPOSE = ROOT / "docker" / "compose.yaml"
 STAND_IN = "localhost/batchscale-test-base"
 SOMEBODY = 12345  # a user that the image does not know
 STUDY = (
     "--space batch_lr_grid --demo --name image --models bert-tiny --target-batch-sizes 64 128 "
     "--scaling-rules fixed --epochs 1 --train-size 320 --eval-size 60 --max-length 32"
+).split()
+# of a user, in a folder that is not git's
+STRAY = (
+    ".env trainables/.env reviews.csv search_spaces/data.parquet model.safetensors mlflow.db optuna.db "
+    "results/x/report.html sweep/results/report.html sweep/__pycache__/study.cpython-311.pyc "
+    "ray_results/x/checkpoint"
 ).split()
 needs_buildah = pytest.mark.skipif(
     shutil.which("buildah") is None or os.getuid() != 0, reason="needs root and buildah"
@@ -60,10 +65,9 @@ def buildah(tmp_path_factory):
 
 def pip_as_here(folder):
     """The volumes that let pip in a build reach what pip reaches here."""
-    listed = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
-    )
-    settings = dict(re.findall(r"^(?:global|:env:)\.([\w-]+)='(.*)'$", listed.stdout, re.MULTILINE))
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    settings = dict(re.findall(r"^(?:global|:env:)\.([\w-]+)='(.*)'$", listed, re.MULTILINE))
     settings.pop("constraint", None)  # of this machine's own environments
     lines = [f"{name} = {value}" for name, value in settings.items()]
     configuration = folder / "pip.conf"
@@ -82,20 +86,15 @@ def base(buildah, tmp_path_factory):
     """The pinned base, or what stands in for it."""
     pinned = re.search(r"^ARG BASE=(\S+)", (ROOT / "docker" / "Dockerfile").read_text(), re.MULTILINE)[1]
     with contextlib.suppress(subprocess.TimeoutExpired):
-        pulled = subprocess.run(
-            buildah.command("pull", "--retry", "0", pinned), capture_output=True, timeout=120, check=False
-        )
-        if pulled.returncode == 0:
+        command = buildah.command("pull", "--retry", "0", pinned)
+        if subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0:
             return pinned
     print(f"{pinned} cannot be pulled: a Debian made by debootstrap stands in for it")
     release = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.MULTILINE)[1]
     folder = tmp_path_factory.mktemp("debian")
     packages = "--include=python3,python3-venv,ca-certificates"
-    subprocess.run(
-        ["debootstrap", "--variant=minbase", packages, release, str(folder)],
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
+    command = ["debootstrap", "--variant=minbase", packages, release, str(folder)]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     container = buildah("from", "scratch")
     buildah("add", container, folder, "/")
     buildah("commit", container, STAND_IN)
@@ -124,43 +123,38 @@ def tracking_image(buildah, base, tmp_path_factory):
     return built(buildah, base, tmp_path_factory.mktemp("pip"), "tracking")
 
 
+@pytest.fixture
+def container(buildah):
+    """Makes a container of an image, which goes with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(image):
+            made = buildah("from", image)
+            stack.callback(buildah, "rm", made)
+            return made
+
+        yield make
+
+
 @pytest.mark.slow
 @needs_buildah
-def test_nothing_but_what_a_study_needs_gets_into_the_image(buildah, tmp_path):
+def test_nothing_but_what_a_study_needs_gets_into_the_image(buildah, container, tmp_path):
     context, destination = tmp_path / "context", tmp_path / "image"
-    files = subprocess.run(
-        ["git", "ls-files", "-coz", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for file in filter(None, files.stdout.split("\0")):
+    listing = ["git", "ls-files", "-co", "--exclude-standard"]
+    listed = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [file for file in listed.splitlines() if (ROOT / file).exists()]
+    for file in files:
         (context / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, context / file)
-    for stray in (
-        ".env",
-        "reviews.csv",
-        "model.safetensors",
-        "mlflow.db",
-        "optuna.db",
-        "results/x/report.html",
-        "sweep/results/report.html",
-        "sweep/__pycache__/study.cpython-311.pyc",
-        "trainables/.env",
-        "search_spaces/data.parquet",
-        "ray_results/x/checkpoint",
-    ):
+    for stray in STRAY:
         (context / stray).parent.mkdir(parents=True, exist_ok=True)
         (context / stray).write_text("stray")
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
     buildah("build", "-f", tmp_path / "Dockerfile", "-t", "files", context)
-    container = buildah("from", "files")
-    shutil.copytree(buildah("mount", container), destination)
-    buildah("rm", container)
+    shutil.copytree(buildah("mount", container("files")), destination)
     found = {str(path.relative_to(destination)) for path in destination.rglob("*") if path.is_file()}
-    packages = ("search_spaces", "trainables", "sweep", "tracking", "reports")
-    code = {str(p.relative_to(ROOT)) for name in packages for p in (ROOT / name).glob("*") if p.is_file()}
+    packages = ("search_spaces/", "trainables/", "sweep/", "tracking/", "reports/")
+    code = {file for file in files if file.startswith(packages)}
     top = {"addresses.py", "errors.py", "tune_main.py", "LICENSE", "requirements.txt", "constraints.txt"}
     top |= {"docker/make_secrets.py", "docker/requirements-server.txt"}
     assert found == code | top
@@ -174,14 +168,8 @@ def test_compose_takes_the_file_and_gives_gpus_to_one_service_only(tmp_path):
     for service in content["services"].values():
         service.pop("profiles", None)  # of whatever profile, it is to be read
     (tmp_path / "compose.yaml").write_text(yaml.safe_dump(content))
-    command = [
-        "docker-compose",
-        "-f",
-        str(tmp_path / "compose.yaml"),
-        "--project-directory",
-        str(ROOT),
-        "config",
-    ]
+    where = ["-f", str(tmp_path / "compose.yaml"), "--project-directory", str(ROOT)]
+    command = ["docker-compose", *where, "config"]
     moved = os.environ | {"RAY_GPU_MEMORY": "500g"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=moved)
     assert done.returncode == 0, done.stderr
@@ -190,26 +178,27 @@ def test_compose_takes_the_file_and_gives_gpus_to_one_service_only(tmp_path):
     assert all(":" in service["image"] for service in services.values())
     assert services["ray-gpu"]["mem_limit"] == "500g"
     assert services["ray"]["mem_limit"] == "32g"
-    published = [str(port) for service in services.values() for port in service.get("ports", [])]
-    assert len(published) == 3
-    assert all(port.startswith("127.0.0.1:") for port in published)
+    assert sum(len(service.get("ports", [])) for service in services.values()) == 3
+
+
+def megabytes(server):
+    return sum(process.memory_info().rss for process in server.family()) / 1e6
 
 
 @pytest.mark.image
 @needs_buildah
 @needs_debootstrap
-def test_a_study_runs_as_a_user_that_the_image_does_not_know(buildah, study_image, tmp_path):
+def test_a_study_runs_as_a_user_that_the_image_does_not_know(buildah, container, study_image, tmp_path):
     tmp_path.chmod(0o755)
     work = tmp_path / "work"
     work.mkdir()
     os.chown(work, SOMEBODY, SOMEBODY)
-    container = buildah("from", study_image)
     command = buildah.command(
         *("run", "--isolation", "chroot", "--user", f"{SOMEBODY}:{SOMEBODY}", "--workingdir", "/data"),
-        *("--volume", f"{work}:/data", container, "--", *entrypoint(buildah, study_image), *STUDY),
+        *("--volume", f"{work}:/data", container(study_image), "--"),
+        *(*configuration(buildah, study_image)["Entrypoint"], *STUDY),
     )
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    buildah("rm", container)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert not [line for line in (done.stdout + done.stderr).splitlines() if "warning" in line.lower()]
     assert (work / "results" / "image" / "report.html").stat().st_uid == SOMEBODY
@@ -220,45 +209,19 @@ def test_a_study_runs_as_a_user_that_the_image_does_not_know(buildah, study_imag
 @pytest.mark.image
 @needs_buildah
 @needs_debootstrap
-def test_the_tracking_server_is_small_and_answers_on_any_port(buildah, tracking_image, tmp_path):
-    container, port = buildah("from", tracking_image), processes.free_port()
-    start = [*entrypoint(buildah, tracking_image), *configuration(buildah, tracking_image)["Cmd"]]
-    command = (
-        "run",
-        "--isolation",
-        "chroot",
-        "--user",
-        "1000:1000",
-        container,
-        "--",
-        *start,
-        "--port",
-        port,
+def test_the_tracking_server_is_small_and_answers_on_any_port(buildah, container, tracking_image, tmp_path):
+    port, image = processes.free_port(), configuration(buildah, tracking_image)
+    command = buildah.command(
+        *("run", "--isolation", "chroot", "--user", "1000:1000", container(tracking_image), "--"),
+        *(*image["Entrypoint"], *image["Cmd"], "--port", port),
     )
-    with (tmp_path / "server.log").open("wb") as log:
-        server = subprocess.Popen(buildah.command(*command), stdout=log, stderr=log)
-
-    def answers():
-        assert server.poll() is None, (tmp_path / "server.log").read_text()
-        with contextlib.suppress(requests.ConnectionError):
-            return requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok
-        return False
-
-    try:
-        processes.wait_until(answers, 180, "the tracking server to answer")
-        search = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+    with Server(tmp_path, command, f"http://127.0.0.1:{port}", "/health") as server:
+        search = f"{server.uri}/api/2.0/mlflow/experiments/search?max_results=1"
         assert requests.get(search, headers={"Host": "localhost:18080"}, timeout=30).ok
         assert requests.get(search, headers={"Host": "evil.example"}, timeout=30).status_code == 403
-        family = [p for p in psutil.Process(server.pid).children(recursive=True) if p.uids().real == 1000]
-        memory = sum(process.memory_info().rss for process in family)
-        print(f"{len(family)} processes, {memory / 1e6:.0f} MB")
-        assert 0 < len(family) <= 6
-    finally:
-        for process in psutil.Process(server.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        server.wait(60)
-        buildah("rm", container)
+        inside = [process for process in server.family() if process.uids().real == 1000]
+        print(f"{len(inside)} processes, {megabytes(server):.0f} MB")
+        assert 0 < len(inside) <= 6
 
 
 @pytest.mark.image
@@ -266,11 +229,10 @@ def test_the_tracking_server_is_small_and_answers_on_any_port(buildah, tracking_
 @needs_debootstrap
 @pytest.mark.skipif(bool(postgres_missing()), reason=postgres_missing())
 def test_mlflow_works_with_the_rights_and_the_passwords_that_compose_gives_it(
-    buildah, tracking_image, tmp_path
+    buildah, container, tracking_image, tmp_path
 ):
-    container, port = buildah("from", tracking_image), processes.free_port()
-    files = Path(buildah("mount", container))
-    image = configuration(buildah, tracking_image)
+    port, image = processes.free_port(), configuration(buildah, tracking_image)
+    files = Path(buildah("mount", container(tracking_image)))
     with postgres() as database:
         where = database.uri.split("@")[1]
         moved = {"@postgres/mlflow": f"@{where}", "--port 5000": f"--port {port}"}
@@ -278,40 +240,22 @@ def test_mlflow_works_with_the_rights_and_the_passwords_that_compose_gives_it(
         said = subprocess.run(secrets, capture_output=True, text=True, check=True).stdout
         password = (tmp_path / "secrets" / "mlflow").read_text()
         assert password not in said
-        with (tmp_path / "server.log").open("wb") as log:
-            command = confined("mlflow", files, image, tmp_path, moved)
-            server = subprocess.Popen(command, stdout=log, stderr=log)
-        uri = f"http://127.0.0.1:{port}"
-
-        def answers():
-            assert server.poll() is None, (tmp_path / "server.log").read_text()
-            with contextlib.suppress(requests.ConnectionError):
-                return requests.get(f"{uri}/health", timeout=5).ok
-            return False
-
-        try:
-            processes.wait_until(answers, 180, "the tracking server to answer")
-            status = Path(f"/proc/{server.pid}/status").read_text()
+        command = confined("mlflow", files, image, tmp_path, moved)
+        with Server(tmp_path, command, f"http://127.0.0.1:{port}", "/health") as server:
+            status = Path(f"/proc/{server.process.pid}/status").read_text()
             assert re.search(r"^Uid:\s+1000\s+1000\s+1000\s+1000$", status, re.M)
             assert re.search(r"^CapBnd:\s+0+$", status, re.M)
             assert re.search(r"^NoNewPrivs:\s+1$", status, re.M)
-            artifact = f"{uri}/api/2.0/mlflow-artifacts/artifacts/films/model"
+            artifact = f"{server.uri}/api/2.0/mlflow-artifacts/artifacts/films/model"
             content = b"weights" * 1_000_000
             assert requests.put(artifact, data=content, timeout=30).status_code == 401
             admin = ("admin", password)
             assert requests.put(artifact, data=content, auth=admin, timeout=60).ok
             assert requests.get(artifact, auth=admin, timeout=60).content == content
-            made = requests.post(
-                f"{uri}/api/2.0/mlflow/experiments/create", json={"name": "films"}, auth=admin, timeout=30
-            )
+            create = f"{server.uri}/api/2.0/mlflow/experiments/create"
+            made = requests.post(create, json={"name": "films"}, auth=admin, timeout=30)
             assert made.ok, made.text
-            family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-            print(f"{sum(process.memory_info().rss for process in family) / 1e6:.0f} MB")
-        finally:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                psutil.Process(server.pid).terminate()
-            server.wait(60)
-            buildah("rm", container)
+            print(f"{megabytes(server):.0f} MB")
 
 
 def confined(service, files, image, folder, moved=None):
@@ -329,15 +273,8 @@ def confined(service, files, image, folder, moved=None):
     variables = [each for each in content.get("environment", {}).items() if each[1] is not None]
     environment = [*image["Env"], *(f"{name}={value}" for name, value in variables)]
     start = ["chroot", str(files), "env", "-i", *environment, "setpriv", *rights(content, image), *words]
-    return [
-        "unshare",
-        "--mount",
-        "sh",
-        "-ec",
-        "\n".join([*mounts(content, files, folder), 'exec "$@"']),
-        "sh",
-        *start,
-    ]
+    script = "\n".join([*mounts(content, files, folder), 'exec "$@"'])
+    return ["unshare", "--mount", "sh", "-ec", script, "sh", *start]
 
 
 def rights(content, image):
@@ -367,14 +304,9 @@ def mounts(content, files, folder):
             yield f"mount -o remount,bind,ro {inside}"
     yield from (f"mount --rbind {each} {files}{each}" for each in ("/dev", "/proc"))
     yield f"mount -o remount,bind,ro {files}"
-    yield from (
-        f"mount -t tmpfs -o noexec,nosuid,nodev none {files}{each}" for each in content.get("tmpfs", [])
-    )
+    for each in content.get("tmpfs", []):
+        yield f"mount -t tmpfs -o noexec,nosuid,nodev none {files}{each}"
 
 
 def configuration(buildah, image):
     return json.loads(buildah("inspect", "--type", "image", image))["OCIv1"]["config"]
-
-
-def entrypoint(buildah, image):
-    return configuration(buildah, image)["Entrypoint"]

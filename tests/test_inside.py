@@ -12,11 +12,10 @@ from PIL import Image
 
 import tune_main
 from benchmarks.null_studies import Truth, simulated_study
-from reports.attention import Reading, readings, reload_model, text_statistics
 from reports.content import INSIDE, read_section
 from reports.inside import View, write_inside
-from reports.inside_pictures import MOST_TOKENS, attention_map, decision_regions, project
-from reports.mistakes import (
+from reports.inside.attention import Reading, readings, reload_model, text_statistics
+from reports.inside.mistakes import (
     EVERY,
     NEGATION,
     choose_sentences,
@@ -28,8 +27,10 @@ from reports.mistakes import (
     shared_errors_sentences,
     wrong_sets,
 )
+from reports.inside.pictures import MOST_TOKENS, attention_map, decision_regions, project
 from reports.prose import shorten
 from reports.study_data import read_study
+from search_spaces.plan import Plan
 from tests.helpers import refusal
 from tests.small_study import STUDY, UNTRAINED
 from tracking import StudyStore
@@ -213,10 +214,9 @@ def test_tables_have_a_row_per_tested_cell_and_agree_with_the_test_accuracy(anal
     rates = pd.read_csv(folder / "error_rates.csv").groupby(["property", *CELL])
     assert (rates["texts"].sum() == 60).all()
     errors = rates["errors"].sum()["negation"]
-    for cell in runs.invocations[0].plan()["cells"]:
-        if run := runs.trials.get(cell["trial_hash"]):
-            expected = round(60 * (1 - run.metrics["test_acc"]))
-            assert errors[tuple(cell[name] for name in CELL)] == expected
+    for cell in Plan.model_validate(runs.invocations[0].plan()).cells:
+        if run := runs.trials.get(cell.trial_hash):
+            assert errors[cell.point] == round(60 * (1 - run.metrics["test_acc"]))
 
 
 def test_mistakes_are_wrong_and_in_order(analysed):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from errors import printable
-from reports.content import Gallery, Picture, Section, Table
-from reports.study_report import render
+from reports.content import InsideSection, Picture, Section, Table
+from reports.report import render
 from tests.hostile.junk import LINKS, MARKDOWN, any_text
 from tracking.markdown import markdown_address, markdown_text
 
@@ -24,7 +24,7 @@ foreign = (st.sampled_from([*LINKS, *MARKDOWN]) | marks | any_text).map(
 
 def page_with(text):
     """A page that has a text wherever names and texts of others come to stand."""
-    table = Table(text, pd.DataFrame({text: [text, "a", text], "b": [text, 0.5, "c"]}), text)
+    table = Table.of_frame(text, pd.DataFrame({text: [text, "a", text], "b": [text, 0.5, "c"]}), text)
     picture = Picture(name="p", title=text, caption=text, alt=text)
     return {
         "study": text,
@@ -35,10 +35,10 @@ def page_with(text):
         "tables": {"comparisons": table},
         "sentences": [[text, text]],
         "answer": picture,
-        "galleries": [Gallery(text, [picture], [picture])],
+        "galleries": [Section(heading=text, pictures=[picture], folded=[picture])],
         "mlflow": {text: text},
         "logged_at": "http://127.0.0.1:5000/#/a?b=c",
-        "inside": Section([text], [picture], {"t": table}),
+        "inside": InsideSection(prose=[text], pictures=[picture], tables={"t": table}),
         "facts": {text: text},
         "runs": table,
     }

@@ -8,18 +8,18 @@ import pandas as pd
 import pytest
 
 from benchmarks.null_studies import Truth, simulated_study
-from reports.charts import noise_pictures
-from reports.noise import (
+from reports.sections.noise import (
     HALVES,
     WHOLE,
     fieller_interval,
     from_moments,
+    noise_pictures,
     noise_scale,
     noise_scales,
+    noise_table,
     relative_error,
 )
 from reports.study_data import StudyData
-from reports.tables import noise_table
 
 
 def moments(terms):
@@ -35,7 +35,8 @@ def moments(terms):
 
 def epochs(*windows):
     table = pd.DataFrame([moments(terms) for terms in windows], index=range(1, len(windows) + 1))
-    return table.assign(noise_scale=table["gradient_variance"] / table["gradient_norm_squared"])
+    ratio = table["gradient_variance"] / table["gradient_norm_squared"]
+    return table.assign(epoch=table.index, noise_scale=ratio)
 
 
 def drawn_terms(rng, studies, windows, batch, scale):
@@ -175,15 +176,6 @@ def test_halves_leave_out_the_middle_of_an_odd_number_of_epochs():
     ]
     one_epoch = noise_scales(replace(trial, evaluations=epochs(known)))
     assert [one_epoch[part].windows for part in (WHOLE, *HALVES)] == [3, 0, 0]
-
-
-def test_a_study_of_an_earlier_version_has_ratios_without_intervals():
-    terms = ["gradient_variance", "gradient_norm_squared", "noise_scale"]
-    table = epochs([(3.0, 1.0)], [(5.0, 3.0)])
-    for earlier in (table[terms], table.assign(noise_windows=[math.nan, 1])):  # wholly, or begun by one
-        study, _ = trial_with(earlier)
-        assert noise_table(study).frame.iloc[0][WHOLE] == "2 [unknown]"
-        assert len(list(noise_pictures(study))) == 2
 
 
 def test_where_nothing_was_measured_there_is_no_row_and_no_picture():

@@ -178,14 +178,10 @@ def test_a_trial_resumed_after_a_halving_ends_where_an_uninterrupted_one_does(as
     assert_identical(weights(again), weights(uninterrupted))
 
 
-def test_a_size_configured_smaller_since_is_kept_and_one_that_a_checkpoint_lacks_is_the_configured_one(
-    assets, tmp_path
-):
+def test_a_size_configured_smaller_since_is_kept(assets, tmp_path):
     trial = new_trial(assets)
     trial.run_to_evaluation()
     assert resumed(trial, assets, tmp_path, physical_batch_size=4).physical_batch_size == 4
-    del trial.history[0]["physical_batch_size"]  # as in checkpoints of earlier versions
-    assert resumed(trial, assets, tmp_path, physical_batch_size=32).physical_batch_size == 32
 
 
 TOKENS = 64

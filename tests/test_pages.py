@@ -1,21 +1,19 @@
 """What people open, in a real browser: the report, MLflow's views, Ray's dashboard."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 from reports import write_report
-from tests.browsing import needs_chromium, server
-from tests.faults.processes import free_port
+from tests.browsing import needs_chromium
+from tests.faults.servers import mlflow_server
 from tests.faults.study import Command
 from tests.small_study import STUDY
 from tracking import StudyStore
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 WIDTHS = {1280: 800, 390: 844}  # a desktop and a phone
-BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +67,10 @@ def test_the_contents_lead_to_every_heading(page, report):
 
 @pytest.fixture(scope="module")
 def mlflow_ui(small_study, tmp_path_factory):
-    """The addresses of the study's views, on a running ``mlflow ui``."""
-    port, folder = free_port(), tmp_path_factory.mktemp("ui")
-    command = [str(BIN / "mlflow"), "ui", "--backend-store-uri", small_study, "--port", str(port)]
-    with server(folder, command, f"http://127.0.0.1:{port}"):
-        yield {
-            name.strip(): address.replace(":5000", f":{port}")
-            for name, address in StudyStore(small_study, STUDY).pages().items()
-        }
+    """The addresses of the study's views, on a running server."""
+    with mlflow_server(tmp_path_factory.mktemp("ui"), small_study) as server:
+        pages = StudyStore(small_study, STUDY).pages().items()
+        yield {name.strip(): page.replace("http://127.0.0.1:5000", server.uri) for name, page in pages}
 
 
 def test_the_view_of_trials_is_a_flat_sorted_table(page, mlflow_ui):

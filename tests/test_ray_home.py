@@ -12,9 +12,7 @@ import pytest
 
 from errors import StoppedError, UserError
 from sweep.ray_home import NotStartedError, make_token, protect_token, ray_folder
-from tests.helpers import refusal
-
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT, refusal
 
 
 def mode(path):
@@ -105,27 +103,27 @@ def test_ray_writes_in_the_usual_place_and_what_it_wrote_goes(place):
     assert not list(place.iterdir())
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("no room")])
-def test_who_stops_it_or_is_refused_has_no_use_for_rays_logs(place, error, capsys):
+@pytest.mark.parametrize(
+    ("error", "logs", "is_kept"),
+    [
+        (KeyboardInterrupt(), True, False),
+        (UserError("no room"), True, False),
+        (NotStartedError("no"), False, False),
+        (NotStartedError("no"), True, True),
+        (StoppedError("lost"), True, True),
+        (RuntimeError("a defect"), True, True),
+    ],
+    ids=["stopped", "refused", "not started, nothing logged", "not started", "lost", "a defect"],
+)
+def test_after_a_failure_one_line_says_where_rays_logs_are_if_there_is_a_use_for_them(
+    place, error, logs, is_kept, capsys
+):
     with pytest.raises(type(error)):
-        leave(error)
-    assert not list(place.iterdir())
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("error", [StoppedError("lost"), NotStartedError("no"), RuntimeError("a defect")])
-def test_after_a_failure_one_line_says_where_rays_logs_are(place, error, capsys):
-    with pytest.raises(type(error)):
-        leave(error)
-    (logs,) = place.glob("*/r/session_*/logs")
-    assert capsys.readouterr().out == f"Ray's logs are kept in {logs}\n"
-
-
-def test_a_failure_before_ray_has_logged_anything_leaves_nothing(place, capsys):
-    with pytest.raises(NotStartedError):
-        leave(NotStartedError("no"), logs=False)
-    assert not list(place.iterdir())
-    assert capsys.readouterr().out == ""
+        leave(error, logs)
+    kept = list(place.glob("*/r/session_*/logs"))
+    assert len(kept) == is_kept
+    assert capsys.readouterr().out == "".join(f"Ray's logs are kept in {folder}\n" for folder in kept)
+    assert bool(list(place.iterdir())) == is_kept
 
 
 def test_a_place_that_is_too_long_for_rays_sockets_is_not_used(place, monkeypatch):

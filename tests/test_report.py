@@ -13,27 +13,29 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+import reports.sections
 import tune_main
 from benchmarks.null_studies import Truth, simulated_study
 from reports import write_report
-from reports.accuracy_pictures import accuracy_pictures, answer_picture
-from reports.charts import curve_pictures, noise_pictures
-from reports.content import Gallery, Picture, Section, Table, csv_text
-from reports.sentences import headline
-from reports.study_data import Forecast, StudyData, read_study
-from reports.study_report import render
-from reports.tables import (
-    facts,
-    finding_tables,
+from reports.content import InsideSection, Picture, Section, Table, csv_text
+from reports.report import facts, render, runs_table
+from reports.results import (
+    accuracy_pictures,
+    answer_picture,
     result_tables,
     results_frame,
-    runs_table,
     seed_spread_table,
 )
-from reports.verdicts import compare_cells, compare_epochs
+from reports.sections import Source, make_sections
+from reports.sections.curves import curve_pictures
+from reports.sections.differences import headline
+from reports.sections.noise import noise_pictures
+from reports.study_data import StudyData, read_study
+from reports.verdicts import compare_cells
+from search_spaces.plan import Forecast
 from search_spaces.space import GRID
 from tests.small_study import STUDY
-from tracking import StudyStore
+from tracking import StudyRuns, StudyStore
 
 HOSTILE = "<script>alert(1)</script> | $5 & `x`"
 
@@ -80,7 +82,7 @@ def with_control_seeds(seeded):
         cell for cell in seeded.plan.cells if cell.config.target_batch_size == 64 or cell.config.seed < 2
     ]
     trials = {cell.trial_hash: seeded.trials[cell.trial_hash] for cell in cells}
-    return StudyData(seeded.plan.model_copy(update={"cells": cells}), trials)
+    return StudyData(seeded.plan.replace(cells=tuple(cells)), trials)
 
 
 def test_control_cells_with_more_seeds_are_told_and_drawn_with_all_of_them(with_control_seeds):
@@ -102,26 +104,29 @@ def test_what_was_expected_stands_beside_what_came(study):
     told = facts(study, [], compare_cells(study))
     time = "Training and validation, all trials"
     smallest = "Smallest difference found with a probability of 80 %"
-    found = compare_cells(study).verdicts["smallest_detectable_points"]
+    found = compare_cells(study).frame["smallest_detectable_points"]
     assert "expected" not in told[time] + told[smallest]
     assert found.min() == found.max()
     assert told[smallest] == f"{found.min():.1f} points"
     expected = Forecast(smallest_points=(2.34, 5.0), minutes=61.5)
-    plan = study.plan.model_copy(update={"forecast": expected})
+    plan = study.plan.replace(forecast=expected)
     beside = facts(replace(study, plan=plan), [], compare_cells(study))
     assert beside[time] == f"{told[time]} (1 h 1 min expected)"
     assert beside[smallest] == f"{told[smallest]} (2.3 to 5.0 points expected)"
 
 
 def test_one_comparison_that_could_have_found_nothing_is_not_hidden_by_the_others(study):
-    plan = study.plan.model_copy(update={"forecast": Forecast(smallest_points=(2.34, 5.0))})
+    plan = study.plan.replace(forecast=Forecast(smallest_points=(2.34, 5.0)))
     family, none = compare_cells(study), math.nan
     for found, said in (
         ([12.34, 2.0, 3.0], "2.0 to 12.3 points"),
         ([12.34, none, 3.0], "none, however large"),
         ([none, none, none], "none, however large"),
     ):
-        verdicts = family.verdicts.assign(smallest_detectable_points=found)
+        verdicts = [
+            replace(verdict, smallest_detectable_points=points)
+            for verdict, points in zip(family.verdicts, found, strict=True)
+        ]
         told = facts(replace(study, plan=plan), [], replace(family, verdicts=verdicts))
         told_smallest = told["Smallest difference found with a probability of 80 %"]
         assert told_smallest == f"{said} (2.3 to 5.0 points expected)"
@@ -138,8 +143,9 @@ def test_a_trial_whose_memory_ran_out_is_listed_with_the_size_that_fitted(study,
 
 
 def tables(study):
-    families = {"comparisons": compare_cells(study), "last_against_best_epoch": compare_epochs(study)}
-    return finding_tables(study, families)
+    sections = make_sections(Source(study, StudyRuns([], {})))
+    found = {name: table for section in sections for name, table in section.tables.items()}
+    return {name: table for name, table in found.items() if table.rows}
 
 
 def test_the_page_fetches_nothing_and_links_every_trial_to_its_run(folder, study):
@@ -216,13 +222,13 @@ def test_a_further_metric_has_curves_and_columns(study):
     trials = {
         name: replace(
             trial,
-            evaluations=pd.DataFrame({"val_f1": trial.evaluations["val_acc"]}),
+            evaluations=trial.evaluations[["epoch"]].assign(val_f1=trial.evaluations["val_acc"]),
             steps=pd.DataFrame(),
             metrics={**trial.metrics, "test_f1": 0.25, "last_test_f1": 0.5},
         )
         for name, trial in study.trials.items()
     }
-    plan = study.plan.model_copy(update={"metrics": {**study.plan.metrics, "f1": "F1 score"}})
+    plan = study.plan.replace(metrics={**study.plan.metrics, "f1": "F1 score"})
     other = StudyData(plan, trials)
     pictures, rest = curve_pictures(other)
     assert not rest
@@ -250,7 +256,7 @@ def test_the_report_is_logged_and_the_command_writes_the_same_and_says_where(
 
 
 def hostile_page(template):
-    table = Table(HOSTILE, pd.DataFrame({HOSTILE: [HOSTILE], "number": [0.123456]}), HOSTILE)
+    table = Table.of_frame(HOSTILE, pd.DataFrame({HOSTILE: [HOSTILE], "number": [0.123456]}), HOSTILE)
     picture = Picture(name="p", title=HOSTILE, caption=HOSTILE, alt=f'"{HOSTILE}', png=b"png")
     page = {
         "study": HOSTILE,
@@ -261,12 +267,12 @@ def hostile_page(template):
         "tables": {"comparisons": table},
         "sentences": [[HOSTILE]],
         "answer": picture,
-        "galleries": [Gallery(HOSTILE, [picture], [picture])],
+        "galleries": [Section(heading=HOSTILE, pictures=[picture], folded=[picture])],
         "mlflow": {HOSTILE: HOSTILE},
         "logged_at": "http://127.0.0.1:5000",
-        "inside": Section([HOSTILE], [picture], {"t": table}),
+        "inside": InsideSection(prose=[HOSTILE], pictures=[picture], tables={"t": table}),
         "facts": {HOSTILE: HOSTILE},
-        "runs": Table("Runs", pd.DataFrame({"run": ["javascript:alert(1)"]})),
+        "runs": Table.of_frame("Runs", pd.DataFrame({"run": ["javascript:alert(1)"]})),
     }
     return render(template, page)
 
@@ -331,6 +337,19 @@ def test_a_caption_says_where_a_cell_has_no_bar(seeded):
         assert missing not in selected.caption
     truth = Truth(seeds=3, diverging={1024: 0.5})
     assert missing in answer_picture(simulated_study(truth, np.random.default_rng(0))).caption
+
+
+def test_a_section_is_one_file(seeded, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from reports.content import Section\n"
+        "PLACE = 25\n"
+        "def section(source):\n"
+        "    return Section(heading=source.study.plan.question)\n"
+    )
+    monkeypatch.setattr(reports.sections, "__path__", [*reports.sections.__path__, str(tmp_path)])
+    headings = [section.heading for section in make_sections(Source(seeded, StudyRuns([], {})))]
+    own, curves, noise = seeded.plan.question, "Training curves", "Why: the gradient noise scale"
+    assert headings == ["", own, curves, noise]
 
 
 def test_a_study_that_has_not_begun_has_tables_and_no_pictures(seeded):

@@ -68,6 +68,7 @@ def test_a_driver_that_is_new_enough_is_not_mentioned(cuda):
     check_version("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release", cuda)
 
 
+@pytest.mark.slow
 def test_ray_that_cannot_start_says_where_its_logs_are_and_ends_no_process_of_others(monkeypatch, capsys):
     monkeypatch.setattr(ray_constants, "DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES", 1000)
     somebody_elses = subprocess.Popen(["sleep", "600"])

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 import tune_main
+from sweep.footprint import check_disk_space
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
-from sweep.storage import StudyStorage, check_disk_space
+from sweep.storage import StudyStorage
 from tests.helpers import refusal
 
 DEMO = "--demo --models bert-tiny --target-batch-sizes 64 --dry-run".split()
@@ -26,11 +27,11 @@ def storage(tmp_path, monkeypatch):
 
 def test_checkpoints_and_models_on_one_disk_need_room_together(storage, tmp_path):
     options = SweepOptions(space="fixed_lr", demo=True, models=["bert-tiny"], target_batch_sizes=[64, 256])
-    plan = make_plan(options, bf16_available=False)
-    configs = list(plan.configs.values())
+    planned = make_plan(options, bf16_available=False)
+    configs = list(planned.plan.configs.values())
     # bytes for each parameter: 52 for two checkpoints of four tensors (a trial in training), one of two (a
     # trained one) and three copies of weights; 104 for thirteen times two models. The disk has 130
-    large = replace(plan, parameters={"bert-tiny": shutil.disk_usage(tmp_path).free // 130})
+    large = replace(planned.footprint, parameters={"bert-tiny": shutil.disk_usage(tmp_path).free // 130})
     kept, here = [configs[0]] * 13, "sqlite:///mlflow.db"
     assert "make room" in refusal(check_disk_space, large, configs, 1, storage, here, kept=kept)
     check_disk_space(large, configs, 1, storage, here, kept=[])

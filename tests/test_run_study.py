@@ -36,13 +36,13 @@ def options(uri, **more):
 
 @pytest.fixture
 def plan(empty_store):
-    return make_plan(options(empty_store), bf16_available=False)
+    return make_plan(options(empty_store), bf16_available=False).plan
 
 
 def open_trials(plan, uri, owner):
     """The store, and a run of the command that has opened every trial, in the plan's order."""
     store = StudyStore(uri, STUDY)
-    invocation = store.start_invocation("title", plan.to_dict(), owner)
+    invocation = store.start_invocation("title", plan.model_dump(mode="json"), owner)
     runs = [
         store.open_trial(cells, plan.name(trial_hash), plan.dataset, invocation, {})
         for trial_hash, cells in plan.trials.items()
@@ -55,7 +55,8 @@ def open_trials(plan, uri, owner):
 
 def registered(plan, uri, folder, val_accs, test_accs):
     """Which trial's model is registered, by its place in a plan whose trials have come to these."""
-    store, runs = open_trials(plan, uri, {})
+    with (storage := StudyStorage("ray_results", STUDY)).owned():
+        store, runs = open_trials(plan, uri, storage.owner)
     for run, val_acc, test_acc in zip(runs, val_accs, test_accs, strict=True):
         model = model_files(folder / run.run_id, run.run_id)
         run.log_models(model, None, {"best_epoch": 1, "best_val_acc": val_acc})
@@ -96,9 +97,10 @@ class Untested:
     def __init__(self, folder):
         self.uri = write_small_study(folder, **THREE_TRIALS)
         store = StudyStore(self.uri, STUDY)
-        plan = make_plan(options(self.uri), bf16_available=False)
-        runs = [store.read_runs().trials[trial_hash] for trial_hash in plan.trials]
-        for run in runs:
+        plan = make_plan(options(self.uri), bf16_available=False).plan
+        found = store.read_runs()
+        runs = [found.trials[trial_hash] for trial_hash in plan.trials]
+        for run in (*found.invocations, *runs):
             store.client.set_terminated(run.run_id, "KILLED")  # as if a kill had come before the test
         self.checkpoints = [folder / "ray_results" / STUDY / "trials" / h for h in plan.trials]
         for checkpoint in self.checkpoints:

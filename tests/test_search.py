@@ -13,21 +13,13 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from errors import UserError
 from search_spaces import SPACES
-from search_spaces.search_space import (
-    COMPLETE,
-    DIVERGED,
-    SAMPLERS,
-    STOPPED,
-    Choice,
-    LogUniform,
-    Outcome,
-    SearchSpace,
-    Uniform,
-)
+from search_spaces.search_space import SAMPLERS, Choice, LogUniform, SearchSpace, Uniform
+from search_spaces.search_stages import Search
+from search_spaces.stages import COMPLETE, DIVERGED, STOPPED, Around, Outcome
 from sweep.options import SweepOptions
-from sweep.optuna_copy import OptunaCopy, open_storage
+from sweep.queue import TrialQueue
 from sweep.resolve import resolve_space
-from sweep.search import IDENTITY, Proposer, Search, check_same_search, identity
+from sweep.search import OptunaCopy, Proposer, check_same_search, identity, open_storage
 from tests.faults.servers import postgres, postgres_missing
 from tests.helpers import message
 
@@ -77,14 +69,47 @@ class Store:
         self.outcomes = {}
 
     def open(self, space):
-        return Search(
-            space,
-            Proposer(space, chance=0.5),
-            resolve=space.config,
-            known=dict(self.generations),
-            outcomes=self.outcomes,
-            keep=lambda search, number, proposals: self.generations.update({number: proposals}),
+        return Opened(space, self)
+
+
+class Opened:
+    """A search as a run of the command sees it: its stage, and the queue that Tune asks."""
+
+    def __init__(self, space, store):
+        around = Around(
+            resolve=lambda config: config,
+            proposer=lambda space: Proposer(space, chance=0.5),
+            known=dict(store.generations),
+            keep=lambda number, values: store.generations.update({number: values}),
         )
+        self.outcomes = store.outcomes
+        self.stage = Search(space, around)
+        self.queue = TrialQueue(self.stage, self.outcomes, set(self.outcomes), max_failures=0)
+        self.ended = self.queue.end
+        self.should_stop = self.stage.should_stop
+
+    @property
+    def proposals(self):
+        return self.stage.proposed(self.outcomes)
+
+    @property
+    def values(self):
+        return [self.stage.values(number) for number in range(len(self.proposals))]
+
+    @property
+    def is_over(self):
+        return self.queue.is_over
+
+    @property
+    def is_finished(self):
+        return self.stage.is_over(self.outcomes, self.outcomes.keys())
+
+    def next(self):
+        proposal = self.queue.next()
+        return proposal and proposal.config
+
+    def winner(self):
+        return self.stage.winner(self.outcomes)
 
 
 def run(search, at_most=math.inf):
@@ -97,7 +122,8 @@ def run(search, at_most=math.inf):
 
 
 def found(search):
-    return [(each.values, search.outcomes[each.config.trial_hash]) for each in search.proposals]
+    ended = [search.outcomes[each.trial_hash] for each in search.proposals]
+    return list(zip(search.values, ended, strict=True))
 
 
 def by_hand(space):
@@ -154,7 +180,7 @@ def test_proposals_are_those_of_optuna_alone(sampler):
     searched = space(sampler, stopping="none")
     search = Store().open(searched)
     run(search)
-    assert [each.values for each in search.proposals] == by_hand(searched)
+    assert search.values == by_hand(searched)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -237,7 +263,7 @@ def test_of_equal_trials_the_earliest_wins():
     search = store.open(space(trials=4))
     while config := search.next():
         search.ended(config.trial_hash, Outcome(COMPLETE, (0.5, 0.8)))
-    assert search.winner().number == 0
+    assert search.winner() == search.proposals[0]
 
 
 def test_numbers_are_those_that_are_written_down():
@@ -261,7 +287,7 @@ def test_rounding_leaves_no_range(sampler):
     search = Store().open(bounded(low, high, sampler))
     run(search)
     assert search.is_finished
-    assert all(low <= each.values["head_dropout"] <= high for each in search.proposals)
+    assert all(low <= values["head_dropout"] <= high for values in search.values)
 
 
 @pytest.mark.parametrize("end", [0.0, 0.5])
@@ -331,6 +357,8 @@ def test_stopping_saves_epochs_and_leaves_the_winner():
         ({"parameters": {"base_lrr": Uniform(0.0, 1.0)}}, "did you mean base_lr"),
         ({"parameters": {"max_length": Uniform(16, 64)}}, "max_length cannot be searched"),
         ({"parameters": {"base_lr": Uniform(1e-3, 1e-4)}}, "give low < high"),
+        ({"parameters": {"base_lr": LogUniform(0, 1e-3)}}, "give low < high, both numbers above 0"),
+        ({"parameters": {"base_lr": Uniform("low", "high")}}, "base_lr has a range from low to high"),
         ({"parameters": {"target_batch_size": Choice((16, 16))}}, "names a value twice"),
         ({"sampler": "tpee"}, "did you mean tpe"),
         ({"stopping": "hyperband"}, "unknown stopping rule"),
@@ -411,34 +439,34 @@ def test_a_grid_has_no_trials_to_count():
     ],
 )
 def test_another_search_under_the_same_name_is_refused(changes, told):
-    ours, earlier = {IDENTITY: identity(SPACE.replace(**changes))}, {IDENTITY: identity(SPACE)}
+    ours, earlier = identity(SPACE.replace(**changes)), identity(SPACE)
     with pytest.raises(UserError) as raised:
         check_same_search(ours, [earlier])
     assert told in message(raised)
 
 
 def test_the_order_of_settings_is_none_and_that_of_parameters_counts():
-    ours = {IDENTITY: identity(SPACE)}
+    ours = identity(SPACE)
     settings = dict(reversed(SPACE.settings.items()))
-    check_same_search(ours, [{IDENTITY: identity(SPACE.replace(settings=settings))}])
+    check_same_search(ours, [identity(SPACE.replace(settings=settings))])
     parameters = dict(reversed(SPACE.parameters.items()))
     with pytest.raises(UserError, match="another order of parameters"):
-        check_same_search(ours, [{IDENTITY: identity(SPACE.replace(parameters=parameters))}])
+        check_same_search(ours, [identity(SPACE.replace(parameters=parameters))])
 
 
 def test_what_a_stranger_stored_is_one_line():
     with pytest.raises(UserError, match="not one that this program stores"):
-        check_same_search({IDENTITY: identity(SPACE)}, [{IDENTITY: "{"}])
+        check_same_search(identity(SPACE), [{"search": "{"}])
     store = Store()
     store.generations[0] = [{"base_lr": 2.0, "model": "bert-tiny"}] * 4
     with pytest.raises(UserError, match="is not of this search"):
-        store.open(space())
+        store.open(space()).next()
 
 
 def test_more_trials_and_other_passes_are_the_same_search():
     settings = dict(SPACE.settings) | {"physical_batch_size": 8}
     later = SPACE.replace(trials=60, confirm_seeds=5, settings=settings)
-    check_same_search({IDENTITY: identity(later)}, [{IDENTITY: identity(SPACE)}, {}])
+    check_same_search(identity(later), [identity(SPACE)])
 
 
 def test_the_box_survives_the_store():
@@ -467,9 +495,9 @@ def copied(url):
 
 def test_the_copy_has_every_trial_in_order(finished, tmp_path):
     url = f"sqlite:///{tmp_path}/optuna.db"
-    OptunaCopy(url, "films").update(finished)
+    OptunaCopy(url, "films").update(finished.stage, finished.outcomes)
     trials = copied(url)
-    assert [trial.params for trial in trials] == [each.values for each in finished.proposals]
+    assert [trial.params for trial in trials] == finished.values
     for trial, (_, ended) in zip(trials, found(finished), strict=True):
         assert trial.state.name == ("COMPLETE" if ended.state == COMPLETE else "PRUNED")
         assert trial.state.name != "COMPLETE" or trial.value == ended.best_val_acc
@@ -480,37 +508,36 @@ def test_the_copy_grows_and_is_made_anew_where_it_is_of_another_search(tmp_path)
     search = store.open(space())
     copy = OptunaCopy(url, "films")
     run(search, 8)
-    copy.update(search)
+    copy.update(search.stage, search.outcomes)
     assert len(copied(url)) == 8
     run(search)
-    copy.update(search)
+    copy.update(search.stage, search.outcomes)
     assert len(copied(url)) == 18
     other = Store().open(space("random", seed=3))
     run(other)
-    OptunaCopy(url, "films").update(other)
-    assert [trial.params for trial in copied(url)] == [each.values for each in other.proposals]
+    OptunaCopy(url, "films").update(other.stage, other.outcomes)
+    assert [trial.params for trial in copied(url)] == other.values
 
 
-def test_a_damaged_copy_is_set_aside_and_made_anew(finished, tmp_path, capsys):
-    (tmp_path / "optuna.db").write_bytes(b"not a database, but somebody's" * 100)
-    url = f"sqlite:///{tmp_path}/optuna.db"
-    OptunaCopy(url, "films").update(finished)
-    assert len(copied(url)) == 18
-    assert (tmp_path / "optuna.db.damaged").exists()
+def test_a_file_that_is_no_database_is_left_alone(finished, tmp_path, capsys):
+    (tmp_path / "optuna.db").write_bytes(theirs := b"not a database, but somebody's" * 100)
+    OptunaCopy(f"sqlite:///{tmp_path}/optuna.db", "films").update(finished.stage, finished.outcomes)
+    assert (tmp_path / "optuna.db").read_bytes() == theirs
+    assert "cannot be written" in capsys.readouterr().out
 
 
 def test_a_study_of_somebody_else_is_left_alone(finished, tmp_path, capsys):
     url = f"sqlite:///{tmp_path}/optuna.db"
     theirs = optuna.create_study(storage=open_storage(url), study_name="films")
     theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
-    OptunaCopy(url, "films").update(finished)
+    OptunaCopy(url, "films").update(finished.stage, finished.outcomes)
     assert [set(trial.params) for trial in copied(url)] == [{"x"}, {"x"}]
     assert "holds trials that are not of this search" in capsys.readouterr().out
 
 
 def test_a_database_of_another_program_is_left_alone(finished, tmp_path, capsys, migrated_database):
     shutil.copyfile(migrated_database, tmp_path / "other.db")
-    OptunaCopy(f"sqlite:///{tmp_path}/other.db", "films").update(finished)
+    OptunaCopy(f"sqlite:///{tmp_path}/other.db", "films").update(finished.stage, finished.outcomes)
     assert [path.name for path in tmp_path.iterdir()] == ["other.db"]
     assert "cannot be written" in capsys.readouterr().out
 
@@ -519,13 +546,13 @@ def test_a_database_of_another_program_is_left_alone(finished, tmp_path, capsys,
 @pytest.mark.skipif(bool(postgres_missing()), reason=postgres_missing())
 def test_the_copy_may_be_on_postgresql(finished):
     with postgres() as server:
-        OptunaCopy(server.uri, "films").update(finished)
+        OptunaCopy(server.uri, "films").update(finished.stage, finished.outcomes)
         trials = copied(server.uri)
-    assert [trial.params for trial in trials] == [each.values for each in finished.proposals]
+    assert [trial.params for trial in trials] == finished.values
 
 
 def test_a_copy_that_cannot_be_written_stops_nothing(finished, capsys):
     copy = OptunaCopy("sqlite:////no/such/folder/optuna.db", "films")
     for _ in range(2):
-        copy.update(finished)
+        copy.update(finished.stage, finished.outcomes)
     assert capsys.readouterr().out.count("cannot be written") == 1

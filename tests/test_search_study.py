@@ -10,11 +10,12 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from search_spaces.optuna_trials import empty_study
-from sweep.options import parse_options
-from sweep.optuna_copy import open_storage
+from sweep.options import SweepOptions, parse_options
 from sweep.resolve import resolve_space
-from tests.browsing import needs_chromium, server
+from sweep.search import open_storage
+from tests.browsing import needs_chromium
 from tests.faults.processes import free_port
+from tests.faults.servers import Server
 from tests.faults.study import Command
 
 STUDY = (
@@ -95,7 +96,7 @@ def test_the_printed_command_trains_the_best_again(study):
     markdown = (study / "results/search/report.md").read_text()
     (line,) = [line for line in markdown.splitlines() if line.startswith("Train it again: ")]
     arguments = shlex.split(line.partition("tune_main.py ")[2])
-    (cell,) = resolve_space(parse_options("sweep", arguments), bf16_available=True).cells()
+    (cell,) = resolve_space(parse_options(SweepOptions, arguments), bf16_available=True).cells()
     confirmed = runs(study, "confirm")[0].data.params
     told = {name: value for name, value in confirmed.items() if name in cell.to_dict()}
     assert told == {name: str(v) for name, v in cell.to_dict().items()} | {
@@ -144,7 +145,7 @@ def test_a_search_that_is_killed_comes_to_the_same_and_grows(study, tmp_path):
 def test_the_dashboard_of_optuna_opens_the_copy(study, page, tmp_path):
     port, program = free_port(), str(Path(sys.executable).parent / "optuna-dashboard")
     command = [program, f"sqlite:///{study}/optuna.db", "--port", str(port)]
-    with server(tmp_path, command, f"http://127.0.0.1:{port}/dashboard"):
+    with Server(tmp_path, command, f"http://127.0.0.1:{port}/dashboard"):
         page.goto(f"http://127.0.0.1:{port}/dashboard/studies/1")
         page.get_by_text("Best Trial").first.wait_for()
         page.get_by_text("target_batch_size").first.wait_for()

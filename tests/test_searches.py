@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 
 from errors import UserError
-from reports.searches import SearchData, best_table, flags, headline, read_search, train_again
-from reports.study_data import StoredPlan, StudyData
-from search_spaces.search_space import COMPLETE, DIVERGED, STOPPED, Choice, LogUniform, Outcome, SearchSpace
+from reports.sections.search import SearchData, best_table, flags, headline, read_search, train_again
+from reports.study_data import StudyData
+from search_spaces.plan import DatasetFacts, Plan
+from search_spaces.search_space import Choice, LogUniform, SearchSpace
+from search_spaces.stages import COMPLETE, DIVERGED, STOPPED, Outcome
 from tests.helpers import make_config, message
 
 SPACE = SearchSpace(
@@ -18,14 +20,8 @@ SPACE = SearchSpace(
     settings={"scaling_rule": "fixed", "model": "bert-tiny", "epochs": 2},
     trials=4,
 )
-DATASET = {
-    "name": "films",
-    "source": "films.csv",
-    "digest": "0123",
-    "sizes": {"train": 320, "val": 2000, "test": 60},
-    "label_names": ("negative", "positive"),
-    "duplicates_dropped": 0,
-}
+SIZES = {"train": 3200, "val": 400, "test": 400}
+DATASET = DatasetFacts("films", "films", "0", SIZES, ("no", "yes"), 0)
 
 
 def search(*trials, **changes):
@@ -46,7 +42,17 @@ FOUND = search(
     (64, 2e-3, Outcome(STOPPED, (0.6,))),
 )
 UNCONFIRMED = StudyData(
-    StoredPlan(study="films", question="?", dataset=DATASET, cells=[], search=SPACE), trials={}
+    Plan(
+        study="films",
+        space=SPACE,
+        shared=next(SPACE.corners()),
+        dataset=DATASET,
+        model_digests={"bert-tiny": ""},
+        metrics={"acc": "accuracy"},
+        cells=(),
+        has_later_stages=True,
+    ),
+    trials={},
 )
 
 
@@ -141,13 +147,15 @@ def test_the_command_quotes_what_a_shell_would_take_apart():
 def test_proposals_of_other_parameters_are_refused():
     invocation = SimpleNamespace(generations={0: [{"base_lr": 1e-3}]})
     with pytest.raises(UserError) as raised:
-        read_search(SPACE, SimpleNamespace(invocations=[invocation], trials={}))
+        read_search(SPACE, UNCONFIRMED.plan.trial_of, SimpleNamespace(invocations=[invocation], trials={}))
     assert "not of its parameters" in message(raised)
 
 
 def test_a_trial_that_was_proposed_twice_is_told_twice():
     invocation = SimpleNamespace(generations={0: [{"base_lr": 1e-3, "target_batch_size": 64}] * 2})
-    found = read_search(SPACE, SimpleNamespace(invocations=[invocation], trials={}))
+    found = read_search(
+        SPACE, UNCONFIRMED.plan.trial_of, SimpleNamespace(invocations=[invocation], trials={})
+    )
     assert found.ended == 0
     assert isinstance(found.trials, pd.DataFrame)
     assert len(found.trials) == 2

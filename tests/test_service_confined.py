@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT
+
 MAKE_SECRETS = ROOT / "docker" / "make_secrets.py"
 SERVICES = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
 AS_ROOT = pytest.mark.skipif(
@@ -69,15 +70,19 @@ def assert_each_is_its_readers_own(folder):
     assert found == 4 + 1 + 1 + 1  # two services read Ray's token
 
 
-def test_passwords_are_made_once_and_are_no_part_of_what_is_said(tmp_path):
-    said = start(tmp_path)
+@pytest.mark.parametrize("rights", [(), pytest.param(confined(), marks=AS_ROOT)], ids=["all", "compose's"])
+def test_passwords_are_made_once_and_what_is_said_leads_to_them_and_is_none(tmp_path, rights):
+    said = start(tmp_path, *rights)
     made = secrets(tmp_path)
     assert_each_is_its_readers_own(tmp_path)
     assert made["secrets/postgres"] == made["postgres-secret/postgres"]
     words = {word for content in made.values() for word in re.findall(r"[0-9a-f]{64}", content)}
     assert len(words) == 4
-    again = start(tmp_path)
-    assert not [word for word in words if word in said + again]
+    commands = re.findall(r"exec (?:-T )?(\w+) cat (/\S+)/(\w+)", said)
+    assert len(commands) == 4
+    assert all((tmp_path / volumes(service)[place] / name).read_text() for service, place, name in commands)
+    said += start(tmp_path, *rights)  # on files of others
+    assert not [word for word in words if word in said]
     assert secrets(tmp_path) == made
 
 
@@ -94,15 +99,6 @@ def test_a_password_is_nobody_elses_from_its_first_byte(tmp_path, monkeypatch):
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes == dict.fromkeys(("mlflow", "basic_auth.ini", "mlflow_session", "ray", "postgres"), 0o600)
-
-
-@AS_ROOT
-def test_a_start_needs_no_more_rights_than_compose_leaves_it(tmp_path):
-    start(tmp_path, *confined())
-    made = secrets(tmp_path)
-    assert_each_is_its_readers_own(tmp_path)
-    start(tmp_path, *confined())  # on files of others
-    assert secrets(tmp_path) == made
 
 
 @AS_ROOT
@@ -123,13 +119,6 @@ def test_passwords_of_an_earlier_version_stay_and_are_closed(tmp_path):
     assert secrets(tmp_path) == earlier | {"postgres-secret/postgres": "b"}
     (tmp_path / "secrets" / "complete").unlink()
     assert_each_is_its_readers_own(tmp_path)
-
-
-def test_what_is_said_leads_to_the_passwords(tmp_path):
-    commands = re.findall(r"exec (?:-T )?(\w+) cat (/\S+)/(\w+)", start(tmp_path))
-    assert len(commands) == 4
-    for service, place, name in commands:
-        assert (tmp_path / volumes(service)[place] / name).read_text()
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT
+
 CLEANING_UP = """
 import os, signal, sys, time, weakref
 from sweep.terminal import hear_signals

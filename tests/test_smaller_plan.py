@@ -22,8 +22,8 @@ def store(tmp_path):
     """Of a study that has finished, been reported and registered its best model."""
     uri = write_small_study(tmp_path)
     store = StudyStore(uri, STUDY)
-    plan = make_plan(SweepOptions(**OPTIONS), bf16_available=False)
-    register_best(plan, store.read_runs().trials, store)
+    plan = make_plan(SweepOptions(**OPTIONS), bf16_available=False).plan
+    register_best(plan, store.read_runs().trials, store, meets_others=True)
     write_report(uri, STUDY, str(tmp_path / "results"))
     return store
 
@@ -31,14 +31,15 @@ def store(tmp_path):
 def invoke(store, folder, **options):
     """A further invocation, without Ray."""
     with contextlib.chdir(folder):
-        plan = make_plan(SweepOptions(**OPTIONS | options), bf16_available=False)
-        invocation = store.start_invocation("title", plan.to_dict(), {})
+        planned = make_plan(SweepOptions(**OPTIONS | options), bf16_available=False)
+        plan = planned.plan
+        invocation = store.start_invocation("title", plan.model_dump(mode="json"), {})
         for trial_hash, config in plan.configs.items():
             run = store.open_trial(
                 plan.trials[trial_hash], plan.name(trial_hash), plan.dataset, invocation, {}
             )
-            add_trial(plan, run, config, prepare_assets(config, plan.splits), folder / trial_hash)
-    register_best(plan, store.read_runs().trials, store)
+            add_trial(plan, run, config, prepare_assets(config, planned.splits), folder / trial_hash)
+    register_best(plan, store.read_runs().trials, store, meets_others=True)
 
 
 def best(store):

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from reports.steps_to_target import NEVER, Spent, points, spent_to, steps_picture, steps_table
+from reports.sections.steps_to_target import NEVER, Spent, costs, spent_to, steps_picture, steps_table
 from tests.test_flags import make_study
 
 # 3,200 training examples: 50 steps an epoch at 64, 4 at 1024
@@ -32,7 +32,7 @@ def test_seeds_have_their_median_and_those_that_never_reach_it_are_counted():
     curves = {(64, "fixed", 1e-3, 1): (0.7, 0.7), (64, "fixed", 1e-3, 2): (0.6, 0.8)}
     curves |= {(64, "fixed", 1e-3, 3): (0.5, 0.6), (1024, "fixed", 1e-3, 1): (0.5, 0.6)}
     study = make_study(curves, train_examples=3200)
-    found = points(study, 0.7)
+    found = costs(study, 0.7)
     assert found["tiny", 64, "fixed"].median == pytest.approx(Spent(75, 4800))
     assert found["tiny", 64, "fixed"].reached == 2
     assert math.isinf(found["tiny", 1024, "fixed"].median.steps)
@@ -61,7 +61,7 @@ def test_a_training_under_way_has_not_missed_the_goal():
     trials = {**study.trials, name: under_way}
     ((*_, reached),) = steps_table(replace(study, trials=trials), 0.7).frame.to_numpy().tolist()
     assert reached == "1 of 1 training"
-    assert not points(replace(study, trials={name: under_way}), 0.7)
+    assert not costs(replace(study, trials={name: under_way}), 0.7)
 
 
 def test_there_is_a_picture_where_some_cell_reaches_it():

@@ -241,16 +241,22 @@ def test_only_trials_are_cleared(storage):
     assert [path.name for path in storage.trials.iterdir()] == ["notes.txt"]
 
 
-def test_what_an_earlier_version_left_unfinished_is_taken_over(tmp_path):
-    (tmp_path / "films.lock").write_text(OUR_LOCK)
-    checkpoint = tmp_path / "films" / "trials" / "0123456789ab" / "epoch-000001"
-    checkpoint.mkdir(parents=True)
-    for made in ("scratch/tmp9qq0t_c3", "tune/20261129-111600-123456"):
-        (tmp_path / "films" / made).mkdir(parents=True)
-    with (storage := StudyStorage(str(tmp_path), "films")).owned():
-        assert list((storage.path / "scratch").iterdir()) == []
-    assert checkpoint.is_dir()
-    assert {path.name for path in storage.path.iterdir()} == {".batchscale", "trials"}
+@pytest.mark.parametrize("other", ["", "format 0\n"], ids=["no number", "another number"])
+def test_unfinished_trials_of_another_version_are_refused_until_they_are_cleared(storage, other):
+    with storage.owned():
+        (storage.trials / "0123456789ab" / "evaluation-000001").mkdir(parents=True)
+    mark = storage.path / ".batchscale"
+    mark.write_text(mark.read_text().splitlines(keepends=True)[0] + other)
+    before = everything(storage.path)
+    for _ in range(2):  # a command that was refused has left it as it was
+        with storage.owned():
+            reason = refusal(storage.check_format)
+        assert "unfinished trials of another version of this program" in reason
+        assert "--fresh to train them anew, or another --name" in reason
+        assert everything(storage.path) == before
+    with storage.owned():
+        storage.clear()
+        storage.check_format()
 
 
 def test_whether_a_folder_can_be_written_is_tried_beside_what_is_in_it(tmp_path):

@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from transformers import AutoModel, AutoTokenizer
 
 from reports.study_data import read_study
-from sweep.options import parse_options
+from sweep.options import SweepOptions, parse_options
 from sweep.plan import make_plan
 from tests.faults import processes
 from tests.faults.study import Command
@@ -112,20 +112,22 @@ def test_the_card_of_a_model_has_the_epoch_and_the_val_acc_of_its_own_evaluation
     assert False in last_is_best  # else a mix-up of the two could not be seen
 
 
-def test_a_bf16_trial_is_tested_in_bf16(study, tmp_path):
-    """The model that is loaded anew comes to the stored loss in bf16, and to another in fp32."""
+def test_bf16_trials_are_tested_in_bf16(study, tmp_path):
+    """Models that are loaded anew come to their stored losses in bf16, and not all of them in fp32."""
     found = StudyStore(f"sqlite:///{study}/mlflow.db", STUDY).read_runs()
-    split, run = found.invocations[0].test_split(), next(iter(found.trials.values()))
-    with contextlib.chdir(study):  # where its artifacts lie
-        exported = load_exported_model(run.download_model("best", tmp_path))
-    texts, labels = exported.token_tensors(split["text"].tolist()), split["label"].to_numpy()
-
-    def loss(precision):
-        probabilities = evaluate(exported.model, texts, precision).probabilities
-        return -np.log(probabilities[range(len(labels)), labels]).mean()
-
-    assert run.metrics["test_loss"] == pytest.approx(loss("bf16"), rel=1e-6)
-    assert run.metrics["test_loss"] != pytest.approx(loss("fp32"), rel=1e-6)
+    split, losses = found.invocations[0].test_split(), {"stored": [], "bf16": [], "fp32": []}
+    labels = split["label"].to_numpy()
+    for trial_hash, run in found.trials.items():
+        with contextlib.chdir(study):  # where its artifacts lie
+            (tmp_path / trial_hash).mkdir()
+            exported = load_exported_model(run.download_model("best", tmp_path / trial_hash))
+        texts = exported.token_tensors(split["text"].tolist())
+        losses["stored"].append(run.metrics["test_loss"])
+        for precision in ("bf16", "fp32"):
+            probabilities = evaluate(exported.model, texts, precision).probabilities
+            losses[precision].append(-np.log(probabilities[range(len(labels)), labels]).mean())
+    assert losses["stored"] == pytest.approx(losses["bf16"], rel=1e-6)
+    assert losses["stored"] != pytest.approx(losses["fp32"], rel=1e-6)
 
 
 def test_tables_are_printed_and_written_and_logged(study, tmp_path):
@@ -237,7 +239,9 @@ def harmed(tmp_path_factory):
     256 the last checkpoint is damaged before the upload. MLflow is away until all training has ended.
     """
     folder = tmp_path_factory.mktemp("harmed")
-    plan = make_plan(parse_options("sweep", [*HARMED, "--models", "bert-tiny"]), bf16_available=False)
+    plan = make_plan(
+        parse_options(SweepOptions, [*HARMED, "--models", "bert-tiny"]), bf16_available=False
+    ).plan
     by_size = {config.target_batch_size: trial_hash for trial_hash, config in plan.configs.items()}
     trials = folder / "ray_results" / "harmed" / "trials"
     (trials / by_size[128]).mkdir(parents=True)

@@ -30,7 +30,7 @@ from errors import UserError
 from tracking.store_address import sqlite_file
 
 _SERVING_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
-# where MLflow keeps the places of artifacts
+# table of MLflow's database -> its column with the places of artifacts
 _PLACES = {
     "experiments": "artifact_location",
     "runs": "artifact_uri",
@@ -44,12 +44,12 @@ _SIGNATURE = ModelSignature(
 
 
 class ChangedModelError(OSError):
-    """A model that came back from MLflow other than it was uploaded."""
+    """A model in MLflow differs from the one that was uploaded."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model to log: a folder, the module whose ``_load_pyfunc`` reads it, and that module's code."""
+    """A model to log: its folder, the module whose ``_load_pyfunc`` reads it, and that module's code."""
 
     folder: Path
     loader_module: str
@@ -71,16 +71,15 @@ def _of_trusted_host(
     return repository(artifact_uri, tracking_uri=tracking_uri, registry_uri=registry_uri)
 
 
-# a store says where its artifacts lie, and MLflow would send its password there
+# MLflow sends the store's password to whatever host the store names for its artifacts
 _repositories: dict[str, Any] = get_registered_artifact_repositories()
 for _scheme in ("http", "https", "mlflow-artifacts"):
     _repositories[_scheme] = partial(_of_trusted_host, _repositories[_scheme])
 
 
 def download(client: MlflowClient, location: str, name: str, folder: Path) -> Path | None:
-    """Fetch a file or folder, by default all; returns where it lies now, None where there is no such name.
-
-    MLflow downloads in threads, which would stay until Python collects garbage; here they end at once.
+    """Download a file or folder, all if ``name`` is empty; returns its local path, None if there is none.
+    MLflow downloads in threads, which would stay until Python collects garbage; they are ended here.
     Uploads start no threads, neither to a folder nor to a server.
     """
     repository = get_artifact_repository(location, tracking_uri=client.tracking_uri)
@@ -97,8 +96,8 @@ def download(client: MlflowClient, location: str, name: str, folder: Path) -> Pa
 def follow_move(tracking_uri: str, experiment: Experiment) -> Path | None:
     """Tell an SQLite store where a study's artifacts lie, if their folder was moved with it.
 
-    MLflow keeps absolute paths. Returns the new place, the folder ``mlruns`` beside the store or here; None
-    where the old one is still there, where the study's runs are in neither, and for any other store.
+    MLflow keeps absolute paths. Returns the new place, in ``mlruns`` beside the store or in the current
+    folder. None if the old place exists, if neither holds the study's runs, or for another kind of store.
     """
     file, before = sqlite_file(tracking_uri), experiment.artifact_location
     if file is None or not is_local_uri(before) or Path(local_file_uri_to_path(before)).exists():
@@ -144,20 +143,20 @@ def upload_model(client: MlflowClient, run: Run, name: str, files: ModelFiles) -
 
 
 def models_of(client: MlflowClient, run: Run) -> list[LoggedModel]:
-    """The models of a run, those of an attempt that was cut off included."""
+    """The models of a run, including those of an upload that was cut off."""
     query = f"source_run_id = '{run.info.run_id}'"
     return list(client.search_logged_models([run.info.experiment_id], query))
 
 
 def download_model(client: MlflowClient, model_id: str, digest: str, folder: Path) -> Path:
-    """Fetch a model into ``folder``; returns where the files lie that were given as ModelFiles.
+    """Download a model into ``folder``; returns the folder that was uploaded as ``ModelFiles.folder``.
 
-    Raises ChangedModelError where they are not those; an empty digest, of older studies, is not checked.
+    Raises ChangedModelError if its files do not have this digest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     download(client, client.get_logged_model(model_id).artifact_location, "", folder)
     found = list(folder.glob("data/*"))
-    if len(found) != 1 or digest not in {"", folder_digest(found[0])}:
+    if len(found) != 1 or folder_digest(found[0]) != digest:
         raise ChangedModelError(f"models:/{model_id} is not what was uploaded")
     return found[0]
 

@@ -17,9 +17,10 @@ from errors import StoppedError, StoreAwayError, StoreFailedError, first_line
 from tracking.store_address import Say, ask, client_of
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two attempts
-_ATTEMPTS = 5  # at a call that fails although the store answers
-_LOOK_EVERY = 3.0  # seconds, at a store that takes its time
-_TOO_MANY_REQUESTS = 429  # the HTTP status from which on the server, and not the request, is at fault
+LAST_WRITES = 3.0  # seconds for the remaining writes when the user wants to stop
+_ATTEMPTS = 5  # of a call that fails although the store answers
+_LOOK_EVERY = 3.0  # seconds between two looks at a slow store
+_TOO_MANY_REQUESTS = 429  # from this HTTP status on, the server is at fault and not the request
 
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -27,13 +28,14 @@ Write = Callable[[], object]
 Refused = Callable[[Exception], object]
 
 _never = threading.Event()
-_thread = threading.local()  # in the thread of a BackgroundWriter, ``stopped`` is set when it is to end
+_thread = threading.local()  # in a BackgroundWriter's thread it holds ``stopped``, the event that ends it
 
 
 class Connection:
-    """MLflow's client for a store, with calls that are repeated while the store is away.
+    """MLflow's client for a store, with calls that are repeated while the store does not answer.
 
-    ``say`` is told once when the store goes and once when it is back; ``patience`` is in seconds.
+    ``say`` is told once when the store stops answering and once when it answers again; ``patience`` is
+    in seconds.
     """
 
     def __init__(self, tracking_uri: str, say: Say, patience: float) -> None:
@@ -53,10 +55,10 @@ class Connection:
     def repeat(self, call: Callable[[], T]) -> T:
         """The result of ``call``, which must be safe to repeat.
 
-        Whatever it raises while the store does not answer is the store's fault, because MLflow's clients
-        hide what they met: StoreAwayError once that lasts longer than the patience. A call that fails
-        several times although the store answers, or that the store refuses, is at fault itself:
-        StoreFailedError for an error of MLflow or of requests, other errors as they are.
+        MLflow's clients hide the cause of an error. So any error while the store does not answer counts as
+        the store's: StoreAwayError if that lasts longer than the patience. If the store answers, and a call
+        fails several times or is refused, the call is at fault: StoreFailedError for an error of MLflow or
+        of requests, other errors as they are.
         """
         stopped = getattr(_thread, "stopped", _never)
         patience = self.patience if stopped is _never else math.inf
@@ -64,9 +66,9 @@ class Connection:
         while not stopped.is_set():
             try:
                 result = call()
-            except StoppedError:  # a call within this one has waited already
+            except StoppedError:  # from a nested call, which has waited already
                 raise
-            except Exception as error:  # MLflow, requests and the database each have their own
+            except Exception as error:  # MLflow, requests and the database each have their own types
                 if self.answers():
                     failures, deadline = failures + 1, math.inf
                     if failures == _ATTEMPTS or not _is_temporary(error):
@@ -91,13 +93,25 @@ class Connection:
 
 
 def retried(method: Method) -> Method:
-    """Repeat a method, which must be safe to repeat as a whole, as its object's Connection says."""
+    """Repeat a method as ``Connection.repeat`` of its object does; it must be safe to repeat as a whole."""
 
     @wraps(method)
     def patient(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.connection.repeat(partial(method, self, *args, **kwargs))
 
     return cast(Method, patient)
+
+
+def in_time(call: Callable[[], None]) -> None:
+    """Make a last call to MLflow, and wait for it a few seconds: a hanging server must not delay Ctrl-C."""
+
+    def attempt() -> None:
+        with suppress(Exception):
+            call()
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(LAST_WRITES)
 
 
 def _is_temporary(error: Exception) -> bool:
@@ -108,7 +122,7 @@ def _is_temporary(error: Exception) -> bool:
 
 
 def _of_store(error: Exception) -> Exception:
-    """The error in words for the user where it is the store's; a full disk here has a name of its own."""
+    """The error in words for the user if it is the store's; others, such as a full disk here, unchanged."""
     if not isinstance(error, (MlflowException, requests.RequestException)):
         return error
     return StoreFailedError(
@@ -119,7 +133,7 @@ def _of_store(error: Exception) -> Exception:
 class BackgroundWriter:
     """Carries out writes in a thread of its own, one after the other, in the order of submission.
 
-    What a write calls of the store waits for as long as it takes, and the writes behind it wait as well.
+    A write waits for the store without limit, and so do the writes behind it.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -132,26 +146,26 @@ class BackgroundWriter:
         self._changed = threading.Condition()
 
     def submit(self, whose: str, write: Write, refused: Refused) -> None:
-        """Queue a write; ``refused`` gets the error of one that fails, and the next has its turn."""
+        """Queue a write; if it fails, ``refused`` gets the error, and the next write is carried out."""
         with self._changed:
             self._waiting[whose] += 1
             if not self._stopped.is_set():
                 self._pool.submit(self._carry_out, whose, write, refused)
 
     def waiting(self) -> dict[str, int]:
-        """Whose writes are not done, by the ``whose`` of their submission, and how many."""
+        """``whose`` of the submissions -> the number of writes that are not done."""
         with self._changed:
             return dict(+self._waiting)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until everything is written, at most so long; says whether it is."""
+        """Wait until everything is written, for at most ``seconds``; returns whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting.total(), seconds)
 
     def finish(self) -> None:
         """Wait until everything is written, however slow the store is.
 
-        Raises StoreAwayError where the store does not answer for longer than the connection's patience.
+        Raises StoreAwayError if the store does not answer for longer than the connection's patience.
         """
         if not self.wait(_LOOK_EVERY):
             self._connection.say(f"waiting for the tracking store to take what is left: {self._left()}")
@@ -164,7 +178,7 @@ class BackgroundWriter:
                 raise StoreAwayError(f"the tracking store lacks {self._left()}: {again}")
 
     def stop(self) -> None:
-        """Give up what is not written; returns at once, even where the store hangs."""
+        """Give up the remaining writes; returns at once, even if the store hangs."""
         with self._changed:
             self._stopped.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -173,9 +187,9 @@ class BackgroundWriter:
         try:
             write()
         except StoreAwayError:
-            return  # stopped: it counts as waiting
+            return  # the writer was stopped; the write still counts as waiting
         except Exception as error:  # whatever the write raises, its trial must not look finished
-            with suppress(Exception):  # nobody would hear of it, and `finish` would wait for ever
+            with suppress(Exception):  # nobody hears it in this thread, and `finish` would wait for ever
                 refused(error)
         with self._changed:
             self._waiting[whose] -= 1

@@ -3,7 +3,7 @@
 import re
 from urllib.parse import quote
 
-# as of an interval: what closes here, leads to no link and is no box to tick
+# brackets as of an interval, closed on the same line: neither a link nor a box to tick
 _PAIR = re.compile(r"(?!^\[[ xX]\])\[([^\[\]]*)\](?![(\[:])")
 _MARK = re.compile(
     r"""
@@ -22,10 +22,10 @@ _ADDRESS = ":/?#[]@!$&'*+,;=%~"
 
 
 def markdown_text(text: str) -> str:
-    """The text on one line, for any place: a paragraph, a heading, a list, a cell, a picture's words.
+    """The text on one line, fit for a paragraph, a heading, a list, a cell or a picture's alternative text.
 
-    No tag, link, picture, emphasis or end of a cell gets in; what is plain as it stands, such as
-    ``val_acc`` and ``[33.1, 35]``, is left alone.
+    Whatever would make a tag, a link, a picture, emphasis or a new cell is escaped. Text that is plain
+    already, such as ``val_acc`` and ``[33.1, 35]``, is left alone.
     """
     parts = _PAIR.split(" ".join(text.split()))  # before, within, between, within, … after
     escaped = list(map(_without_marks, parts))
@@ -34,10 +34,10 @@ def markdown_text(text: str) -> str:
 
 
 def _without_marks(text: str) -> str:
-    # entities, which every reader knows, for what some do not let a backslash escape
+    # entities, because some programs do not let a backslash escape these two characters
     return _TAG.sub("&lt;", _ENTITY.sub("&amp;", _MARK.sub(r"\\\g<0>", text)))
 
 
 def markdown_address(address: str) -> str:
-    """An address as a link's target: nothing in it ends the link."""
+    """An address as a link's target, with every character escaped that would end the link."""
     return quote(address, safe=_ADDRESS)

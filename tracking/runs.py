@@ -16,19 +16,21 @@ from errors import UserError, all_printable, first_line, printable
 from tracking.artifacts import download
 from tracking.connection import Connection, retried
 
-SUPERSEDED = "superseded"  # the tag of runs that no longer count
-DESCRIPTION = "mlflow.note.content"  # the tag of what MLflow's page shows above a run, Markdown
+FORMAT = 1  # of a study in MLflow; add one if the program cannot read the studies of the format before
+FORMAT_TAG = {"format": str(FORMAT)}  # of every run
+SUPERSEDED = "superseded"  # the tag of runs that do not count
+DESCRIPTION = "mlflow.note.content"  # the tag of the Markdown that MLflow's page shows above a run
 PLAN = "plan.json"
 _TEST_SPLIT = "test_split.parquet"
 _TEST_SPLIT_COLUMNS = {"row_id": is_integer_dtype, "label": is_integer_dtype, "text": is_string_dtype}
 _BATCH = 1000  # metrics that MLflow takes in one call
-_GENERATION = "generation."  # the tag of each generation of a search begins so
+_GENERATION = "generation."  # how the tag of each generation of a search begins
 
 
 class TrackedRun:
-    """A handle on a run; status, metrics and tags are those that were read, or written through it since.
+    """A handle on a run: status, metrics and tags as read, and as written through this handle since.
 
-    Other programs write to a store as well: whatever is read here to be shown is printable.
+    Other programs write to a store as well, so every text that is read here to be shown is printable.
     """
 
     def __init__(self, connection: Connection, run: Run) -> None:
@@ -52,14 +54,14 @@ class TrackedRun:
 
     @retried
     def supersede(self) -> None:
-        """No longer count the run, which stays in MLflow, as one of its study."""
-        if self.is_running:  # else it keeps the time of its end
+        """Mark the run as one that does not count in its study; it stays in MLflow."""
+        if self.is_running:  # a run that has ended keeps the time of its end
             self._end("KILLED")
-        self._tag({SUPERSEDED: "true"})  # last: nobody looks for such a run again
+        self._tag({SUPERSEDED: "true"})  # last, because no reading finds the run after this
 
     @retried
     def end_killed(self) -> None:
-        """End a run that a killed process left running, at its start: it must not seem to have gone on."""
+        """End a run that a killed process left running, at its start: the true end is unknown."""
         self._end("KILLED", self._run.info.start_time)
 
     def _end(self, status: str, end_time: int | None = None) -> None:
@@ -83,7 +85,7 @@ class TrackedRun:
             self.client.log_artifact(self.run_id, str(path))
 
     def _read_table(self, name: str, columns: Mapping[str, Callable[[pd.Series], bool]]) -> pd.DataFrame:
-        """What is in a Parquet file, which is data: nothing in it is run when it is read."""
+        """The table in a Parquet file; reading runs nothing in it. UserError for other columns or types."""
         table = self._read(name, pd.read_parquet)
         for column, is_of_type in columns.items():
             if column not in table or not is_of_type(table[column]):
@@ -93,12 +95,12 @@ class TrackedRun:
         return table
 
     def _read(self, name: str, parse: Callable[[Path], Any]) -> Any:
-        """What is in a file of the run; UserError where it is missing or damaged."""
+        """The parsed content of a file of the run; UserError if the file is missing or damaged."""
         try:
             with tempfile.TemporaryDirectory() as folder:
                 path = download(self.client, self._run.info.artifact_uri, name, Path(folder))
                 content = parse(path) if path else None
-        except Exception as error:  # MLflow, pyarrow and the file system each have their own
+        except Exception as error:  # MLflow, pyarrow and the file system each have their own types
             raise UserError(f"{name} of {self.name} cannot be read: {first_line(error)}") from error
         if content is None:
             raise UserError(f"{self.name} holds no {name}: run the study's command again, which stores it")
@@ -110,7 +112,7 @@ class InvocationRun(TrackedRun):
 
     @property
     def seconds(self) -> float:
-        """How long the invocation took, when the run was read; 0 where nobody noted its end."""
+        """How long the invocation took; 0 if the run had no end when it was read."""
         info = self._run.info
         return (info.end_time - info.start_time) / 1000 if info.end_time else 0.0
 
@@ -125,12 +127,12 @@ class InvocationRun(TrackedRun):
 
     @property
     def storage_id(self) -> str:
-        """Names the storage path whose lock the invocation holds; empty in older studies."""
+        """The id of the storage path whose lock the invocation holds."""
         return self.tags.get("storage_id", "")
 
     @retried
     def plan(self) -> dict[str, Any]:
-        """The plan that the invocation carried out; UserError where it cannot be read."""
+        """The plan that the invocation carried out; UserError if it cannot be read."""
         plan = self._read(PLAN, lambda path: all_printable(json.loads(path.read_text())))
         if not isinstance(plan, dict):
             raise UserError(f"{PLAN} of {self.name} is not a plan: give the --name of a study")
@@ -147,7 +149,7 @@ class InvocationRun(TrackedRun):
 
     @retried
     def log_generation(self, number: int, proposals: Sequence[Mapping[str, Any]]) -> None:
-        """Store what a generation of a search consists of, the parameters of each trial, all at once."""
+        """Store a generation of a search, the parameters of each trial, all in one call."""
         text = json.dumps(proposals)
         if len(text) > MAX_TAG_VAL_LENGTH:
             raise UserError(f"{len(proposals)} trials are too many for a generation: give fewer")
@@ -159,19 +161,19 @@ class InvocationRun(TrackedRun):
 
     @retried
     def describe(self, markdown: str) -> None:
-        """Say on MLflow's page of the run what the study asks and has found."""
+        """Set the text on MLflow's page of the run: what the study asks and has found."""
         self._tag({DESCRIPTION: markdown})
 
     @retried
     def log_test_split(self, row_ids: np.ndarray, labels: np.ndarray, texts: Sequence[str]) -> None:
-        """Store the test split: what trials were tested on, (n,) each, in the split's own order."""
+        """Store the test split, on which trials are tested: (n,) each, in the split's own order."""
         self._log_table(_TEST_SPLIT, {"row_id": row_ids, "label": labels, "text": list(texts)})
 
     @retried
     def test_split(self) -> pd.DataFrame:
-        """The test split, columns ``row_id``, ``label``, ``text``; UserError where it cannot be read.
+        """The test split, columns ``row_id``, ``label``, ``text``; UserError if it cannot be read.
 
-        Texts are to the letter what models were tested on; whoever shows one makes it printable.
+        Texts are exactly those that models were tested on; whoever shows one makes it printable.
         """
         return self._read_table(_TEST_SPLIT, _TEST_SPLIT_COLUMNS)
 
@@ -181,7 +183,7 @@ class InvocationRun(TrackedRun):
 
     @retried
     def download_folder(self, name: str, destination: Path) -> Path | None:
-        """Download the run's folder ``name`` into ``destination``; None where there is none."""
+        """Download the run's folder ``name`` into ``destination``; None if there is none."""
         return download(self.client, self._run.info.artifact_uri, name, destination)
 
     @retried

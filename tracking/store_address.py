@@ -21,7 +21,7 @@ from errors import UserError, first_line
 
 _NOT_AUTHENTICATED = 401  # an HTTP status
 _SERVER_TIMEOUT = 10  # seconds
-_SILENCE = 5.0  # seconds, after which somebody is told what is waited for
+_SILENCE = 5.0  # seconds until the user is told that the store is waited for
 _SQLITE = "sqlite:///"
 _WORKS = re.compile(r"https?://|(sqlite|postgresql|mysql|mssql)(\+\w+)?://")
 
@@ -29,11 +29,11 @@ Say = Callable[[str], object]
 
 
 def nobody(line: str) -> None:
-    """Hears nothing."""
+    """Say nothing."""
 
 
 def quiet_mlflow() -> None:
-    """Keep MLflow's notices and its own repetitions away; they would hide for minutes what went wrong."""
+    """Turn off MLflow's notices, and its own repetitions, which would hide an error for minutes."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -49,7 +49,7 @@ def sqlite_file(tracking_uri: str) -> Path | None:
 
 
 def check_store_exists(tracking_uri: str) -> None:
-    """Raise UserError for an SQLite file that is not there; opening it would create an empty one."""
+    """Raise UserError if the store is an SQLite file that does not exist; opening it would create one."""
     path = sqlite_file(tracking_uri)
     if path is not None and not os.path.isfile(path):  # noqa: PTH113 - Path raises for long names
         raise UserError(f"there is no {path} here: run this where the study ran, or give --tracking-uri")
@@ -58,7 +58,7 @@ def check_store_exists(tracking_uri: str) -> None:
 def client_of(tracking_uri: str) -> MlflowClient:
     """MLflow's client for a store, with the credentials that were in its address.
 
-    A server's go into the environment, which is where MLflow looks for them: it prints addresses.
+    The credentials of a server go into the environment, where MLflow reads them: MLflow prints addresses.
     """
     address = with_credentials(tracking_uri)
     parts = urlsplit(address)
@@ -70,10 +70,10 @@ def client_of(tracking_uri: str) -> MlflowClient:
 
 
 def check_store(tracking_uri: str, say: Say = nobody) -> None:
-    """Raise UserError for a URI that cannot work, a store that does not answer and a damaged file.
+    """Raise UserError for a URI that cannot work, a store that does not answer, or a damaged file.
 
-    An SQLite file that does not exist is made. ``say`` is told where that takes long: MLflow tries for two
-    minutes to reach a database.
+    An SQLite file that does not exist is created. ``say`` is told if the answer takes long: MLflow tries
+    for two minutes to reach a database.
     """
     if not _WORKS.match(tracking_uri):
         raise UserError(
@@ -109,7 +109,7 @@ def _check_file(path: Path) -> None:
         with closing(sqlite3.connect(path)) as database:
             found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.OperationalError:
-        return  # locked or not readable, which MLflow will say
+        return  # locked or not readable: MLflow reports that
     except sqlite3.DatabaseError as error:
         found = str(error)
     if found != "ok":
@@ -120,12 +120,12 @@ def _check_file(path: Path) -> None:
 
 
 def _create_file(path: Path) -> None:
-    """Make the store beside its place first: MLflow cannot complete a migration that was cut off."""
+    """Create the store under another name, then rename it: MLflow cannot complete a creation cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_file = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     try:
         ask(f"{_SQLITE}{partial_file}")
-        if not path.exists():  # another process may have been quicker
+        if not path.exists():  # another process may have created it meanwhile
             partial_file.rename(path)
     finally:
         partial_file.unlink(missing_ok=True)
@@ -142,10 +142,10 @@ def _told_of_silence(tracking_uri: str, say: Say) -> Iterator[None]:
 
 
 def ask(tracking_uri: str) -> None:
-    """Raise what MLflow, requests or the database raise where the store does not answer."""
+    """Raise the error of MLflow, requests or the database if the store does not answer."""
     client = client_of(tracking_uri)
     if tracking_uri.startswith("http"):
-        # health alone would not notice a server whose database is gone, but it is quick to time out
+        # /health times out quickly, but does not notice that the server's database is gone: search as well
         url = f"{client.tracking_uri.rstrip('/')}/health"
         requests.get(url, timeout=_SERVER_TIMEOUT).raise_for_status()
     client.search_experiments(max_results=1)

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,15 +17,16 @@ from mlflow.utils import get_results_from_paginated_fn
 from addresses import bare
 from errors import UserError, printable, unknown
 from search_spaces import TrialConfig
+from search_spaces.plan import DatasetFacts
 from search_spaces.space import AXES
 from search_spaces.trial_config import epoch_text
 from tracking.artifacts import follow_move
 from tracking.connection import BackgroundWriter, Connection, retried
 from tracking.markdown import markdown_text
-from tracking.runs import DESCRIPTION, SUPERSEDED, InvocationRun, TrackedRun
+from tracking.runs import DESCRIPTION, FORMAT_TAG, SUPERSEDED, InvocationRun, TrackedRun
 from tracking.store_address import Say, check_store, nobody, quiet_mlflow
 from tracking.trial_run import TrialRun
-from tracking.views import CURVES, TRIALS, view_address, view_tag, view_tags
+from tracking.views import CURVES, TRIALS, view_address, view_tags
 
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which pages the UI shows
 _SOURCE = {"mlflow.source.name": "tune_main.py", "mlflow.source.type": "LOCAL"}
@@ -34,33 +35,18 @@ _BEST = "best"  # the alias of the study's best model in the registry
 
 
 @dataclass(frozen=True)
-class DatasetFacts:
-    """The data set, as MLflow shows it beside a run."""
-
-    name: str
-    source: str
-    digest: str
-    sizes: dict[str, int]
-    label_names: tuple[str, ...]
-    duplicates_dropped: int
-    # what is said of it in the plan and in the report: heading -> text, and what a reader should know first
-    facts: Mapping[str, str] = field(default_factory=dict)
-    warnings: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
 class StudyRuns:
-    """The runs of a study that count, as of one reading."""
+    """The runs of a study that are not superseded, as read at one time."""
 
     invocations: Sequence[InvocationRun]  # the newest first
     trials: Mapping[str, TrialRun]  # trial hash -> run
 
 
 class StudyStore:
-    """Where a study's runs are kept; UserError where that cannot work.
+    """The tracking store of one study; UserError if its address or the study's name cannot work.
 
-    Every method waits for a store that is away, and raises StoreAwayError after ``patience`` seconds of it,
-    or StoreFailedError where the store answers and refuses. ``say`` hears when it goes and comes back.
+    Every method waits while the store does not answer, and raises StoreAwayError after ``patience`` seconds
+    of waiting, or StoreFailedError if the store answers and refuses. ``say`` is told of both changes.
     """
 
     def __init__(
@@ -81,12 +67,16 @@ class StudyStore:
         self._experiment = self.connection.repeat(self._find_experiment)
 
     def background(self) -> BackgroundWriter:
-        """A new writer, whose writes wait for the store until the writer is stopped."""
+        """A new writer; its writes wait for the store until the writer is stopped."""
         return BackgroundWriter(self.connection)
 
     @retried
-    def read_runs(self) -> StudyRuns:
-        """All runs of a study, in one reading; UserError where there is no such study."""
+    def read_runs(self, any_format: bool = False) -> StudyRuns:
+        """All runs of the study, read at one time; UserError if there is no such study.
+
+        UserError also if a version of this program with another format wrote the study; with
+        ``any_format`` its runs are returned all the same, to be superseded.
+        """
         if self._experiment is None:
             names = [experiment.name for experiment in self.client.search_experiments()]
             raise unknown(f"study in {self.tracking_uri}", self.study, names)
@@ -96,6 +86,13 @@ class StudyStore:
             raise UserError(f"study '{self.study}' has no runs yet")
         # of two runs of one trial, the one with more results counts
         trials = sorted((run for run in runs if "trial_hash" in run.data.tags), key=_results)
+        if not any_format and not all(
+            FORMAT_TAG.items() <= run.data.tags.items() for run in invocations + trials
+        ):
+            raise UserError(
+                f"study '{self.study}' was written by another version of this program: run its command "
+                "with --fresh, which trains it anew, or with another --name"
+            )
         return StudyRuns(
             [InvocationRun(self.connection, run) for run in invocations],
             {run.data.tags["trial_hash"]: TrialRun(self.connection, run) for run in trials},
@@ -104,7 +101,7 @@ class StudyStore:
     def start_invocation(
         self, title: str, plan: Mapping[str, Any], tags: Mapping[str, str]
     ) -> InvocationRun:
-        """Create the parent run (and the experiment, the first time) and store the plan."""
+        """Create the parent run, and the experiment if the study has none, and store the plan."""
         identity = uuid4().hex
 
         def start() -> InvocationRun:
@@ -117,13 +114,12 @@ class StudyStore:
 
     @retried
     def save_views(self, parameters: Sequence[str]) -> None:
-        """Save the views of the study; ``parameters`` are those that trials differ in.
+        """Save the views of the study; trials differ in ``parameters``.
 
-        Views that people have saved are left alone.
+        Views that people have saved stay as they are.
         """
         for key, value in view_tags(parameters).items():
             self.client.set_experiment_tag(self._experiment_id(), key, value)
-        self._experiment = self._find_experiment()
 
     @retried
     def open_trial(
@@ -134,12 +130,13 @@ class StudyStore:
         parent: InvocationRun,
         tags: Mapping[str, str] | None = None,
     ) -> TrialRun:
-        """The run of the trial that serves ``cells``, marked as running: the one it has, or a new one.
+        """The run of the trial that serves ``cells``, marked as running; created if the trial has none.
 
-        ``name`` is what MLflow shows.
+        MLflow shows ``name``.
         """
-        config = cells[0]
-        run = self._only_run("trial_hash", config.trial_hash, name, {"mlflow.parentRunId": parent.run_id})
+        config, own = cells[0], tags or {}
+        created = {"mlflow.parentRunId": parent.run_id, **own}
+        run = self._only_run("trial_hash", config.trial_hash, name, created)
         run_id = run.info.run_id
         params = config.to_dict() | {
             "learning_rate": config.learning_rate,
@@ -149,13 +146,8 @@ class StudyStore:
         coordinates = [
             {axis: getattr(cell, axis) for axis in AXES} | {"model": cell.model_name} for cell in cells
         ]
-        tags = {
-            "cells": json.dumps(coordinates),
-            "failure": "",
-            DESCRIPTION: _description(cells),
-            **(tags or {}),
-        }
-        self.client.log_batch(run_id, params=new, tags=[RunTag(*tag) for tag in tags.items()])
+        own = {"cells": json.dumps(coordinates), "failure": "", DESCRIPTION: _description(cells), **own}
+        self.client.log_batch(run_id, params=new, tags=[RunTag(*tag) for tag in own.items()])
         if not (run.inputs and run.inputs.dataset_inputs):
             self.client.log_inputs(run_id, [_dataset_input(dataset)])
         self.client.update_run(run_id, status="RUNNING")
@@ -169,7 +161,7 @@ class StudyStore:
     def register_best(self, run: TrialRun) -> str:
         """Register the best-epoch model of ``run`` as the study's best; returns ``models:/<study>@best``.
 
-        A model that has a version gets no second one.
+        A model that is registered already gets no second version.
         """
         source = run.tags["best_model"]
         if not self.client.search_registered_models(f"name = '{self.study}'"):
@@ -189,25 +181,22 @@ class StudyStore:
         return f"models:/{self.study}@{_BEST}"
 
     def run_url(self, run_id: str, tab: str = "") -> str:
-        """Where a browser finds the run: on the tracking server, or on a local ``mlflow ui``."""
+        """The address of a run for a browser, on the tracking server or on a local ``mlflow ui``."""
         page = f"{self._server}/#/experiments/{self._experiment_id()}/runs/{run_id}{tab}"
         return f"{page}?workflowType=machine_learning"
 
     def pages(self) -> dict[str, str]:
-        """How a browser gets to the study: what to start or open, and the addresses of both views."""
+        """How to see the study in a browser: the server to open or start, and both views' addresses."""
         uri = self.tracking_uri
         start = {"MLflow": bare(uri) if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"}
         views = {"  trials": TRIALS, "  curves": CURVES}
-        saved = self._experiment.tags if self._experiment else {}  # older studies have none
         return start | {
-            label: view_address(self._server, self._experiment_id(), key)
-            for label, key in views.items()
-            if view_tag(key) in saved
+            label: view_address(self._server, self._experiment_id(), key) for label, key in views.items()
         }
 
     @property
     def _server(self) -> str:
-        """MLflow's page for a browser, which may know the server under another address."""
+        """The address of MLflow's page; a browser may reach the server under another one than we do."""
         local = "http://127.0.0.1:5000"
         server = self.tracking_uri if self.tracking_uri.startswith("http") else local
         return bare(os.environ.get("BATCHSCALE_MLFLOW_PAGE", server)).rstrip("/")
@@ -226,18 +215,18 @@ class StudyStore:
         return experiment
 
     def _only_run(self, tag: str, value: str, name: str, tags: Mapping[str, str]) -> Run:
-        """The one run with this value of the tag; it is created where there is none."""
+        """The one run with this value of the tag; created if there is none."""
         found = sorted(self._search(f"tags.{tag} = '{value}'"), key=_results)
         for run in found[:-1]:
-            if not _results(run):  # made by a server that answered too late
+            if not _results(run):  # a call was repeated whose first attempt succeeded after all
                 self.client.delete_run(run.info.run_id)
         if found:
             return found[-1]
-        tags = {tag: value, "mlflow.user": _user(), **_SOURCE, **tags}
+        tags = {tag: value, "mlflow.user": _user(), **_SOURCE, **FORMAT_TAG, **tags}
         return self.client.create_run(self._experiment_id(), tags=tags, run_name=name)
 
     def _experiment_id(self) -> str:
-        """Of the study's experiment, which is created where there is none."""
+        """The id of the study's experiment, which is created if there is none."""
         self._experiment = self._experiment or self._find_experiment()
         if self._experiment is None:
             self.client.create_experiment(self.study, tags=_MODEL_TRAINING)
@@ -246,7 +235,7 @@ class StudyStore:
         return printable(str(self._experiment.experiment_id))
 
     def _search(self, query: str = "") -> list[Run]:
-        """Runs of the study that match, the newest first, without superseded ones."""
+        """The study's runs that match, the newest first, without superseded ones."""
         places, order = [self._experiment_id()], ["attributes.start_time DESC"]
 
         def page(size: int, token: str | None) -> Sequence[Run]:
@@ -257,7 +246,7 @@ class StudyStore:
 
 
 def check_study_name(study: str) -> None:
-    """Raise UserError for a name that could not be a folder everywhere."""
+    """Raise UserError for a name that some file system does not take for a folder."""
     if not _STUDY_NAME.fullmatch(study):
         raise UserError(
             f"study name '{study}' must start with a letter or digit and contain only letters, "

@@ -14,26 +14,26 @@ from mlflow.utils.time import get_current_time_millis
 from pandas.api.types import is_float_dtype, is_integer_dtype
 
 from errors import UserError, all_printable
-from search_spaces.search_space import COMPLETE, Outcome
+from search_spaces.stages import COMPLETE, Outcome
 from tracking.artifacts import ModelFiles, download_model, folder_digest, models_of, upload_model
 from tracking.connection import retried
 from tracking.runs import TrackedRun
 
 _STEP_METRICS = ("train_loss_per_step", "train_acc_per_step", "learning_rate_per_step")
 _PER_STEP = "_per_step"
-_NO_METRICS = {"evaluation", "reported_at"}  # numbers of a report that say when
-_PREFIXES = {"best": "test_", "last": "last_test_"}  # of what the test of that model yields
+_NO_METRICS = {"evaluation", "reported_at"}  # numbers of a report that are times
+_PREFIXES = {"best": "test_", "last": "last_test_"}  # of the test results of that model
 _LONGEST_REASON = 5000  # characters
 _PREDICTIONS = "predictions.parquet"
 _PREDICTION_COLUMNS = {
     **dict.fromkeys(("row_id", "label", "prediction"), is_integer_dtype),
-    "probability": is_float_dtype,
+    **dict.fromkeys(("probability", "margin"), is_float_dtype),
 }
-_MODEL_URI = re.compile(r"models:/(m-[0-9a-zA-Z]+)")  # not file:, not http:, not somebody else's name
+_MODEL_URI = re.compile(r"models:/(m-[0-9a-zA-Z]+)")  # not file:, not http:, not a name in the registry
 
 
 class OtherTrainingError(RuntimeError):
-    """A trial was trained again, without its checkpoint, to other numbers than its run holds."""
+    """A trial was trained again without its checkpoint, and its numbers differ from those in its run."""
 
 
 class TrialRun(TrackedRun):
@@ -45,16 +45,19 @@ class TrialRun(TrackedRun):
         return self.tags.get("trained") == "true"
 
     @retried
-    def outcome(self) -> Outcome | None:
-        """How its training ended, for a search; None until it has."""
+    def outcome(self, with_curve: bool) -> Outcome | None:
+        """How training ended; None before that. Without the curve, its only val_acc is the best one."""
         state = self.tags.get("outcome", COMPLETE if self.is_trained else "")
         if not state:
             return None
+        if not with_curve:
+            best = self.metrics.get("best_val_acc")
+            return Outcome(state, () if best is None else (best,))
         return Outcome(state, tuple(value for _, value in sorted(self._values("val_acc").items())))
 
     @property
     def is_tested(self) -> bool:
-        """Whether nothing is left to do; the run's end is written last."""
+        """Whether the trial is finished; the run's end is written last."""
         has_results = {"test_acc", "last_test_acc"} <= self.metrics.keys()
         return self.status == "FINISHED" and self.is_trained and has_results
 
@@ -63,18 +66,13 @@ class TrialRun(TrackedRun):
         """The fields of its TrialConfig, as MLflow keeps them."""
         return all_printable(dict(self._run.data.params))
 
-    @property
-    def assets_digest(self) -> str:
-        """Of the pretrained weights and tokens it is trained from; empty in older studies."""
-        return self.tags.get("assets_digest", "")
-
     @retried
     def log_evaluations(self, reports: Iterable[Mapping[str, Any]]) -> None:
-        """Write the evaluations that are not there yet: every number of a report at step ``evaluation``.
+        """Write the evaluations that MLflow lacks: every number of a report at step ``evaluation``.
 
-        ``reported_at`` (ms; absent in older histories) makes writing twice harmless: MLflow keeps one of
-        two equal metrics. Raises OtherTrainingError where one that is there was trained to another
-        val_loss: a run must not hold parts of two trainings.
+        ``reported_at`` (ms) makes writing twice harmless: MLflow keeps one of two equal metrics. Raises
+        OtherTrainingError if an evaluation is there with another val_loss: a run must not hold parts of
+        two trainings.
         """
         for report in reports:
             evaluation, val_loss = report["evaluation"], report["val_loss"]
@@ -95,7 +93,7 @@ class TrialRun(TrackedRun):
 
     @retried
     def log_models(self, best: ModelFiles, last: ModelFiles | None, results: Mapping[str, float]) -> None:
-        """Upload the best evaluation's model, and the last one's where it is another; write ``results``."""
+        """Upload the best evaluation's model, and the last one's if it is another; write ``results``."""
         tags: dict[str, str] = {}
         for name, files in {"best_model": best, "last_model": last}.items():
             if files is not None:
@@ -108,16 +106,16 @@ class TrialRun(TrackedRun):
 
     @retried
     def log_outcome(self, state: str, results: Mapping[str, float], reason: str = "") -> None:
-        """Finish the run of a trial of a search, which keeps no model and is not tested.
+        """Finish the run of a trial that keeps no model and is not tested.
 
-        ``reason`` says why a trial failed that will not be trained again.
+        ``reason`` is given if the trial failed and is not trained again.
         """
         self._log_results(results)
         self._tag({"outcome": state, "failure": reason[:_LONGEST_REASON]})
         self._end("FAILED" if reason else "FINISHED")
 
     def _log_results(self, values: Mapping[str, float]) -> None:
-        """Write results of the trial as a whole, without those that an earlier attempt has written."""
+        """Write results of the trial as a whole, except those that an earlier attempt has written."""
         known, now = self.client.get_run(self.run_id).data.metrics, get_current_time_millis()
         self._log(
             [Metric(name, value, now, 0) for name, value in values.items() if known.get(name) != value]
@@ -126,20 +124,20 @@ class TrialRun(TrackedRun):
 
     @retried
     def interrupt(self) -> None:
-        """Mark the run as stopped before its end; when the trial is opened again, so is the run."""
+        """Mark the run as stopped before its end; it runs again when the trial is opened again."""
         self._end("KILLED")
 
     @retried
     def fail(self, reason: str, outcome: str = "") -> None:
-        """Mark the run as failed; ``outcome`` is that of a training which a retry would not change."""
+        """Mark the run as failed; ``outcome`` is given if a retry would fail in the same way."""
         self._tag({"failure": reason[:_LONGEST_REASON]} | ({"outcome": outcome} if outcome else {}))
         self._end("FAILED")
 
     @retried
     def download_model(self, which: str, folder: Path) -> Path:
-        """Download the ``best`` or ``last`` model; returns the folder that was given as ModelFiles.
+        """Download the ``best`` or ``last`` model; returns the folder that was uploaded as a ModelFiles.
 
-        Raises ChangedModelError where it is not what was uploaded.
+        Raises ChangedModelError if its files differ from the uploaded ones.
         """
         uri, digest = (self.tags.get(f"{which}_model{what}", "") for what in ("", "_digest"))
         if not (match := _MODEL_URI.fullmatch(uri)):
@@ -155,10 +153,10 @@ class TrialRun(TrackedRun):
 
     @retried
     def log_test(self, results: Mapping[str, Any], labels: np.ndarray, rows: np.ndarray) -> None:
-        """Write what the ``best`` and the ``last`` model yield in the test, and finish the run.
+        """Write the test results of the ``best`` and the ``last`` model, and finish the run.
 
         A result has ``metrics`` by name, ``predictions``, (n,), and ``probabilities``, (n, classes).
-        ``labels`` and ``rows`` are (n,), the labels and row ids of the test split.
+        ``labels`` and ``rows``, (n,) each, are the labels and row ids of the test split.
         """
         for which, result in results.items():
             prefix = _PREFIXES[which]
@@ -171,17 +169,16 @@ class TrialRun(TrackedRun):
 
     @retried
     def predictions(self, which: str) -> pd.DataFrame:
-        """What the ``best`` or ``last`` model said of each test example.
+        """The predictions of the ``best`` or ``last`` model, a row per test example.
 
         Columns ``row_id``, ``label``, ``prediction``, ``probability`` (of the predicted class) and
-        ``margin`` (its lead over the second; absent from studies tested before it was stored). UserError
-        where they cannot be read.
+        ``margin`` (its lead over the second). UserError if they cannot be read.
         """
         return self._read_table(_PREFIXES[which] + _PREDICTIONS, _PREDICTION_COLUMNS)
 
     @retried
     def evaluations(self) -> pd.DataFrame:
-        """The metrics of the evaluations: a row per complete one, indexed by its number, a column each."""
+        """A row per complete evaluation, indexed by its number, and a column per metric."""
         table = self._table([name for name in self.metrics if not name.endswith(_PER_STEP)])
         return table.dropna(subset=["val_acc"]) if "val_acc" in table else table.iloc[:0]
 
@@ -195,19 +192,19 @@ class TrialRun(TrackedRun):
         return pd.DataFrame({name: values for name, values in columns.items() if values}).sort_index()
 
     def _values(self, name: str) -> dict[int, float]:
-        """Step -> value of a metric, without step 0, where results of the trial as a whole are."""
+        """Step -> value of a metric, without step 0, which holds results of the trial as a whole."""
         history = self.client.get_metric_history(self.run_id, name)
         return {metric.step: metric.value for metric in history if metric.step > 0}
 
 
 def _report_metrics(report: Mapping[str, Any]) -> list[Metric]:
-    evaluation, when = report["evaluation"], report.get("reported_at") or get_current_time_millis()
+    evaluation, when = report["evaluation"], report["reported_at"]
     numbers = {
         name: value
         for name, value in report.items()
         if isinstance(value, (int, float)) and name not in _NO_METRICS
     }
-    numbers["val_acc"] = numbers.pop("val_acc")  # goes last: it says that the evaluation is complete
+    numbers["val_acc"] = numbers.pop("val_acc")  # last: with it, the evaluation counts as complete
     curve = [
         Metric(name, value, when, step)
         for step, *values in report["step_curve"]

@@ -1,7 +1,7 @@
 """The two views of a study in ``mlflow ui``: its trials as a table, and their curves.
 
-MLflow keeps a saved view in a tag of the experiment. The format is that of MLflow 3.17's own page, which
-documents it nowhere; a page that does not know it opens without the view, and nothing else is lost.
+MLflow keeps a saved view in a tag of the experiment. The format is that of MLflow 3.17's page, and is not
+documented. A page that does not know the format opens without the view; nothing else is lost.
 """
 
 import colorsys
@@ -17,7 +17,7 @@ _CHECKBOX, _RUN_NAME = "1", "attributes.`Run Name`"  # the first columns of the 
 _RESULTS = ("best_val_acc", "best_epoch", "test_acc", "last_test_acc")
 _CURVES = ("val_acc", "val_loss", "train_loss")
 _HUES = (0.58, 0.05, 0.42, 0.85)  # blue, orange, green, pink: one for each model
-_HUE_OF_RULE = 0.035  # neighbouring rules are so far apart
+_HUE_OF_RULE = 0.035  # from one scaling rule to the next
 _DARKEST, _LIGHTEST = 0.26, 0.58
 
 
@@ -27,7 +27,7 @@ def view_tag(key: str) -> str:
 
 
 def view_tags(parameters: Sequence[str]) -> dict[str, str]:
-    """The experiment's tags that hold both views; ``parameters`` are those that trials differ in."""
+    """The experiment's tags that hold both views; trials differ in ``parameters``."""
     columns = [*(f"params.`{name}`" for name in parameters), *map(_metric, _RESULTS)]
     shared = {
         "searchFilter": _TRIALS_THAT_COUNT,
@@ -43,7 +43,7 @@ def view_tags(parameters: Sequence[str]) -> dict[str, str]:
 
 
 def view_address(server: str, experiment_id: str, key: str) -> str:
-    """Where a browser finds a view on this server."""
+    """The address of a view on this server, for a browser."""
     query = {"workflowType": "machine_learning", "viewStateShareKey": key}
     if key == CURVES:
         query["compareRunsMode"] = "CHART"
@@ -70,7 +70,7 @@ def _metric(name: str) -> str:
 
 
 def _charts(parameters: Sequence[str]) -> dict[str, Any]:
-    """Curves first, then results; the page's own section of all other metrics is folded below them."""
+    """Curves first, then results; the page's own section of all other metrics is below, folded."""
     sections = {
         "epochs": "By evaluation",
         "results": "Results",

@@ -9,7 +9,7 @@ rounding. Averaging the micro-batches' means instead, or dividing a short window
 micro-batches of a full one, does not.
 
 Accumulating leaves the weights as they are, so a window whose forward or backward pass ran out of memory
-can be accumulated again from its start. Once its update has begun it cannot: the two are two calls.
+can be accumulated again from its start. An update cannot be repeated, so it is a call of its own.
 """
 
 import gc
@@ -26,8 +26,8 @@ from torch.optim import Optimizer
 from errors import first_line
 from trainables.batches import Batch
 
-# What PyTorch and the libraries below it say when memory runs out, each in its own words. An error that
-# merely looks like these ends, at one example, with its own words in the message.
+# The words of PyTorch and the libraries below it when memory runs out. If another error contains them, the
+# message shows its own words once not even one example fits.
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -43,7 +43,7 @@ _OUT_OF_MEMORY = (
 
 
 class StepResult(NamedTuple):
-    """What a window saw, as tensors on the device: reading them waits for the GPU, so do it late."""
+    """The results of a window, as tensors on the device: reading them waits for the GPU, so do it late."""
 
     loss_sum: Tensor  # () cross entropy summed over the window
     correct: Tensor  # () examples classified correctly
@@ -58,13 +58,10 @@ class TorchEngine:
         self.optimizer = optimizer
         self.precision = precision
 
-    def accumulate(
-        self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = lambda: None
-    ) -> StepResult:
+    def accumulate(self, micro_batches: Sequence[Batch]) -> StepResult:
         """Leave in ``.grad`` the gradient of the mean loss over all examples of ``micro_batches``.
 
-        ``after_backward`` is called after each of them, when ``.grad`` holds its share. Starts from
-        nothing, also where an earlier call was cut short, and does not touch the weights.
+        Drops earlier gradients, even those of a call that was cut short, and does not change the weights.
         """
         examples = sum(map(len, micro_batches))
         losses, hits = [], []
@@ -74,7 +71,6 @@ class TorchEngine:
                 logits = self.model(batch.input_ids, batch.attention_mask)
             loss_sum, correct = summed_loss(logits, batch)
             (loss_sum / examples).backward()
-            after_backward()
             losses.append(loss_sum.detach())
             hits.append(correct)
         return StepResult(torch.stack(losses).sum(), torch.stack(hits).sum(), examples)
@@ -87,7 +83,7 @@ class AccelerateEngine:
     """The same window through Hugging Face Accelerate's ``accumulate`` and ``backward``."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, precision: str) -> None:
-        from accelerate import Accelerator  # here, because a served model does without it
+        from accelerate import Accelerator  # here, because a served model does not have it
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)  # one process runs many trials
@@ -97,15 +93,13 @@ class AccelerateEngine:
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
-    def accumulate(
-        self, micro_batches: Sequence[Batch], after_backward: Callable[[], None] = lambda: None
-    ) -> StepResult:
+    def accumulate(self, micro_batches: Sequence[Batch]) -> StepResult:
         """Do what ``TorchEngine.accumulate`` does.
 
-        Accelerate divides by the number of accumulation steps that it was told. A short last window has
-        fewer micro-batches, so it is told how many there are, every time, and the division is undone: left
-        alone, a window of 17 of 32 micro-batches would keep 17/32 of its gradient. The model drops the
-        gradients, because after a window that was cut short the prepared optimizer would refuse to.
+        Accelerate divides by its number of accumulation steps. A short last window has fewer micro-batches,
+        so every call sets that number, and undoes the division: otherwise a window of 17 of 32
+        micro-batches would keep 17/32 of its gradient. The model zeroes the gradients, because the prepared
+        optimizer would not do so after a window that was cut short.
         """
         examples, steps = sum(map(len, micro_batches)), len(micro_batches)
         self.accelerator.gradient_accumulation_steps = steps
@@ -117,13 +111,12 @@ class AccelerateEngine:
                 logits = self.model(batch.input_ids, batch.attention_mask)
                 loss_sum, correct = summed_loss(logits, batch)
                 self.accelerator.backward(loss_sum * steps / examples)
-                after_backward()
             losses.append(loss_sum.detach())
             hits.append(correct)
         return StepResult(torch.stack(losses).sum(), torch.stack(hits).sum(), examples)
 
     def update(self) -> None:
-        self.optimizer.step()  # the last micro-batch has told it that the window is whole
+        self.optimizer.step()  # Accelerate skips it unless the window is complete, as it is here
 
 
 Engine = TorchEngine | AccelerateEngine
@@ -160,15 +153,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Collect what only cycles keep alive, and give the GPU's cached memory back."""
+    """Collect reference cycles, and release PyTorch's cached GPU memory."""
     gc.collect()
     torch.cuda.empty_cache()
 
 
 def half_after(error: Exception, size: int) -> int:
-    """Half of ``size``, for another attempt after one that ended with ``error``; frees what it held.
+    """Half of ``size``, for another attempt after one that ended with ``error``; frees its memory.
 
-    Raises ``error`` itself unless memory ran out, and DoesNotFitError where ``size`` is 1.
+    Raises ``error`` itself unless memory ran out, and DoesNotFitError if ``size`` is 1.
     """
     if not is_out_of_memory(error):
         raise error
@@ -178,6 +171,6 @@ def half_after(error: Exception, size: int) -> int:
             "out of memory even with one example at a time: give trials more memory (--gpus-per-trial, "
             f"--max-concurrent), or set a smaller --max-length or model, or --set noise_every=0 ({words})"
         ) from error
-    traceback.clear_frames(error.__traceback__)  # they hold the tensors of the attempt
+    traceback.clear_frames(error.__traceback__)  # the frames hold the tensors of the attempt
     free_memory()
     return size // 2

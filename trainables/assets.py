@@ -14,18 +14,18 @@ from trainables.batches import TokenArrays, pad_token, tokenize
 from trainables.encoder_checks import check_reading
 from trainables.encoders import EncoderAssets, first_states, load_pretrained, pack
 
-if TYPE_CHECKING:  # workers read assets and need none of the libraries that read data sets
+if TYPE_CHECKING:  # workers read assets, and do not need the libraries that read data sets
     from trainables.review_splits import ReviewSplits
     from trainables.reviews import Reviews
 
-_SAYS_NOTHING = {"transformers_version", "_name_or_path"}  # of a model, beside where it comes from
+_SAYS_NOTHING = {"transformers_version", "_name_or_path"}  # only where a model comes from
 
 
 @dataclass(frozen=True)
 class TrialAssets:
-    """What a trial of one model reads. The test split is not among it.
+    """What a trial of one model reads; the test split is not included.
 
-    ``digest`` identifies weights and tokens: a checkpoint trained from others must not be resumed.
+    ``digest`` identifies weights and tokens: a checkpoint with another digest must not be resumed.
     """
 
     encoder: EncoderAssets
@@ -38,16 +38,16 @@ class TrialAssets:
 
 @dataclass(frozen=True)
 class ModelAssets:
-    """One model's share: what trials get, and the test split, which they do not."""
+    """The assets of one model: those that trials get, and the test split, which they do not get."""
 
     trial: TrialAssets
     test: TokenArrays
 
 
 def prepare_assets(config: TrialConfig, splits: "ReviewSplits") -> ModelAssets:
-    """Load the weights of ``config.model``, look at them, and tokenise the splits with its tokenizer.
+    """Load and check the weights of ``config.model``, and tokenise the splits with its tokenizer.
 
-    Raises UserError where a study of the model would fail or mean nothing.
+    Raises UserError if a study of the model would fail or mean nothing.
     """
     pretrained, tokenizer = load_pretrained(config.model, splits.train.texts)
     encoder = pack(pretrained, tokenizer)
@@ -71,7 +71,7 @@ def prepare_assets(config: TrialConfig, splits: "ReviewSplits") -> ModelAssets:
 
 
 def _digest(config: Mapping[str, Any], arrays: Iterable[np.ndarray]) -> str:
-    """Of what decides what a trial learns and is not in its TrialConfig, such as the encoder's dropout."""
+    """Identifies what a trial learns from beside its TrialConfig, such as the encoder's dropout."""
     known = {name: value for name, value in config.items() if name not in _SAYS_NOTHING}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     for array in arrays:

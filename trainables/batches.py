@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-_TEXTS_PER_CALL = 1000  # Python hears Ctrl-C only between two calls of the tokenizer
+_TEXTS_PER_CALL = 1000  # because Python handles Ctrl-C only between two calls of the tokenizer
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
     """A 63-bit seed for one purpose, such as ``derive_seed(42, "order", epoch)``.
 
-    Because it is a function of its arguments alone, a resumed trial needs no saved generator state,
-    and trials with one seed see the same data order and the same head, whatever their batch size.
+    The seed is a function of the arguments alone. So a resumed trial needs no saved generator state, and
+    trials with the same seed have the same data order and the same head at any batch size.
     """
     text = "/".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
@@ -30,7 +30,7 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class TokenArrays:
-    """One tokenised split: the texts' token ids end to end, so that nothing is padded in storage."""
+    """One tokenised split: the token ids of all texts in one array, without padding."""
 
     tokens: np.ndarray  # (total tokens,) int32
     offsets: np.ndarray  # (n + 1,) int64; text i is tokens[offsets[i]:offsets[i + 1]]
@@ -82,7 +82,7 @@ class Batch:
 
 
 class TokenTensors:
-    """One split on the training device; any set of examples becomes a padded batch without a loop."""
+    """One split on the training device; makes a padded batch of any set of examples, without a loop."""
 
     def __init__(self, arrays: TokenArrays, pad_token: int, device: torch.device) -> None:
         self.pad_token = pad_token
@@ -110,15 +110,13 @@ class TokenTensors:
         """``indices`` by the length of their texts; equal lengths keep their order."""
         return indices[torch.argsort(self.lengths[indices], descending=True, stable=True)]
 
-    def batches(self, indices: Tensor, size: int, groups: int = 1) -> list[Batch]:
+    def batches(self, indices: Tensor, size: int) -> list[Batch]:
         """Cut ``indices`` into batches of at most ``size`` examples of similar length, longest first.
 
-        Nothing that is summed over the examples depends on their order, so sorting removes padding
-        at no statistical cost; and what does not fit into memory fails at once, not later. With
-        ``groups`` the indices are first split into so many equal parts, each sorted on its own.
+        Sums over the examples do not depend on their order, so sorting removes padding at no statistical
+        cost; and batches that do not fit into memory fail first, not late.
         """
-        parts = indices.split(len(indices) // groups)
-        return [self.batch(chunk) for part in parts for chunk in self.longest_first(part).split(size)]
+        return [self.batch(chunk) for chunk in self.longest_first(indices).split(size)]
 
 
 def epoch_windows(examples: int, target_batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
@@ -130,9 +128,9 @@ def epoch_windows(examples: int, target_batch_size: int, seed: int, epoch: int) 
 def windows_between(
     first: int, last: int, examples: int, target_batch_size: int, seed: int
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """The windows of the steps after ``first`` up to ``last``, through as many epochs as those take.
+    """The windows of the steps after ``first`` up to ``last``, across epochs.
 
-    With each comes its epoch, counted from 1, and its number in that epoch, counted from 0.
+    Yields epoch, counted from 1, number in the epoch, counted from 0, and window.
     """
     windows: list[Tensor] = []
     for step in range(first, last):
@@ -144,6 +142,6 @@ def windows_between(
 
 def _tensor(array: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
-        # Ray's shared memory is read-only, and so is everything done with these tensors.
+        # the arrays are read-only in Ray's shared memory, and these tensors are only read
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

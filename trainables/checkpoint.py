@@ -1,7 +1,7 @@
 """A trial's whole state on disk: complete and verified, or not at all.
 
-A checkpoint is a folder. Its manifest, written last, names every file with its SHA-256, so a folder
-that a crash or a full disk left half-written, or a disk has changed, is recognised.
+A checkpoint is a folder. Its manifest, written last, names every file with its SHA-256. So a folder is
+recognised that a crash or a full disk left half-written, or whose files have changed on disk.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ Weights = dict[str, Tensor]
 
 
 class CorruptCheckpointError(RuntimeError):
-    """A checkpoint that is incomplete, has changed since it was written, or is another trial's."""
+    """A checkpoint is incomplete, has changed since it was written, or belongs to another trial."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Checkpoint:
     assets_digest: str
     history: list[dict[str, Any]]  # one report per evaluation, the first one first
     weights: Weights
-    best_weights: Weights | None  # None where the best evaluation is the last one
+    best_weights: Weights | None  # None if the best evaluation is the last one
     optimizer: dict[str, Any] | None  # None after a trial's last step, like the scheduler
     scheduler: dict[str, Any] | None
 
@@ -67,7 +67,7 @@ class Checkpoint:
     def load(cls, folder: Path) -> "Checkpoint":
         """Read a checkpoint that ``TrialFolder.newest`` found, which has verified its files.
 
-        Raises CorruptCheckpointError where they hold something else than ``save`` writes.
+        Raises CorruptCheckpointError if the files do not hold what ``save`` writes.
         """
         progress = read_progress(folder)
         last, best, state = folder / _LAST, folder / _BEST, folder / _OPTIMIZER
@@ -82,7 +82,7 @@ class Checkpoint:
                 optimizer=optimizer,
                 scheduler=scheduler,
             )
-        except Exception as error:  # each library raises its own
+        except Exception as error:  # each library raises its own types
             reason = first_line(error)
             raise CorruptCheckpointError(f"{folder} does not hold what a trial saves: {reason}") from error
 
@@ -91,15 +91,13 @@ def read_progress(folder: Path) -> dict[str, Any]:
     """``trial_hash``, ``assets_digest`` and ``history``, without the tensors."""
     try:
         found = json.loads((folder / _PROGRESS).read_text())
-        # earlier versions evaluated after every epoch, and said no more
-        history = [{"evaluation": report["epoch"], **report} for report in found["history"]]
-        return {name: found[name] for name in _PROGRESS_FIELDS} | {"history": history}
+        return {name: found[name] for name in _PROGRESS_FIELDS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptCheckpointError(f"{folder} does not say where it comes from") from error
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """A checkpoint's weight files as ``{"best": …, "last": …}``; one file where they are the same."""
+    """A checkpoint's weight files as ``{"best": …, "last": …}``; one file if the weights are the same."""
     last, best = folder / _LAST, folder / _BEST
     return {"best": best if best.exists() else last, "last": last}
 
@@ -111,7 +109,7 @@ def verify(folder: Path) -> None:
         names = {path.name for path in folder.iterdir()} - {_MANIFEST}
     except (OSError, ValueError, TypeError) as error:
         raise CorruptCheckpointError(f"{folder} holds no complete checkpoint") from error
-    # a manifest must not lead out of the folder, nor a file into it that the manifest does not vouch for
+    # the manifest must name no file outside the folder, and every file in it
     if not _NEEDED | names <= manifest.keys() <= _NEEDED | _OPTIONAL:
         raise CorruptCheckpointError(f"{folder} holds no complete checkpoint")
     for name, digest in manifest.items():
@@ -124,7 +122,7 @@ def verify(folder: Path) -> None:
 
 
 class Found(NamedTuple):
-    """The newest checkpoint that can be resumed from, and what is wrong with those that are newer."""
+    """The newest good checkpoint, if any, and what is wrong with each newer one."""
 
     folder: Path | None
     damaged: list[str]
@@ -143,14 +141,14 @@ class TrialFolder:
         self._good: Path | None = None  # the one that was found or saved last
 
     def save(self, evaluation: int, write: Callable[[Path], None]) -> Path:
-        """Let ``write`` fill a checkpoint; it takes its place only when it is complete and on disk.
+        """Let ``write`` fill a checkpoint; it gets its final name only when it is complete and on disk.
 
-        Raises OSError where the disk is full or the folder cannot be written; the last one then stays.
+        Raises OSError if the disk is full or the folder cannot be written; the last checkpoint then stays.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         keep = self._good or next(iter(self._newest_first()), None)
         _remove(old for old in self._newest_first() if old != keep)
-        partial = self.path / f"partial-{uuid4().hex}"  # a worker that was cut off may still write its own
+        partial = self.path / f"partial-{uuid4().hex}"  # a lost worker may still be writing to another one
         partial.mkdir()
         try:
             write(partial)
@@ -159,12 +157,12 @@ class TrialFolder:
             _remove([partial])
             raise
         complete = self.path / f"evaluation-{evaluation:06d}"
-        _remove([complete])  # only a damaged one is trained again
+        _remove([complete])  # if it exists, it is damaged: otherwise this evaluation is not trained again
         self._good = partial.rename(complete)
         return self._good
 
     def newest(self, assets_digest: str) -> Found:
-        """The newest checkpoint that is whole and was trained from these assets."""
+        """The newest checkpoint that is complete and was trained from these assets."""
         damaged: list[str] = []
         for folder in self._newest_first():
             try:
@@ -177,20 +175,18 @@ class TrialFolder:
         return Found(None, damaged)
 
     def keep_newest(self) -> None:
-        """Remove the older checkpoints; for a trial that needs no spare one any more."""
+        """Remove all but the newest checkpoint, for a trial that needs no spare one."""
         _remove(self._newest_first()[1:])
 
     def remove_unfinished(self) -> None:
-        """Remove what a killed worker left half-written; to be called before a trial starts."""
+        """Remove half-written checkpoints of killed workers; to be called before a trial starts."""
         _remove(self.path.glob("partial-*"))
 
     def remove(self) -> None:
         _remove([self.path])
 
     def _newest_first(self) -> list[Path]:
-        kinds = ("evaluation", "epoch")  # as earlier versions called it
-        found = [folder for kind in kinds for folder in self.path.glob(f"{kind}-*[0-9]")]
-        return sorted(found, key=lambda folder: folder.name.partition("-")[2], reverse=True)
+        return sorted(self.path.glob("evaluation-*[0-9]"), reverse=True)
 
     def _check_origin(self, folder: Path, assets_digest: str) -> None:
         found = read_progress(folder)
@@ -207,7 +203,7 @@ def _remove(folders: Iterable[Path]) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Wait until the files are on disk: a manifest must not outlive a power cut alone."""
+    """Wait until the files are on disk: after a power cut, no manifest may be there without its files."""
     for path in [*folder.iterdir(), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)

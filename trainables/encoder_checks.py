@@ -1,6 +1,6 @@
 """The look at an encoder before it is trained: is all of it there, and does it read texts as a study needs?
 
-Nothing here goes by a model's family: what loading found is read, and the encoder is run on a few texts.
+No check knows model families: each reads what loading found, or runs the encoder on a few texts.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +15,14 @@ from transformers import PreTrainedTokenizerBase
 from errors import UserError, first_line
 from trainables.batches import pad_token
 
-if TYPE_CHECKING:  # it brings accelerate, which a served model does without
+if TYPE_CHECKING:  # importing it needs accelerate, which a served model does not have
     from transformers import PreTrainedModel
 
-# Relative to the largest feature. In fp32 with random weights, over all types that Transformers knows:
-PADDING_TOLERANCE = 1e-3  # padding moves it by 1e-5 at most where it is masked, else by more than 1e-3
-UNREAD = 1e-5  # the last token moves it by 2e-4 at least where it is read, else by nothing
-_SHORT = 4  # tokens of a short text, beside the special ones
+# Changes of a text's features, relative to the largest feature; measured in fp32 with random weights, for
+# all model types of Transformers:
+PADDING_TOLERANCE = 1e-3  # padding changes them by 1e-5 at most if it is masked, else by more than 1e-3
+UNREAD = 1e-5  # the last token changes them by 2e-4 at least if it is read, else not at all
+_SHORT = 4  # tokens of a short text, without the special ones
 _REMEDY = "give a text encoder, such as bert-base or a folder of that kind"
 
 Features = Callable[
@@ -30,9 +31,9 @@ Features = Callable[
 
 
 def check_weights(model: str, encoder: nn.Module, loading: dict[str, Any]) -> None:
-    """Raise UserError where the file and the config.json do not describe the same encoder.
+    """Raise UserError if the file and the config.json do not describe the same encoder.
 
-    ``loading`` is what ``from_pretrained`` found: ``missing_keys``, ``unexpected_keys`` and
+    ``loading`` is the output of ``from_pretrained``: ``missing_keys``, ``unexpected_keys`` and
     ``mismatched_keys``. Heads in the file are not used, and neither is the pooler.
     """
     remedy = "give a folder whose weights and config.json belong together"
@@ -65,9 +66,9 @@ def _count(names: Sequence[Any]) -> str:
 
 
 def _is_left_out(encoder: nn.Module, name: str) -> bool:
-    """Whether a weight belongs into the encoder's own modules, and not to a head beside them.
+    """Whether a weight of the file belongs to one of the encoder's own modules, and not to a head.
 
-    What is no ``weight`` or ``bias`` is a constant of an earlier version, such as the positions' numbers.
+    Tensors not called ``weight`` or ``bias`` are constants of old versions, such as the position ids.
     """
     *path, last = name.split(".")
     module = encoder
@@ -81,7 +82,7 @@ def _is_left_out(encoder: nn.Module, name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Makes token sequences with the special tokens where the tokenizer puts them."""
+    """Makes token sequences, with the special tokens at the places that the tokenizer gives them."""
 
     before: list[int]
     after: list[int]
@@ -103,11 +104,11 @@ def check_reading(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> None:
-    """Run the encoder on a few texts; a UserError where a study of it would fail or mean nothing.
+    """Run the encoder on a few texts; UserError if a study of it would fail or mean nothing.
 
-    ``features`` are the head's inputs, of ``encoder``, which is left in eval mode. Every token of the
-    tokenizer must have an embedding, ``max_length`` tokens must fit, the head must see more than the first
-    token, and padding must not change what it sees.
+    ``features`` computes the head's inputs with ``encoder``, which is left in eval mode. Every token of
+    the tokenizer must have an embedding, ``max_length`` tokens must fit, and the head's inputs must depend
+    on more than the first token, but not on padding.
     """
     vocabulary = tokenizer.get_vocab()
     tokens = _tokens(model, tokenizer, vocabulary)
@@ -142,7 +143,7 @@ def check_first_state(
     other: Sequence[int],
     device: str | torch.device = "cpu",
 ) -> None:
-    """Raise UserError where two texts that differ only in their last token look the same to the head."""
+    """Raise UserError if two texts that differ only in the last token give the head the same inputs."""
     ids, mask = _batch([text, other], pad=0)
     try:
         one, two = features(ids.to(device), mask.to(device))
@@ -239,7 +240,7 @@ def _beside_the_longest(
 
 
 def _longest(run: Callable[[int], Any], works: int, length: int) -> int:
-    """The largest number of tokens that can be run, by halving; ``works`` is known to."""
+    """The largest number of tokens up to ``length`` that ``run`` accepts, by halving, from ``works`` on."""
 
     def can_run(tokens: int) -> bool:
         try:

@@ -18,9 +18,9 @@ from trainables.trial import NonFiniteLossError, Report, Trial
 class EncoderTrainable(tune.Trainable):
     """Trains the TrialConfig in ``config["trial"]``.
 
-    ``assets`` maps a model to the object reference of its TrialAssets; ``storage`` is the study's
-    folder. The trial keeps its own checkpoints there, and resumes from them wherever and whenever it is
-    built again: after the death of a worker, of a machine, or of the whole command.
+    ``assets`` maps a model to the object reference of its TrialAssets; ``storage`` is the study's folder.
+    The trial keeps its checkpoints in that folder, and resumes from them when it is built again, on any
+    machine: after the death of a worker, of a machine, or of the whole command.
     """
 
     _trial: Trial | None
@@ -29,25 +29,25 @@ class EncoderTrainable(tune.Trainable):
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], assets: dict[str, "ray.ObjectRef[TrialAssets]"], storage: str
     ) -> None:
-        """Build nothing yet: Tune retries a trial whose step fails, and no trial whose setup fails."""
+        """Build nothing yet: Tune retries a trial if its step fails, but not if its setup fails."""
         quiet_worker()
         self._assets = assets
         self._study_storage = Path(storage)
         self._trial = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Let Tune hand this actor its next trial, which saves a process start and the imports."""
+        """Let Tune give this actor its next trial, which saves a process start and the imports."""
         self._trial = None
-        free_memory()  # Accelerate ties a model to itself, and the next trial needs the room
+        free_memory()  # Accelerate keeps a model in a reference cycle; the next trial needs the memory
         return True
 
     def step(self) -> dict[str, Any]:
-        """Up to the next evaluation, saved before its ``report`` is returned; ``done`` with the last one.
+        """Train up to the next evaluation, save, and return the ``report``; ``done`` with the last one.
 
-        The first step after resuming trains nothing. It reports the last evaluation there is, and the
-        ``earlier`` ones, because the worker that trained them may have been killed before they were
-        written down. It says which checkpoints were ``damaged``. A trial that ``diverged`` or does not fit
-        into memory reports its ``failure``: a retry would end the same way.
+        The first step after resuming trains nothing. It returns the checkpoint's last evaluation and the
+        ``earlier`` ones, because the worker that trained them may have been killed before they reached
+        MLflow, and the ``damaged`` checkpoints. A trial that ``diverged`` or does not fit into memory
+        returns its ``failure``: a retry would end in the same way.
         """
         earlier: list[Report] = []
         damaged: list[str] = []
@@ -68,7 +68,7 @@ class EncoderTrainable(tune.Trainable):
         return {"report": report, "earlier": earlier, "damaged": damaged, "done": trial.is_finished}
 
     def _build(self, config: TrialConfig) -> tuple[Trial, list[str]]:
-        """The trial, restored from its newest good checkpoint where there is one; the damaged ones."""
+        """The trial, restored from its newest good checkpoint if there is one; and the damaged ones."""
         assets = ray.get(self._assets[config.model])
         trial = Trial(config, assets, worker_device())
         self._folder = TrialFolder(self._study_storage, config.trial_hash)
@@ -80,7 +80,7 @@ class EncoderTrainable(tune.Trainable):
 
 
 def worker_device() -> torch.device:
-    """The GPU that Ray assigned, held to its share of it, else the CPU with the cores that were given."""
+    """The GPU that Ray assigned, limited to the trial's share, else the CPU with the assigned cores."""
     if ray.get_gpu_ids():
         if not torch.cuda.is_available():
             raise RuntimeError(
@@ -89,7 +89,7 @@ def worker_device() -> torch.device:
             )
         device = torch.device("cuda", 0)
         share = ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0)
-        if share < 1:  # PyTorch then gives back what it caches before it takes the neighbour's memory
+        if share < 1:  # with a limit, PyTorch frees its cache before it takes another trial's memory
             torch.cuda.set_per_process_memory_fraction(share, device)
         return device
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -31,7 +31,7 @@ from trainables.encoder_checks import check_weights
 from trainables.own_config import without_foreign_code
 from trainables.own_files import check_model_folder
 
-if TYPE_CHECKING:  # it brings accelerate, which a served model does without
+if TYPE_CHECKING:  # importing it needs accelerate, which a served model does not have
     from transformers import PreTrainedModel
 
 HEAD_INIT_STD = 0.02  # BERT's initializer_range
@@ -55,7 +55,7 @@ class EncoderForClassification(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits, (batch, classes), from token ids and attention mask, both (batch, length).
 
-        The head computes in its own precision also under autocast: logits in bf16 would come in steps of
+        The head computes in its own precision even under autocast: logits in bf16 would be multiples of
         1/64, with exact ties between examples.
         """
         features = self.features(input_ids, attention_mask)
@@ -64,7 +64,10 @@ class EncoderForClassification(nn.Module):
 
 
 def _without_pooler(encoder: "PreTrainedModel") -> "PreTrainedModel":
-    """It is not used here, so it must not be trained, saved or counted; some encoders call it anyway."""
+    """Replace the pooler by nothing: unused here, it must not be trained, saved or counted.
+
+    It is not just deleted, because some encoders call it.
+    """
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = nn.Identity()
     return encoder
@@ -77,10 +80,10 @@ def first_states(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """A line of the table: where the weights come from, and the architecture without them.
+    """A line of the table: where the weights come from, and the architecture without weights.
 
-    ``hub_id`` is None for the tiny encoders, which are built from a config and whose tokenizer is
-    trained on the study's own training split.
+    ``hub_id`` is None for the tiny encoders: they are built from a config, and their tokenizer is trained
+    on the study's own training split.
     """
 
     hub_id: str | None
@@ -90,7 +93,7 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class EncoderAssets:
-    """What a worker needs to build an encoder without a hub: NumPy and bytes, cheap to share."""
+    """All that a worker needs to build an encoder without a hub: NumPy and bytes, cheap to share."""
 
     config: dict[str, Any]
     weights: dict[str, np.ndarray]
@@ -127,9 +130,9 @@ _SPELLINGS = {spec.hub_id: name for name, spec in ENCODERS.items()} | {"bert-bas
 
 
 def canonical_model(model: str) -> str:
-    """The short name where the table has one, else the absolute path of a folder or the hub id.
+    """The short name if the table has one, else the absolute path of a folder or the hub id.
 
-    Raises UserError for something that looks like a folder and is not one with a config.json.
+    Raises UserError for a path that is not a folder with a config.json.
     """
     if model in ENCODERS or model in _SPELLINGS:
         return _SPELLINGS.get(model, model)
@@ -142,9 +145,9 @@ def canonical_model(model: str) -> str:
 
 
 def model_digest(model: str) -> str:
-    """16 hex digits of what decides in a model's folder, wherever it lies; empty for other models.
+    """16 hex digits of the config, weights and tokenizer in a model's folder; empty for other models.
 
-    That is the config, the weights and the tokenizer: by their names and their bytes.
+    They depend on the names and bytes of these files, and not on the place of the folder.
     """
     if not os.path.isabs(model):  # noqa: PTH117 - as canonical_model returns folders
         return ""
@@ -157,7 +160,7 @@ def model_digest(model: str) -> str:
 
 
 def load_config(model: str) -> PreTrainedConfig:
-    """The architecture of a canonical model name, as it is stored with the weights."""
+    """The config of a canonical model name, as it is stored with the weights."""
     spec = ENCODERS.get(model)
     if spec and spec.hub_id is None:
         return spec.architecture()
@@ -171,13 +174,13 @@ def _config_of(source: str, **kwargs: Any) -> PreTrainedConfig:
 
 
 def load_architecture(model: str) -> PreTrainedConfig:
-    """Like ``load_config``, but models in the table need no hub: their shape is written there."""
+    """Like ``load_config``, but models in the table need no hub: the table holds their architecture."""
     spec = ENCODERS.get(model)
     return spec.architecture() if spec else load_config(model)
 
 
 def load_encoder(model: str, training_texts: Iterable[str]) -> EncoderAssets:
-    """Fetch the pretrained weights and tokenizer once, or make those of a tiny encoder."""
+    """Load the pretrained weights and tokenizer, or make those of a tiny encoder."""
     return pack(*load_pretrained(model, training_texts))
 
 
@@ -186,9 +189,9 @@ def load_pretrained(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The encoder with its pretrained weights, in fp32 on the CPU, and its tokenizer.
 
-    ``training_texts`` are read only by tiny encoders, to train their tokenizer. Their initial weights
-    are a function of the model's name, as if they had been downloaded. Raises UserError where the folder
-    lacks a part, or its parts do not belong together.
+    ``training_texts`` serve only to train the tokenizer of a tiny encoder, whose initial weights are a
+    function of the model's name, as if they were downloaded. Raises UserError if the folder lacks a part,
+    or its parts do not belong together.
     """
     spec = ENCODERS.get(model)
     if spec and spec.train_tokenizer:
@@ -203,23 +206,23 @@ def load_pretrained(
     with (
         _without_reports(),
         torch.random.fork_rng(devices=[]),
-    ):  # a pooler that is lacking is drawn, and dropped
+    ):  # loading draws random weights for a pooler that the file lacks
         encoder, loading = _from_hub(
             model,
             AutoModel.from_pretrained,
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they come with the rest of what loading found
+            ignore_mismatched_sizes=True,  # check_weights reports them
         )
     check_weights(model, encoder, loading)
     return _without_pooler(encoder), tokenizer
 
 
 def pack(encoder: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase) -> EncoderAssets:
-    """An encoder and its tokenizer, as trials get them; the arrays share the encoder's memory."""
+    """An encoder and its tokenizer in the form that trials get; the arrays share the encoder's memory."""
     weights = {k: v.numpy() for k, v in encoder.state_dict().items()}
-    tokenizer.init_kwargs.pop("auto_map", None)  # code of its own, which was not used
+    tokenizer.init_kwargs.pop("auto_map", None)  # names code of the model's own, which is never used
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         parts = list(Path(folder).iterdir())
@@ -231,7 +234,7 @@ def pack(encoder: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase) -> Enco
 
 @contextmanager
 def _without_reports() -> Iterator[None]:
-    """Transformers prints a table of what loading found, which ``check_weights`` reads."""
+    """Keep Transformers from printing its table on loading; ``check_weights`` reads the same facts."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -244,7 +247,7 @@ def _from_hub(model: str, load: Callable[..., Any], **kwargs: Any) -> Any:
     spec = ENCODERS.get(model)
     source = spec.hub_id if spec else model
     try:
-        # False, not None: where a model brings code of its own, Transformers would ask whether to run it
+        # False, not None: None lets Transformers ask the user whether to run a model's own code
         return load(source, trust_remote_code=False, **kwargs)
     except UserError:
         raise
@@ -256,21 +259,21 @@ def _from_hub(model: str, load: Callable[..., Any], **kwargs: Any) -> Any:
 
 
 def check_max_length(model: str, max_length: int) -> None:
-    """Raise UserError where, by its config, the encoder has no positions for that many tokens."""
+    """Raise UserError if, by its config, the encoder has fewer positions than ``max_length``."""
     config = load_config(model)
     encoder = outline(model, config)
     limit = getattr(config, "max_position_embeddings", None) or max_length
     if not isinstance(limit, int):
         raise UserError(f"model '{model}' has no number of positions but {limit!r} in its config.json")
     limit -= _positions_of_padding(encoder, limit)
-    if 0 < limit < max_length:  # below are models without a limit
+    if 0 < limit < max_length:  # 0 or less: the model has no limit
         raise UserError(
             f"--max-length {max_length} is more than the {limit} positions of {model}: {limit} works"
         )
 
 
 def _positions_of_padding(encoder: "PreTrainedModel", positions: int) -> int:
-    """How many of the positions are no token's: those up to the padding's, where there is one."""
+    """How many positions no token can have: those up to the position of padding, if there is one."""
     words = encoder.get_input_embeddings()
     tables = [m for m in encoder.modules() if isinstance(m, nn.Embedding) and m is not words]
     taken = [
@@ -280,13 +283,13 @@ def _positions_of_padding(encoder: "PreTrainedModel", positions: int) -> int:
 
 
 def count_parameters(model: str) -> int:
-    """Trainable parameters of the encoder, without the head and without allocating them."""
+    """The number of trainable parameters of the encoder, without the head; allocates no memory for them."""
     named = outline(model, load_config(model)).named_parameters()
     return sum(p.numel() for name, p in named if not name.startswith("pooler."))
 
 
 def outline(model: str, config: PreTrainedConfig) -> "PreTrainedModel":
-    """The encoder of a config without memory for its weights; a UserError where it is no text encoder."""
+    """The encoder of a config, without memory for its weights; UserError if it is not a text encoder."""
     if getattr(config, "is_decoder", False):
         raise UserError(
             f"model '{model}' is a decoder (\"is_decoder\": true in its config.json): the state of its "

@@ -29,8 +29,8 @@ def _accuracy(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(dim=1) == labels).double().mean().item()
 
 
-# name -> metric; reported of evaluations as val_<name> and train_eval_<name> (of a part of the training
-# split), of tests as test_<name> and last_test_<name>
+# name -> metric; evaluations report val_<name> and train_eval_<name> (on a part of the training split),
+# tests report test_<name> and last_test_<name>
 METRICS: dict[str, Metric] = {
     "loss": Metric("cross entropy (nats)", lambda logits, labels: F.cross_entropy(logits, labels).item()),
     "acc": Metric("accuracy", _accuracy),
@@ -39,7 +39,7 @@ METRICS: dict[str, Metric] = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on a split, or on a part of it; arrays are in the split's own order."""
+    """A model's results on a split, or on a part of it; arrays are in the split's own order."""
 
     metrics: dict[str, float]  # a value for each name in METRICS
     predictions: np.ndarray  # (n,) int64
@@ -52,9 +52,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate every example once, with dropout off; metrics are computed in float64.
 
-    ``examples`` are the indices of those that are evaluated, (n,) int64 on the CPU; None: all.
-    Where memory runs out it starts again with smaller batches, which change rounding alone. Raises
-    DoesNotFitError where one example is too much.
+    ``examples``: indices of the examples to evaluate, (n,) int64 on the CPU; None: all. If memory runs out,
+    evaluation starts again with smaller batches, which change only rounding. Raises DoesNotFitError if one
+    example does not fit.
     """
     model.eval()
     order = data.longest_first(torch.arange(len(data)) if examples is None else examples)

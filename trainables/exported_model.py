@@ -1,8 +1,8 @@
 """A trained classifier as a folder that stands alone: safetensors, config, tokenizer.
 
-``_load_pyfunc`` is the entry point that MLflow's generic Python flavour looks for, so that
-``mlflow.pyfunc.load_model(uri).predict(["a fine film"])`` works in a process that has never seen this
-project, and nothing is unpickled on the way. This module does not import mlflow.
+``_load_pyfunc`` is the entry point of MLflow's generic Python flavour. It makes
+``mlflow.pyfunc.load_model(uri).predict(["a fine film"])`` work in a process without this project, and
+unpickles nothing. This module does not import mlflow.
 """
 
 import json
@@ -30,7 +30,7 @@ _CLASSIFIER = "classifier.json"
 
 @dataclass(frozen=True)
 class ClassifierCard:
-    """What the folder knows beside weights, encoder config and tokenizer."""
+    """The facts in the folder beside weights, encoder config and tokenizer."""
 
     model: str
     label_names: tuple[str, ...]
@@ -54,13 +54,13 @@ class ExportedModel:
         return pad_token(self.tokenizer)
 
     def token_tensors(self, texts: Sequence[str]) -> TokenTensors:
-        """The texts as the model reads them, cut at its ``max_length``; the labels mean nothing."""
+        """The texts as tokens, cut at the model's ``max_length``; labels and row ids mean nothing."""
         unknown = np.zeros(len(texts), np.int64)
         arrays = tokenize(texts, unknown, unknown, self.tokenizer, self.card.max_length)
         return TokenTensors(arrays, self.pad_token, torch.device("cpu"))
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """``label`` and ``score`` (the label's probability) for a text, or a list or column of them."""
+        """``label`` and ``score`` (its probability) for one text, or for a list or column of texts."""
         texts = _texts(model_input)
         if not texts:
             return pd.DataFrame({"label": pd.Series(dtype=str), "score": pd.Series(dtype=float)})
@@ -70,7 +70,7 @@ class ExportedModel:
 
 
 def export_model(folder: Path, weights_file: Path, encoder: EncoderAssets, card: ClassifierCard) -> None:
-    """Write the folder from the weights of a checkpoint and the assets they were trained from."""
+    """Write the folder from the weights of a checkpoint and the assets of their training."""
     folder.mkdir(parents=True)
     shutil.copyfile(weights_file, folder / _WEIGHTS)
     AutoConfig.for_model(**encoder.config).save_pretrained(folder)
@@ -81,8 +81,8 @@ def export_model(folder: Path, weights_file: Path, encoder: EncoderAssets, card:
 def load_exported_model(folder: Path, attention: str | None = None) -> ExportedModel:
     """Load what ``export_model`` wrote.
 
-    ``attention`` is Transformers' ``attn_implementation``: ``eager`` is the one that can return its
-    weights; None is the fastest there is.
+    ``attention`` is Transformers' ``attn_implementation``: only ``eager`` can return attention weights;
+    None takes the fastest one.
     """
     values = json.loads((folder / _CLASSIFIER).read_text())
     card = ClassifierCard(**values | {"label_names": tuple(values["label_names"])})

@@ -17,7 +17,7 @@ from trainables.encoder_checks import check_first_state
 from trainables.encoders import EncoderForClassification
 
 TOLERANCE = 1e-10
-FULL_WINDOW = 12  # examples; 7 and 5 leave ragged micro-batches
+FULL_WINDOW = 12  # examples; physical batch sizes 7 and 5 leave ragged micro-batches
 SHORT_TAIL = 5
 PHYSICAL_BATCH_SIZES = (1, 4, 5, 7, 12)
 _CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ class GradientError:
 
     window: str
     physical_batch_size: int
-    relative_error: float  # NaN where the engine made no step: a dropped tail is as wrong
+    relative_error: float  # NaN if the engine made no step, as when it drops a tail
 
     @property
     def is_small(self) -> bool:
@@ -39,7 +39,7 @@ class GradientError:
 
 
 class GradientRecorder(Optimizer):
-    """An optimizer that keeps the gradient it is given, flattened, and changes nothing."""
+    """An optimizer that stores the flattened gradient and changes no weight."""
 
     gradient: Tensor | None = None
 
@@ -51,7 +51,7 @@ class GradientRecorder(Optimizer):
 
 
 def check_model(config: PreTrainedConfig, engine: str, device: torch.device = _CPU) -> list[GradientError]:
-    """Compare an architecture's gradients under one engine of the table; dropout is off."""
+    """Compare the gradients of an architecture under one engine of ENGINES; dropout is off."""
     build = ENGINES[engine]
     return compare_gradients(config, lambda model, optimizer, _: build(model, optimizer, "fp32"), device)
 
@@ -61,7 +61,7 @@ def compare_gradients(
 ) -> list[GradientError]:
     """Run a full window and then a short tail through the engine, at several physical batch sizes.
 
-    Raises UserError for a decoder, whose gradients would say nothing about encoders.
+    Raises UserError for a decoder, because its gradients would tell nothing about encoders.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(0, "verify"))
@@ -92,7 +92,7 @@ def compare_gradients(
 
 
 def _whole_gradient(model: nn.Module, window: Batch) -> Tensor:
-    """The gradient of the mean loss over the window in one pass, flattened: the definition."""
+    """By definition: the gradient of the mean loss over the window, in one pass, flattened."""
     model.zero_grad()
     F.cross_entropy(model(window.input_ids, window.attention_mask), window.labels).backward()
     return _flat_gradient(model.parameters())

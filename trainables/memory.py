@@ -10,10 +10,10 @@ import psutil
 
 from errors import UserError
 
-_COPIES = 4  # measured: from 600 MB of texts a process grows by 2.4 GB until they are split
+_COPIES = 4  # measured: reading and splitting 600 MB of texts takes 2.4 GB
 _GROUPS = Path("/proc/self/cgroup")
-# a controller in that file -> where its groups lie; the files of the limit and of what is used, and the
-# line of memory.stat for what of it the kernel gives back
+# a controller in that file -> the folder of its groups, the files with the limit and the use, and the line
+# of memory.stat with the part of the use that the kernel gives back
 _CONTROLLERS = {
     "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
     "memory": (
@@ -32,8 +32,8 @@ def free_memory() -> int:
 
 @contextmanager
 def memory_limited_to(count: int) -> Iterator[None]:
-    """A MemoryError where more than ``count`` further bytes are asked for: the kernel would just kill."""
-    if sys.platform != "linux":  # the others have no such limit
+    """Raise MemoryError for more than ``count`` further bytes: the kernel would just kill the process."""
+    if sys.platform != "linux":  # other systems have no such limit
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -47,7 +47,7 @@ def memory_limited_to(count: int) -> Iterator[None]:
 
 
 def check_fits(what: str, read: int, free: int) -> None:
-    """Raise UserError where ``read`` bytes of texts, and the work on them, do not fit into ``free``."""
+    """Raise UserError if ``read`` bytes of texts, and the work on them, do not fit into ``free`` bytes."""
     if (needed := read * _COPIES) > free:
         raise too_large(what, f"at least {needed / 1e9:.2f} GB", free)
 
@@ -68,7 +68,7 @@ def _free_in_groups() -> Iterator[int]:
     for _, controllers, group in (line.split(":", 2) for line in lines):
         for controller in {"", "memory"} & set(controllers.split(",")):
             root, *files = _CONTROLLERS[controller]
-            inner = root / group.lstrip("/")  # inside a container it may not be there, but its root is
+            inner = root / group.lstrip("/")  # inside a container it may not exist, but the root does
             for folder in (inner, *inner.parents):
                 if folder.is_relative_to(root) and (folder / files[0]).is_file():
                     yield from _free_in(folder, *files)
@@ -76,6 +76,6 @@ def _free_in_groups() -> Iterator[int]:
 
 def _free_in(folder: Path, limit: str, used: str, given_back: str) -> Iterator[int]:
     allowed = (folder / limit).read_text().strip()
-    if allowed.isdigit():  # "max" is none
+    if allowed.isdigit():  # "max" means no limit
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         yield int(allowed) - int((folder / used).read_text()) + int(stat.get(given_back, 0))

@@ -1,11 +1,11 @@
 """The simple gradient noise scale tr(Σ)/‖G‖² of McCandlish et al. 2018 (arXiv:1812.06162, appendix A.1).
 
-G is the gradient over all training examples and Σ the covariance of a single example's gradient: where
-the target batch size is far below their ratio a larger batch averages noise away, far above it the
-larger batch is wasted. The squared norm of a gradient over n examples has the mean ‖G‖² + tr(Σ)/n. So a
-window's gradient, which is there anyway, and those of two small parts of it, which cost passes of their
-own before the window is accumulated, give unbiased estimates of both terms. Whatever the physical batch
-size, the parts are the same examples, and the update does not know that it was measured.
+G is the gradient over all training examples, and Σ the covariance of a single example's gradient. If the
+target batch size is far below the noise scale, a larger batch averages noise away; far above it, a larger
+batch is wasted. The squared norm of a gradient over n examples has the mean ‖G‖² + tr(Σ)/n. So unbiased
+estimates of both terms follow from the window's gradient, which training needs anyway, and from those of
+two small parts of the window, which cost passes of their own before it is accumulated. The parts are the
+same examples at any physical batch size, and measuring does not change the update.
 
 Assumptions: the noise of dropout counts as gradient noise; the plain gradient is measured, not Adam's
 preconditioned step. A diagnostic, not a law.
@@ -23,9 +23,9 @@ from search_spaces import TrialConfig
 from trainables.batches import derive_seed
 
 PARTS = 2
-LEAST_AN_EPOCH = 3  # measured windows, where they are CLOSEST examples apart or more
+LEAST_AN_EPOCH = 3  # measured windows, unless they would be less than CLOSEST examples apart
 CLOSEST = 1024
-LARGEST_PART = 32  # examples: two are one window of the reference batch size
+LARGEST_PART = 32  # examples: two parts are a window of the reference batch size, 64
 
 
 class NoiseSample(NamedTuple):
@@ -35,14 +35,14 @@ class NoiseSample(NamedTuple):
     norm_squared: Tensor  # ‖G‖², which may come out negative
 
 
-@lru_cache(maxsize=8)  # asked for every window of an epoch
+@lru_cache(maxsize=8)  # called for every window of an epoch
 def measured_windows(config: TrialConfig, examples: int, epoch: int) -> frozenset[int]:
     """The windows, counted from 0, that are measured in an epoch over ``examples`` examples.
 
-    They hold the examples that stand ``config.noise_interval`` apart from a seeded place on, or closer in
-    a short epoch. So trials of one seed are measured at the same places whatever their target batch size:
-    once in every epoch at least, and a window only once. A short last window is measured where there is no
-    other.
+    Starting at a seeded example, every ``config.noise_interval``-th example marks its window; in a short
+    epoch, examples closer together do. So trials with the same seed are measured at the same examples for
+    any target batch size, at least once an epoch, and a window at most once. A short last window is
+    measured only if the epoch has no other.
     """
     if not config.noise_interval:
         return frozenset()
@@ -54,7 +54,7 @@ def measured_windows(config: TrialConfig, examples: int, epoch: int) -> frozense
 
 
 def window_parts(window: Tensor) -> Sequence[Tensor]:
-    """Two equal parts of a window, (n,), that share no example; none where it has only one.
+    """Two equal parts of a window, (n,), that share no example; empty if the window has only one example.
 
     Windows are in random order before they are sorted by length, so their first examples are a random part.
     """
@@ -70,10 +70,11 @@ def squared_norm(model: nn.Module) -> Tensor:
 def noise_sample(
     whole: Tensor, window: int, parts: Sequence[Tensor], part: int, population: int
 ) -> NoiseSample:
-    """What the squared norms of a window's gradient and of its parts' gradients say, () each.
+    """The estimates from the squared norms of a window's gradient and of its parts' gradients, () each.
 
-    ``window`` and ``part`` are their examples, and ``population`` those of the training split. A window is
-    drawn from it without replacement, which leaves ‖G‖² too low by tr(Σ)/population; that is added.
+    ``window``, ``part`` and ``population`` are numbers of examples: of the window, of a part and of the
+    training split. Windows are drawn without replacement, which makes ‖G‖² too low by tr(Σ)/population;
+    that is added.
     """
     mean = torch.stack(list(parts)).mean()
     variance = (mean - whole) / (1 / part - 1 / window)
@@ -84,10 +85,10 @@ def noise_sample(
 def noise_metrics(samples: Sequence[NoiseSample]) -> dict[str, float]:
     """Means over the measured windows: the two terms v and g, their ratio, and what its error needs.
 
-    ``gradient_variance`` (v) and ``gradient_norm_squared`` (g), averaged before they are divided, because
-    the mean of the ratios is biased; ``noise_scale`` = v/g in examples, absent where ‖G‖² drowns in the
-    noise; ``noise_windows``, how many were measured; and the means ``noise_moment_vv``, ``noise_moment_vg``
-    and ``noise_moment_gg`` of v², v·g and g². Nothing where nothing was measured.
+    ``gradient_variance`` (v) and ``gradient_norm_squared`` (g) are averaged before they are divided,
+    because the mean of the ratios is biased. ``noise_scale`` = v/g, in examples, is absent unless g > 0.
+    ``noise_windows`` is the number of measured windows; ``noise_moment_vv``, ``noise_moment_vg`` and
+    ``noise_moment_gg`` are the means of v², v·g and g². Empty if nothing was measured.
     """
     if not samples:
         return {}

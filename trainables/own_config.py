@@ -7,15 +7,15 @@ from transformers import PreTrainedConfig
 
 from errors import UserError
 
-# PyTorch's own; others are packages, or kernels on the hub, which would be fetched and run
+# PyTorch's own kernels; others are packages, or kernels on the hub, which would be fetched and run
 _ATTENTION = {None, "eager", "sdpa", "flex_attention"}
 _EXPERTS = {None, "eager", "batched_mm", "grouped_mm"}
 
 
 def without_foreign_code(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config, changed to say nothing of kernels that are not PyTorch's, nor of code of its own.
+    """The config, changed to name no kernels but PyTorch's and no code of the model's own.
 
-    Raises UserError where its weights are quantised.
+    Raises UserError if the model's weights are quantised.
     """
     for part in _parts(config):
         if getattr(part, "quantization_config", None) is not None:
@@ -36,7 +36,7 @@ def _keep(config: PreTrainedConfig, name: str, known: set[str | None]) -> None:
 
 
 def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """A config and those inside it, such as that of a text encoder."""
+    """A config and all configs inside it, such as that of a text encoder."""
     yield config
     for value in vars(config).values():
         if isinstance(value, PreTrainedConfig):

@@ -10,12 +10,12 @@ from typing import Any
 from errors import UserError
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|.*::", re.DOTALL)
-_DEEPEST = 4  # a list of splits with lists of paths; what is deeper the datasets library refuses
+_DEEPEST = 4  # a list of splits with lists of paths; the datasets library refuses deeper nesting
 _WEIGHT_MAPS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 def check_data_folder(folder: Path) -> None:
-    """Raise UserError where a folder's README.md or its state.json names data outside it."""
+    """Raise UserError if a folder's README.md or state.json names data outside the folder."""
     from huggingface_hub import DatasetCard  # slow to import, and only data sets need it
 
     for name, fences in (("README.md", ""), (".huggingface.yaml", "---\n")):
@@ -29,7 +29,7 @@ def check_data_folder(folder: Path) -> None:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise UserError where a model's folder names files outside it, or is a part of another model."""
+    """Raise UserError if a model's folder names files outside itself, or holds part of another model."""
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} holds an adapter of another model: merge the two and give the result")
     for name in _WEIGHT_MAPS:
@@ -39,7 +39,7 @@ def check_model_folder(folder: Path) -> None:
     name = "tokenizer_config.json"
     if (folder / name).is_file():
         config = json.loads((folder / name).read_text(encoding="utf-8"))
-        # without a tokenizer.json, these are opened, from where we are
+        # without a tokenizer.json, these are opened, relative to the current folder
         if isinstance(config, dict):
             named = _texts([config.get(each) for each in ("vocab", "merges", "init_inputs")])
             _check(folder, name, map(os.path.abspath, named))

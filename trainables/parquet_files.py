@@ -11,24 +11,25 @@ from datasets.table import table_cast
 
 from trainables.memory import check_fits
 
-# a few kilobytes of a file may be megabytes in each of its rows: more rows at once are hardly faster
+# rows read at once: few, because a file of some kilobytes may hold megabytes in each row; more are hardly
+# faster
 _ROWS = 64
 
 
 class ParquetColumns(NamedTuple):
-    """Column -> its values, (n,) each, and the bytes that were read so far."""
+    """Column -> its values, (n,) each; and the bytes read so far."""
 
     columns: dict[str, list[Any]]
     read: int
 
 
 def column_names(files: Sequence[Path]) -> list[str]:
-    """The columns of the first file, which the others have as well."""
+    """The columns of the first file; the other files must have them too."""
     return pq.read_schema(files[0]).names
 
 
 def declared_types(path: Path, columns: Sequence[str]) -> datasets.Features:
-    """The types of those of the columns that a file has, with the class names that it brings."""
+    """The types, with class names, of those ``columns`` that the file has."""
     schema = pq.read_schema(path)
     fields = [schema.field(name) for name in columns if name in schema.names]
     return datasets.Features.from_arrow_schema(pa.schema(fields, schema.metadata))
@@ -37,9 +38,9 @@ def declared_types(path: Path, columns: Sequence[str]) -> datasets.Features:
 def read_parquet(
     files: Sequence[Path], columns: Sequence[str], types: datasets.Features, read: int, free: int
 ) -> ParquetColumns:
-    """The wanted columns of the files, one after the other, as ``types`` has them.
+    """Those ``columns`` that the files have, their rows one file after the other, cast to ``types``.
 
-    ``read``: bytes that were read before. Raises UserError once more is read than ``free`` bytes hold.
+    ``read``: bytes that were read before. Raises UserError as soon as ``free`` bytes do not hold them all.
     """
     found = [name for name in columns if name in column_names(files)]
     wanted = datasets.Features(

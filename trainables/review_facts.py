@@ -7,12 +7,12 @@ from search_spaces.trial_config import EXACT, KEEP, OWN
 from trainables.review_splits import ReviewSplits
 from trainables.reviews import SPLITS, SourceFacts, folded, own_names
 
-_SHOWN_CLASSES = 6  # more are counted
+_SHOWN_CLASSES = 6  # of further classes, only the number is shown
 _IMDB = "imdb"
 
 
 def facts_of(splits: ReviewSplits, config: TrialConfig) -> dict[str, str]:
-    """Heading -> what is said under it, in the order in which it is told."""
+    """Heading -> text, in the order in which they are shown."""
     found = {
         "Rows read": f"{splits.facts.rows:,}",
         "Left out": _left_out(splits, config),
@@ -24,7 +24,7 @@ def facts_of(splits: ReviewSplits, config: TrialConfig) -> dict[str, str]:
 
 
 def warnings_of(splits: ReviewSplits, config: TrialConfig) -> list[str]:
-    """What a reader should know before believing a study of this data."""
+    """Sentences that a reader should know before trusting a study of this data."""
     found, sizes = [], splits.sizes()
     if near := splits.near_duplicates:
         same = "" if config.duplicates == KEEP else ", but for blanks, line ends and case"
@@ -69,7 +69,7 @@ def _left_out(splits: ReviewSplits, config: TrialConfig) -> str:
 
 
 def _alike(names: Sequence[str]) -> str:
-    """The names of classes that are the same but for blanks and case."""
+    """The names of classes that differ only in blanks and case."""
     keys = [folded(name) for name in names]
     return ", ".join(repr(name) for name, key in zip(names, keys, strict=True) if keys.count(key) > 1)
 
@@ -80,7 +80,7 @@ def _several_labels(facts: SourceFacts) -> str:
 
 
 def _class_shares(splits: ReviewSplits) -> str:
-    """``negative 50.0 / 50.0 / 49.9 %`` of train, val and test, the commonest classes first."""
+    """``negative 50.0 / 50.0 / 49.9 %`` of train, val and test, for the most frequent classes."""
     counts = splits.class_counts()
     shares = {split: 100 * own / own.sum() for split, own in counts.items()}
     common = sorted(range(len(splits.label_names)), key=lambda c: -int(counts["train"][c]))

@@ -18,13 +18,13 @@ from trainables.text_files import JSON_SUFFIXES, SEPARATORS, TEXT_SUFFIXES, UTF_
 
 _FILE_FORMATS = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
 _AS_USUAL: dict[str, Any] = {
-    # of text
+    # options of text files
     "sep": ",",
     "delimiter": None,
     "header": "infer",
     "names": None,
     "column_names": None,
-    # of Parquet
+    # options of Parquet files
     "columns": None,
     "filters": None,
     "on_bad_files": "error",
@@ -35,9 +35,9 @@ _AS_USUAL: dict[str, Any] = {
 class SourcePart:
     """A file, or a split of a library's data set: some of the rows of one split.
 
-    ``columns`` are those that were wanted and that it has, (n,) each. ``class_names`` are there where
-    labels are indices into them; in ``is_typed`` parts a number is one because its file says so, elsewhere
-    everything is text. ``place`` says where a row lies, as a person counts.
+    ``columns`` are the wanted columns that the part has, (n,) each. ``class_names`` is given if labels are
+    indices into it. If ``is_typed``, values have the types that the file declares, else all are text.
+    ``place`` gives the place of a row in words, counted from 1.
     """
 
     split: str
@@ -54,7 +54,7 @@ class SourcePart:
 def read_parts(dataset: str, columns: Sequence[str], encoding: str) -> list[SourcePart]:
     """The parts of a hub id, a folder, or one CSV, TSV, JSON or Parquet file, in its own order.
 
-    Every column is in at least one part. Raises UserError, one line, for what cannot be read.
+    Every column is in at least one part. Raises UserError, one line, if the data cannot be read.
     """
     path = Path(os.path.expanduser(dataset))  # noqa: PTH111 - Path.expanduser raises for ~stranger
     exists = os.path.exists(path)  # noqa: PTH110 - Path.exists raises for long names
@@ -88,7 +88,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 @dataclass(frozen=True)
 class _Source:
-    """What is read: a file, a folder or a hub id, and as spelt; ``free``: bytes of memory for it."""
+    """A file, a folder or a hub id; ``dataset`` as the user wrote it; ``free`` bytes of memory for it."""
 
     path: Path
     columns: Sequence[str]
@@ -98,7 +98,7 @@ class _Source:
 
 
 def _read_local(source: _Source) -> list[SourcePart]:
-    """Read a file or a folder into memory: no copy of somebody's reviews stays in the user's cache."""
+    """Read a file or a folder into memory, so that no copy of the reviews stays in the user's cache."""
     path = source.path
     if path.is_file():
         read = _of_parquet if path.suffix == ".parquet" else _of_text_files
@@ -113,7 +113,7 @@ def _read_local(source: _Source) -> list[SourcePart]:
 
 
 def _read_folder(source: _Source, builder: datasets.DatasetBuilder, cache: str) -> list[SourcePart]:
-    """The library says which files belong to which split; what can be read here is read here."""
+    """The library tells which files belong to which split; it reads those that this program cannot."""
     splits = {str(split): list(map(Path, files)) for split, files in builder.config.data_files.items()}
     suffixes = {file.suffix for files in splits.values() for file in files}
     is_usual = all(
@@ -124,7 +124,7 @@ def _read_folder(source: _Source, builder: datasets.DatasetBuilder, cache: str) 
         return _of_text_files(splits, source, types)
     if is_usual and suffixes == {".parquet"}:
         return _of_parquet(splits, source, builder.info)
-    if isinstance(builder.config, JsonConfig):  # never by the library: nested deeply, it ends the process
+    if isinstance(builder.config, JsonConfig):  # the library's reader crashes on deeply nested JSON
         raise UserError(f"{source.dataset} holds JSON that is packed or oddly named: unpack it, as .jsonl")
     words = {"keep_default_na": False} if hasattr(builder.config, "keep_default_na") else {}
     loaded = datasets.load_dataset(str(source.path), cache_dir=cache, keep_in_memory=True, **words)
@@ -140,7 +140,7 @@ def _of_library(loaded: datasets.DatasetDict, source: _Source) -> list[SourcePar
 
 
 def _of_split(name: str, split: datasets.Dataset, columns: Sequence[str], is_one_of: bool) -> SourcePart:
-    # as it is stored: the library would open the files and addresses that a column of pictures names
+    # the stored values: the library would open the files and addresses that a column of pictures names
     found = {
         column: split.data.column(column).to_pylist() for column in columns if column in split.column_names
     }
@@ -154,7 +154,7 @@ def _row_of(split: str, is_one_of: bool) -> Callable[[int], str]:
 
 
 def _class_names(types: Mapping[str, Any], columns: Iterable[str]) -> tuple[str, ...] | None:
-    """The names behind the first of the columns whose values are indices of classes."""
+    """The class names of the first of the columns that holds indices of classes; None if none does."""
     kinds = (types[column] for column in columns if column in types)
     named = next((kind for kind in kinds if isinstance(kind, datasets.ClassLabel)), None)
     return tuple(named.names) if named else None
@@ -168,7 +168,7 @@ def _refuse_encoding(source: _Source) -> None:
 def _of_parquet(
     splits: Mapping[str, Sequence[Path]], source: _Source, info: datasets.DatasetInfo | None = None
 ) -> list[SourcePart]:
-    """``info``: what the folder declares of types and of the number of rows."""
+    """``info``: the types and numbers of rows that the folder declares."""
     _refuse_encoding(source)
     names = {f"split {split}": column_names(files) for split, files in splits.items()}
     _check_columns(source.columns, names, source.dataset)
@@ -201,7 +201,7 @@ def _check_rows(part: SourcePart, info: datasets.DatasetInfo | None, dataset: st
 def _of_text_files(
     splits: Mapping[str, Sequence[Path]], source: _Source, types: Mapping[str, Any] | None = None
 ) -> list[SourcePart]:
-    """``types``: what the folder declares of JSON files; of it class names are used."""
+    """``types``: those that the folder declares for JSON files; only their class names are used."""
     files = [(str(split), path) for split, paths in splits.items() for path in paths]
     check_fits(source.dataset, sum(path.stat().st_size for _, path in files), source.free)
     tables = [read_table(path, source.encoding) for _, path in files]
@@ -228,7 +228,7 @@ def _of_text_files(
 
 
 def _indices(values: list[Any], kind: Any) -> list[Any]:
-    """The values of a column, and where its classes have names, the indices of those."""
+    """The values of a column; if its classes have names, each name is replaced by its index."""
     if not isinstance(kind, datasets.ClassLabel):
         return values
     return [kind.str2int(value) if isinstance(value, str) and value else value for value in values]

@@ -15,12 +15,12 @@ from search_spaces.trial_config import OWN
 from trainables.reviews import SPLITS, LoadedReviews, Reviews, SourceFacts, folded, load_reviews, own_names
 
 MIN_PER_CLASS = 20  # so that each of the 8:1:1 splits gets every class
-_FOLDS = 10  # of which one is the val split and one the test split
+_FOLDS = 10  # one is the val split, one the test split, the others the training split
 
 
 @dataclass(frozen=True)
 class GroupFacts:
-    """The groups of a data set, none of which is in two splits."""
+    """The groups of a data set; no group is in two splits."""
 
     count: int
     largest: str
@@ -29,7 +29,7 @@ class GroupFacts:
 
 @dataclass(frozen=True)
 class ReviewSplits:
-    """The three splits of one data set, the digest that identifies them, and the facts of their making."""
+    """The three splits of one data set, their digest, and facts on how they were made."""
 
     train: Reviews
     val: Reviews
@@ -49,7 +49,7 @@ class ReviewSplits:
         }
 
     def digest(self) -> str:
-        """16 hex digits that change with any text, label or split membership."""
+        """16 hex digits that change with any text, any label and any example's split."""
         digest = hashlib.sha256("\0".join(self.label_names).encode())
         for name in SPLITS:
             split: Reviews = getattr(self, name)
@@ -60,7 +60,7 @@ class ReviewSplits:
 
     @cached_property
     def near_duplicates(self) -> int:
-        """How many texts of val and test another split has too, but for blanks, line ends and case."""
+        """How many texts of val and test are in another split too, ignoring blanks, line ends and case."""
         keys = {name: [folded(text) for text in getattr(self, name).texts] for name in SPLITS}
         places: dict[str, set[str]] = {}
         for name, own in keys.items():
@@ -91,7 +91,7 @@ def load_splits(config: TrialConfig) -> ReviewSplits:
 
 
 def _new_parts(loaded: LoadedReviews, config: TrialConfig) -> dict[str, np.ndarray]:
-    """All of the reviews, cut 8:1:1."""
+    """All reviews, cut 8:1:1."""
     everything = np.arange(len(loaded.reviews.texts))
     _check_count(loaded, everything, "an 8:1:1 split")
     if loaded.groups is not None:
@@ -104,7 +104,7 @@ def _new_parts(loaded: LoadedReviews, config: TrialConfig) -> dict[str, np.ndarr
 
 
 def _own_parts(loaded: LoadedReviews, config: TrialConfig) -> dict[str, np.ndarray]:
-    """The splits of the data set; where it has no val split, a tenth of its train split is one."""
+    """The data set's own splits; if it has no val split, a tenth of its train split becomes one."""
     names = own_names(loaded.facts.own_splits)
     parts = {split: np.flatnonzero(loaded.splits == names[split]) for split in SPLITS if split in names}
     _check_groups_apart(loaded, parts)
@@ -123,7 +123,7 @@ def _tenth(loaded: LoadedReviews, train: np.ndarray, config: TrialConfig) -> tup
 
 
 def _folds(loaded: LoadedReviews, indices: np.ndarray, config: TrialConfig) -> list[np.ndarray]:
-    """``indices`` in ten parts with no group in two of them; those nearest to a tenth come first."""
+    """``indices`` in ten parts that share no group; the parts nearest to a tenth in size come first."""
     assert loaded.groups is not None
     labels, groups = loaded.reviews.labels[indices], loaded.groups[indices]
     if (count := len(set(groups))) < _FOLDS:
@@ -137,7 +137,7 @@ def _folds(loaded: LoadedReviews, indices: np.ndarray, config: TrialConfig) -> l
 
 
 def _divided(reviews: Reviews, indices: np.ndarray, second: int, seed: int) -> list[np.ndarray]:
-    """``indices`` in two parts of the same share of every class; ``second`` of them in the second."""
+    """``indices`` in two parts with the same class shares; the second part has ``second`` of them."""
     labels = reviews.labels[indices]
     return train_test_split(indices, test_size=second, stratify=labels, random_state=seed)
 
@@ -147,7 +147,7 @@ def _subset(reviews: Reviews, indices: np.ndarray, size: int | None, seed: int) 
         return reviews.select(indices)
     try:
         return reviews.select(_divided(reviews, indices, size, seed)[1])
-    except ValueError:  # a class is too rare, or too little is left out, to choose by class
+    except ValueError:  # a class has too few examples, or too few are left out, to stratify
         return reviews.select(indices[:size])
 
 
@@ -186,7 +186,7 @@ def _check_classes(parts: Mapping[str, np.ndarray], reviews: Reviews, config: Tr
 
 
 def _check_groups_apart(loaded: LoadedReviews, parts: Mapping[str, np.ndarray]) -> None:
-    """Raise UserError where splits of a data set's own share a group."""
+    """Raise UserError if splits of the data set's own share a group."""
     if loaded.groups is None:
         return
     own = {split: set(loaded.groups[indices]) for split, indices in parts.items()}

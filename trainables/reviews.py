@@ -17,9 +17,9 @@ from trainables.review_files import SourcePart, read_parts
 
 SPLITS = ("train", "val", "test")
 SPLIT_OF = dict.fromkeys(("valid", "validation", "dev"), "val") | {name: name for name in SPLITS}
-_SECRET = -1  # the label that a split has where its labels are not given away
+_SECRET = -1  # the label of every row in a split whose labels are kept secret
 _SECRETS = (_SECRET, str(_SECRET))
-_UNSUPERVISED = "unsupervised"  # what the hub's IMDB calls such a split
+_UNSUPERVISED = "unsupervised"  # the name of such a split in the hub's IMDB
 _BOOLEANS = {"true", "True", "TRUE", "false", "False", "FALSE"}  # as pandas reads them
 _WHOLE = re.compile(r"\s*[+-]?\d{1,300}\s*", re.ASCII)
 _FRACTION = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
@@ -27,7 +27,7 @@ _FRACTION = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 @dataclass(frozen=True)
 class Reviews:
-    """A labelled data set. ``row_ids`` are positions in the source, before anything was dropped."""
+    """A labelled data set. ``row_ids`` are row numbers in the source, before rows are dropped."""
 
     texts: list[str]
     labels: np.ndarray  # (n,) int64, indices into label_names
@@ -41,20 +41,20 @@ class Reviews:
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What a data set holds, and what of it was left out."""
+    """Counts of what a data set holds and of what was left out."""
 
     rows: int
     empty_rows: int  # with neither a text nor a label
     contradictory_texts: int  # with more than one label
     contradictory_rows: int
     duplicates_dropped: int
-    own_splits: Mapping[str, int]  # those with labels -> rows
+    own_splits: Mapping[str, int]  # the source's labelled splits -> rows
     unlabelled_splits: Sequence[str]
 
 
 @dataclass(frozen=True)
 class LoadedReviews:
-    """A whole data set. ``splits``: which split of the source each review is in, (n,) str."""
+    """A whole data set. ``splits``: each review's split in the source, (n,) str."""
 
     reviews: Reviews
     splits: np.ndarray
@@ -108,12 +108,12 @@ def load_reviews(config: TrialConfig) -> LoadedReviews:
 
 
 def folded(text: str) -> str:
-    """The text with its blanks and line ends made one blank each, and without its case."""
+    """The text in lower case, with one blank for each run of blanks and line ends."""
     return " ".join(text.casefold().split())
 
 
 def own_names(splits: Iterable[str]) -> dict[str, str]:
-    """train, val and test -> what a data set calls them, where it has them."""
+    """train, val or test -> the data set's name for it, for those that it has."""
     found: dict[str, str] = {}
     for name in splits:
         if meant := SPLIT_OF.get(name.lower()):
@@ -132,7 +132,7 @@ def _used_splits(own_splits: Mapping[str, int], config: TrialConfig) -> dict[str
 
 
 def _group_name(value: Any) -> str:
-    """Without blanks and case; a number as a whole one where it is, since a gap makes fractions of all."""
+    """A group as text, ``folded``; 3.0 becomes 3: a missing value turns all numbers into fractions."""
     number = _typed_cell(value) if isinstance(value, str) else value
     whole = isinstance(number, float) and number.is_integer()
     return printable(folded(str(int(number) if whole else value)))
@@ -149,7 +149,7 @@ def _parts(config: TrialConfig) -> list[SourcePart]:
 
 
 def _frame(parts: Sequence[SourcePart], config: TrialConfig) -> pd.DataFrame:
-    """A row per row of the source, by position; what is missing is None, ``part`` and ``row`` say where."""
+    """A row per row of the source; None for a missing value; ``part`` and ``row`` give its place there."""
     columns = {"text": config.text_column, "label": config.label_column, "group": config.group_column}
     frames = []
     for number, part in enumerate(parts):
@@ -167,22 +167,22 @@ def _frame(parts: Sequence[SourcePart], config: TrialConfig) -> pd.DataFrame:
 
 
 def _objects(values: Iterable[Any]) -> pd.Series:
-    """The values as they are: pandas would make floats of whole numbers beside a missing one."""
+    """The values unchanged: without ``object``, pandas turns whole numbers beside a None into floats."""
     return pd.Series(list(values), dtype=object)
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a cell is empty; None, NA and null are words."""
+    """Whether a cell is empty; the texts None, NA and null are words."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _unlabelled_splits(frame: pd.DataFrame) -> list[str]:
-    """The splits that have no label at all, beside others that have some."""
+    """The splits without any label; if no split has labels, only one that is called ``unsupervised``."""
     is_secret = frame["label"].map(lambda label: label in _SECRETS)
     if is_secret.groupby(frame["split"]).any().sum() > is_secret.groupby(frame["split"]).all().sum():
-        is_secret[:] = False  # a class of some other split
+        is_secret[:] = False  # some split has -1 beside other labels, so -1 is a class
     is_without = (frame["label"].isna() | is_secret).groupby(frame["split"], sort=False).all()
     without = [str(split) for split in is_without.index[is_without]]
     if len(without) < len(is_without):
@@ -194,19 +194,19 @@ def _unlabelled_splits(frame: pd.DataFrame) -> list[str]:
 
 
 class _Source(NamedTuple):
-    """The rows that are read, and the parts that they come from."""
+    """The rows of a data set, and the parts from which they come."""
 
     parts: Sequence[SourcePart]
     frame: pd.DataFrame
 
     def place(self, position: Any) -> str:
-        """Where a row lies in its file, by its position in the source: ``row 27``."""
+        """The place of a row in its file, given its position in the source: ``row 27``."""
         at = self.frame.loc[position]
         return self.parts[at["part"]].place(at["row"])
 
 
 def _refuse_missing(source: _Source, what: str, column: str) -> None:
-    """Raise UserError where rows have no ``text``, ``label`` or ``group``."""
+    """Raise UserError if rows have no ``text``, ``label`` or ``group``."""
     _refuse(source, source.frame[what].isna(), what, column)
 
 
@@ -225,7 +225,7 @@ def _check_texts(source: _Source, column: str) -> None:
 
 
 def _check_characters(source: _Source) -> None:
-    """Raise UserError for what JSON can spell and nobody can store."""
+    """Raise UserError for half of a character, which JSON can write but no file can store."""
     for what in ("text", "label", "group"):
         for position, value in source.frame[what].items():
             try:
@@ -262,7 +262,7 @@ def _checked_labels(source: _Source, column: str) -> tuple[np.ndarray, tuple[str
 
 
 def _typed(cells: pd.Series) -> Iterable[Any]:
-    """What the cells of a text file say: booleans where all are some, else numbers and words."""
+    """The values in the cells of a text file: booleans if all cells are, else numbers and words."""
     if set(cells) <= _BOOLEANS:
         return (cell.lower() == "true" for cell in cells)
     return map(_typed_cell, cells)
@@ -275,7 +275,7 @@ def _typed_cell(cell: str) -> int | float | str:
 
 
 def _refuse_mixture(source: _Source, values: pd.Series, column: str) -> None:
-    """Raise UserError where some labels are numbers and others are names."""
+    """Raise UserError if some labels are numbers and others are names."""
     is_name = values.map(lambda value: isinstance(value, str))
     if is_name.nunique() < 2:
         return
@@ -290,15 +290,15 @@ def _refuse_mixture(source: _Source, values: pd.Series, column: str) -> None:
 
 
 def _keys(texts: pd.Series, duplicates: str) -> list[str]:
-    """What is the same in texts that count as one."""
+    """A key per text; texts with the same key count as one."""
     return [folded(text) for text in texts] if duplicates == FOLDED else texts.tolist()
 
 
 def _without_repetition(frame: pd.DataFrame, config: TrialConfig) -> tuple[pd.Series, pd.Series]:
     """Which rows are kept, and which have a text that has another label elsewhere: bool, by position.
 
-    Of a repeated text the first is kept; if the splits of the source are kept, that of test before that
-    of val and train, so that the test split loses the least.
+    Of a repeated text the first row is kept. If the source's splits are used, a row of test goes before one
+    of val, and that before one of train, so that the test split loses the least.
     """
     contradictory = frame.groupby("key")["label"].transform("nunique") > 1
     if config.duplicates == KEEP:

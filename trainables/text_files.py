@@ -1,6 +1,6 @@
 """Files of text, CSV, TSV and JSON: read by Python and pandas, as they are.
 
-The datasets library guesses types, takes words such as None for missing, and dies of deeply nested JSON.
+The datasets library guesses types, reads words such as None as missing, and crashes on deeply nested JSON.
 """
 
 import csv
@@ -25,7 +25,7 @@ _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 @dataclass(frozen=True)
 class TextTable:
-    """A file of text: the names of its columns, a column's values, and where a row lies."""
+    """A file of text: the names of its columns, the values of a column, and the place of a row."""
 
     names: Sequence[str]
     column: Callable[[str], list[Any]]
@@ -34,8 +34,8 @@ class TextTable:
 
 
 def read_table(path: Path, encoding: str) -> TextTable:
-    """The whole file. Raises UserError, or what Python and pandas raise, where it cannot be read."""
-    # -sig: a mark of the byte order, which Windows writes, is no part of the first name
+    """The whole file. Raises UserError, or an error of Python or pandas, if it cannot be read."""
+    # -sig: keeps the byte order mark, which Windows writes, out of the first name
     codec = "utf-8-sig" if encoding == UTF_8 else encoding
     try:
         return (_read_csv if path.suffix in SEPARATORS else _read_json)(path, codec)
@@ -56,8 +56,8 @@ def _read_csv(path: Path, codec: str) -> TextTable:
     if len(names) == 1 and (other := next((each for each in ";\t|" if each in names[0]), "")):
         raise UserError(f"the columns of {path} are separated by {other!r}: save it with commas")
     with warnings.catch_warnings():
-        # rows longer than the header: pandas would leave the rest out, and does so in silence where only
-        # some columns are read; so all are, as text, which fits every cell
+        # pandas cuts rows that are longer than the header, and warns only if all columns are read; so all
+        # are read, as text, which fits every cell
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
             frame = pd.read_csv(path, index_col=False, encoding=codec, **options)
@@ -74,13 +74,13 @@ def _read_csv(path: Path, codec: str) -> TextTable:
 
 
 def _spreadsheet_row(path: Path, codec: str, row: int) -> int:
-    """The number that a spreadsheet shows beside a row of data: the header is 1, blank lines count."""
+    """The number of a data row in a spreadsheet: the header is row 1, and blank lines count."""
     csv.field_size_limit(sys.maxsize)
     with path.open(newline="", encoding=codec) as file:
         lines = list(file)
     reader, start, numbers = csv.reader(lines, delimiter=SEPARATORS[path.suffix]), 0, []
     for number, _ in enumerate(reader, 1):
-        if "".join(lines[start : reader.line_num]).strip(" \r\n"):  # else pandas passes over it
+        if "".join(lines[start : reader.line_num]).strip(" \r\n"):  # pandas skips blank lines
             numbers.append(number)
         start = reader.line_num
     return numbers[row + 1]

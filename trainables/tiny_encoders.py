@@ -36,7 +36,7 @@ def bert_tiny(vocab_size: int = DEMO_VOCABULARY) -> PreTrainedConfig:
     return BertConfig(
         vocab_size=vocab_size,
         intermediate_size=192,
-        attention_probs_dropout_prob=0.0,  # drawing its random numbers took a quarter of an epoch
+        attention_probs_dropout_prob=0.0,  # its random numbers would take a quarter of the training time
         **_SHAPE,
     )
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from search_spaces import TrialConfig
-from search_spaces.optimization import OPTIMIZERS, learning_rate_factor
 from search_spaces.trial_config import Position, epoch_text
+from search_spaces.update import OPTIMIZERS, learning_rate_factor
 from trainables.accumulation import ENGINES, DoesNotFitError, StepResult, half_after, is_out_of_memory
 from trainables.assets import TrialAssets
 from trainables.batches import TokenTensors, derive_seed, generator, windows_between
@@ -27,9 +27,8 @@ from trainables.noise_scale import (
     squared_norm,
     window_parts,
 )
-from trainables.window_groups import GradientGroups, grouped_cut
 
-CURVE_POINTS = 50  # of one report
+CURVE_POINTS = 50  # rows of a report's step_curve, at most
 
 Report = dict[str, Any]
 
@@ -41,18 +40,18 @@ class NonFiniteLossError(RuntimeError):
 class Trial:
     """One configuration, trained once.
 
-    ``history`` holds a report per evaluation: its ``Position`` (``evaluation``, ``step``, ``examples``,
-    ``epoch``), ``reported_at`` (ms since 1970), ``val_<metric>`` and ``train_eval_<metric>`` for each
-    metric of ``evaluation.METRICS``, the latter of a random part of the training split, as large as the
-    val split and the same in all trials of a study; ``val_correct``, a bit for each val example as hex
-    digits, and ``val_flips``, how many of them differ from the evaluation before. And of the training
-    since the evaluation before: ``train_loss``, ``train_acc``, ``examples_per_second``, ``epoch_seconds``
-    (with the evaluation; of an epoch, where there is one after each), ``physical_batch_size`` as it was at
-    its end, ``step_curve``, rows of (optimizer step, loss, accuracy, learning rate), and, where noise was
-    measured, the ``noise_metrics``.
+    ``history`` holds a report per evaluation. Of the evaluation: its ``Position`` (``evaluation``,
+    ``step``, ``examples``, ``epoch``), ``reported_at`` (ms since 1970), ``val_<metric>`` and
+    ``train_eval_<metric>`` for each metric of ``evaluation.METRICS``, ``val_correct``, a bit for each val
+    example as hex digits, and ``val_flips``, the number of bits that differ from the evaluation before.
+    ``train_eval_<metric>`` is computed on a random part of the training split, as large as the val split
+    and the same in all trials of a study. Of the training since the evaluation before: ``train_loss``,
+    ``train_acc``, ``examples_per_second``, ``epoch_seconds`` (of all since the evaluation before, this
+    evaluation included), ``physical_batch_size`` at the end, ``step_curve``, rows of (optimizer step,
+    loss, accuracy, learning rate), and the ``noise_metrics`` if noise was measured.
 
-    ``physical_batch_size`` starts as the configuration's and is halved where memory runs out. The
-    target batch size, the steps and the learning rates stay what they are.
+    ``physical_batch_size`` starts as the configuration's and is halved if memory runs out. The target
+    batch size, the steps and the learning rates do not change then.
     """
 
     def __init__(self, config: TrialConfig, assets: TrialAssets, device: torch.device) -> None:
@@ -68,10 +67,7 @@ class Trial:
         self.model = assets.encoder.build(assets.classes, config.head_dropout, config.seed).to(device)
         spec = OPTIMIZERS[config.optimizer]
         self.optimizer = getattr(torch.optim, spec.torch_name)(
-            self.model.parameters(),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            **spec.options,
+            self.model.parameters(), **config.update.arguments(), **spec.options
         )
         steps = config.total_steps(len(self.train))
         warmup_steps = config.warmup_steps(len(self.train))
@@ -87,7 +83,7 @@ class Trial:
 
     @property
     def evaluation(self) -> int:
-        """How often it has been evaluated."""
+        """How often the trial has been evaluated."""
         return len(self.history)
 
     @property
@@ -97,8 +93,8 @@ class Trial:
     def run_to_evaluation(self) -> Report:
         """Train up to the next evaluation, evaluate, and report.
 
-        Raises NonFiniteLossError, naming the step, and DoesNotFitError where no size can be halved any
-        more or memory runs out within the optimizer's own step.
+        Raises NonFiniteLossError, naming the step. Raises DoesNotFitError if memory runs out with one
+        example at a time, or within the optimizer's own step.
         """
         config, started = self.config, time.perf_counter()
         before, now = (config.position(self.evaluation + more, len(self.train)) for more in (0, 1))
@@ -110,9 +106,8 @@ class Trial:
         with torch.random.fork_rng(devices=[self.device] if on_gpu else []):
             for epoch, number, window in self._windows(before.step, now.step):
                 dropout_seed = derive_seed(config.seed, "dropout", epoch, number)
-                cut = config.cuts_in_groups(number)
                 measured = number in measured_windows(config, len(self.train), epoch)
-                result, sample = self.accumulate(window, dropout_seed, measured, cut)
+                result, sample = self.accumulate(window, dropout_seed, measured)
                 self._update()
                 steps.append(result)
                 if sample:
@@ -153,8 +148,8 @@ class Trial:
         found: Report = {f"val_{name}": value for name, value in val.metrics.items()}
         found |= {f"train_eval_{name}": value for name, value in part.metrics.items()}
         found["val_correct"] = np.packbits(val.correct).tobytes().hex()
-        if before := self.history and self.history[-1].get("val_correct"):  # earlier versions kept none
-            changed = int(before, 16) ^ int(found["val_correct"], 16)
+        if self.history:
+            changed = int(self.history[-1]["val_correct"], 16) ^ int(found["val_correct"], 16)
             found["val_flips"] = changed.bit_count()
         if not math.isfinite(found["val_loss"]):
             where = f"after epoch {epoch_text(position.epoch)}"
@@ -171,24 +166,21 @@ class Trial:
                 )
 
     def accumulate(
-        self, window: Tensor, dropout_seed: int, measure: bool, cut_in_groups: bool = False
+        self, window: Tensor, dropout_seed: int, measure: bool
     ) -> tuple[StepResult, NoiseSample | None]:
         """Accumulate the gradient of ``window``, indices of training examples, (n,) int64 on the CPU.
 
-        Changes no weight. Where memory runs out the window is repeated from its start, with the same
-        dropout seed, at half the physical batch size, which then stays. With ``measure`` the gradient's
-        noise comes with it, if the window has two examples, and the gradient stays the same.
+        Changes no weight. If memory runs out, the window is repeated from its start, with the same dropout
+        seed, at half the physical batch size, which then stays. With ``measure`` the gradient's noise is
+        returned too, if the window has at least two examples; the gradient is the same either way.
         """
         physical = min(self.physical_batch_size, len(window))
         while True:
-            groups, size = grouped_cut(len(window), physical) if cut_in_groups else (1, physical)
             try:
                 parts = window_parts(window) if measure else ()
                 norms = self._squared_norms(parts, physical, derive_seed(dropout_seed, "noise"))
                 torch.manual_seed(dropout_seed)
-                micro_batches = self.train.batches(window, size, groups)
-                summed = GradientGroups(self.model.parameters(), groups, len(micro_batches))
-                step = self.engine.accumulate(micro_batches, summed.after_backward)
+                step = self.engine.accumulate(self.train.batches(window, physical))
                 if not norms:
                     return step, None
                 whole, part = squared_norm(self.model), len(parts[0])
@@ -217,7 +209,7 @@ class Trial:
             ) from error
 
     def save(self, folder: Path) -> None:
-        """Write the whole state into ``folder``; after the last step, without the optimizer's."""
+        """Write the whole state into ``folder``; after the last step, without the optimizer's state."""
         is_best = best_evaluation(self.history) == self.evaluation
         Checkpoint(
             trial_hash=self.config.trial_hash,
@@ -232,8 +224,8 @@ class Trial:
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint that this trial's ``TrialFolder`` found.
 
-        A physical batch size that was halved stays so; one that was configured smaller since is kept.
-        Raises CorruptCheckpointError.
+        The physical batch size is the smaller of the configured and the checkpoint's. Raises
+        CorruptCheckpointError if the checkpoint does not hold what this trial saves.
         """
         checkpoint = Checkpoint.load(folder)
         if checkpoint.optimizer and checkpoint.scheduler:
@@ -243,11 +235,9 @@ class Trial:
             raise CorruptCheckpointError(f"{folder} lacks the optimizer's state")
         self.model.load_state_dict(checkpoint.weights)
         self.history = checkpoint.history
-        # reports of earlier versions hold no size
-        size = self.history[-1].get("physical_batch_size", self.physical_batch_size)
-        self.physical_batch_size = min(self.physical_batch_size, size)
+        self.physical_batch_size = min(self.physical_batch_size, self.history[-1]["physical_batch_size"])
         best = checkpoint.best_weights or checkpoint.weights
-        # what was loaded is mapped from the file, which goes when newer checkpoints take its place
+        # clone: loaded weights are mapped from the file, which is removed after newer checkpoints
         self._best_weights = {name: value.clone() for name, value in best.items()}
 
     def _weights(self) -> Weights:
@@ -269,7 +259,7 @@ def _sums(steps: Sequence[StepResult]) -> Tensor:
 
 
 def _means(sums: Tensor) -> tuple[float, float]:
-    """Loss and accuracy of a mean example, from ``_sums`` of some steps."""
+    """Mean loss and accuracy of an example, from ``_sums`` of some steps."""
     loss, correct, examples = (float(row.sum()) for row in sums)
     return loss / examples, correct / examples
 
@@ -277,7 +267,8 @@ def _means(sums: Tensor) -> tuple[float, float]:
 def _curve(sums: Tensor, rates: Sequence[float], first_step: int) -> list[tuple[int, float, float, float]]:
     """At most CURVE_POINTS rows of (step, loss, accuracy, learning rate).
 
-    Where there are more steps a row holds the means over the examples of some, and stands at the last.
+    If there are more steps, a row holds the means over the examples of several, and the number and rate
+    of the last.
     """
     width = math.ceil(len(rates) / CURVE_POINTS)
     rows, last = [], -1

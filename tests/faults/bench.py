@@ -11,7 +11,7 @@ import psutil
 from tests.faults import processes
 from tests.faults.clusters import Cluster, loopback_places, ray_cluster
 from tests.faults.networks import Network, network
-from tests.faults.servers import MlflowServer, Postgres, mlflow_server, postgres
+from tests.faults.servers import Postgres, Server, mlflow_server, postgres
 from tests.faults.study import Command
 
 
@@ -22,7 +22,7 @@ class Bench:
     command: Command
     tracking_uri: str
     folder: Path
-    server: MlflowServer | None = None
+    server: Server | None = None
     database: Postgres | None = None
     cluster: Cluster | None = None
     network: Network | None = None

@@ -1,7 +1,6 @@
 """The fault campaign: ``python -m tests.faults.campaign``, or ``make faults``.
 
-Breaks real studies in random, seeded, reported ways and compares each with an uninterrupted one: every
-metric of every epoch and step, best epochs, predictions and the bytes of the models. Prints a table.
+Breaks real studies in random, seeded ways, compares each with an uninterrupted one, and prints a table.
 """
 
 import argparse

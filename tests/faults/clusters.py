@@ -74,11 +74,9 @@ class Cluster:
         }
 
     @property
-    def discovery(self) -> list[Path]:
+    def discovery(self) -> Path:
         """The file in which the head lists the nodes for Prometheus."""
-        return [
-            folder / "prom_metrics_service_discovery.json" for n, folder in self._running.items() if n == 0
-        ]
+        return self._running[0] / "prom_metrics_service_discovery.json"
 
     def start_node(self, number: int) -> None:
         """Start a node, or start one again that was lost, in its place."""

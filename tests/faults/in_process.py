@@ -40,10 +40,7 @@ def saved_trial(assets: TrialAssets, storage: Path, epochs: int) -> tuple[TrialF
 
 
 def damaged_checkpoints(assets: TrialAssets, scratch: Path, count: int, rng: random.Random) -> Results:
-    """Damage the newest checkpoint in ``count`` places, and resume as a worker does.
-
-    An epoch is left to be trained, so that a damaged optimizer would lead elsewhere.
-    """
+    """Damage the newest checkpoint, and resume; the epoch that is left would show a damaged optimizer."""
     folder, whole = saved_trial(assets, scratch / "whole", epochs=EPOCHS - 1)
     train(whole)
     for number in range(count):

@@ -1,12 +1,9 @@
 """Whether anything grows over hundreds of trials: ``python -m tests.faults.leaks``.
 
-Runs one study of many one-epoch trials with one worker, which takes them all, and looks at the worker
-and at the command after each: resident memory, open files, threads; and at the disk that checkpoints
-take. Compares what they held at least over trials 11 to 30, over the middle twenty and over the last
-twenty: an upload under way takes some and gives it back, a leak does not. Pools of threads and of
-connections fill as they happen to be needed, up to their limit, so files and threads are judged from the
-middle on, memory from trial 11. Exit code 1 where something has grown by more than 2 %, or checkpoints
-took more than the command had announced.
+Runs one study of many one-epoch trials in one worker, and looks at the worker and at the command after
+each trial. Exit code 1 if what they held at least has grown by more than 2 % (an upload gives back what it
+takes, a leak does not), or if checkpoints took more disk than the command had announced. Pools of threads
+and connections fill up to their limit, so files and threads are judged from the middle on.
 """
 
 import argparse

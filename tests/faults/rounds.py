@@ -7,18 +7,26 @@ from dataclasses import dataclass, field
 
 from tests.faults.bench import Bench, Moment, moment
 from tests.faults.catalog import BrokenPromiseError, Fault, no_orphans
-from tests.faults.study import differences, facts
+from tests.faults.study import Command, differences, facts
 
+_LAST_LINES = 15
 _RUNS = 12  # of the command, after the last fault
 # Ray's agents notice that their raylet is gone, and then try to report it to a server that is gone too
 _ORPHANS_END_WITHIN = 120.0  # seconds
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\)", re.MULTILINE)
 
 
+def ended(command: Command) -> list[str]:
+    """Wait for the end of the latest run: nothing, or its exit code and the last lines that it said."""
+    if (code := command.wait()) == 0:
+        return []
+    last = command.said().splitlines()[-_LAST_LINES:]
+    return ["\n".join([f"exit code {code} after it said:", *last])]
+
+
 def outcome(bench: Bench, wanted: dict, starts_anew: bool = False) -> list[str]:
     """What is wrong with a study whose last run ends now; with ``--fresh`` there are earlier trainings."""
-    code, output = bench.command.wait(), bench.command.output()
-    problems = [] if code == 0 else [f"exit code {code}"]
+    problems, output = ended(bench.command), bench.command.output()
     if shown := _TRACEBACK.search(output):
         problems.append(f"a traceback was shown: {output[max(0, shown.start() - 500) :][:3500]}")
     found = facts(bench.tracking_uri, bench.command.folder)

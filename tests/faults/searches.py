@@ -1,8 +1,4 @@
-"""Searches whose trials cost nothing, killed at random moments.
-
-The command is the real one, and so are Ray, MLflow and the search. Only the training is a formula,
-and the best is not confirmed.
-"""
+"""Real searches, killed at random moments, whose trials cost nothing: only their training is a formula."""
 
 import math
 import random
@@ -18,9 +14,9 @@ import sweep.training  # isort: skip
 from mlflow.tracking import MlflowClient
 from ray import tune
 
-from search_spaces import TrialConfig
+from search_spaces import SearchSpace, TrialConfig
 from search_spaces.search_space import SAMPLERS
-from sweep.options import parse_options
+from sweep.options import SweepOptions, parse_options
 from tests.faults.study import Command
 from trainables.assets import ModelAssets
 
@@ -62,9 +58,9 @@ def main() -> int:
     sweep.training.EncoderTrainable = Formula  # type: ignore[attr-defined,misc,assignment]
     trial: Any = SimpleNamespace(digest="formula")
     sweep.study.prepare_assets = lambda config, splits: ModelAssets(trial, trial)  # type: ignore[attr-defined]
-    for name in ("confirm", "finish_cells"):
-        setattr(sweep.study.Sweep, name, lambda *_: None)
-    options = parse_options("sweep", sys.argv[1:])
+    stages = SearchSpace.stages  # the first alone: nothing is confirmed
+    SearchSpace.stages = lambda space, around: stages(space, around)[:1]  # type: ignore[method-assign]
+    options = parse_options(SweepOptions, sys.argv[1:])
     outcome = sweep.study.run_study(options)
     return len(outcome.failures)
 

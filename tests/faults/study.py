@@ -15,10 +15,10 @@ import pandas as pd
 from mlflow.tracking import MlflowClient
 
 from tests.faults import processes
+from tests.helpers import ROOT
 from tracking.artifacts import folder_digest
 from tracking.store_address import quiet_mlflow
 
-ROOT = Path(__file__).parents[2]
 NAME = "faults"
 STUDY = (
     f"--space batch_lr_grid --name {NAME} --demo --models bert-tiny modernbert-tiny --precision fp32 "
@@ -110,9 +110,8 @@ class Command:
 def facts(tracking_uri: str, artifacts_from: Path) -> dict[str, dict[str, str]]:
     """Trial hash -> all that must not depend on what happened on the way, as text.
 
-    Every epoch and step of every metric in order, the results, the status, the predictions and the
-    bytes of the models; how many runs the trial has, and how many were left behind for a new one. Of
-    times only their number of entries counts.
+    Every epoch and step of every metric, the results, the status, the predictions and the bytes of the
+    models; how many runs the trial has, and how many were left behind. Of times only how many there are.
     """
     quiet_mlflow()
     with contextlib.chdir(artifacts_from):  # artifact locations may be relative

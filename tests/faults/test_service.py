@@ -1,6 +1,5 @@
 """A group's service: MLflow on PostgreSQL, three Ray nodes, Prometheus; studies as jobs of the cluster."""
 
-import contextlib
 import json
 import re
 import shutil
@@ -12,7 +11,6 @@ import requests
 import yaml
 
 from tests.faults import bench, processes
-from tests.faults.clusters import loopback_places, ray_cluster
 from tests.faults.servers import Server, mlflow_server, postgres_missing
 from tests.faults.study import NAME, ROOT, STUDY, Command, differences, facts
 
@@ -23,40 +21,26 @@ pytestmark = [
 ]
 
 
-class Prometheus(Server):
-    """Debian's Prometheus; it finds the nodes in the file that Ray's head writes."""
-
-    def __init__(self, folder, found_in):
-        folder.mkdir()
-        self.uri = f"http://127.0.0.1:{processes.free_port()}"
-        jobs = [{"job_name": "ray", "file_sd_configs": [{"files": [str(found_in)]}]}]
-        content = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(content))
-        address = self.uri.removeprefix("http://")
-        options = ("--config.file=prometheus.yml", "--storage.tsdb.path=data")
-        super().__init__(folder, ["prometheus", *options, f"--web.listen-address={address}"])
-
-    def answers(self):
-        with contextlib.suppress(requests.RequestException):
-            return requests.get(f"{self.uri}/-/ready", timeout=5).ok
-        return False
-
-    def ask(self, query):
-        """The series of an instant query: (labels, value) each."""
-        answer = requests.get(f"{self.uri}/api/v1/query", params={"query": query}, timeout=10).json()
-        assert answer["status"] == "success", answer
-        return [(each["metric"], float(each["value"][1])) for each in answer["data"]["result"]]
-
-
-@contextlib.contextmanager
 def prometheus(folder, cluster):
-    (found_in,) = cluster.discovery
-    server = Prometheus(folder, found_in)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
+    """Debian's; it finds the nodes in the file that Ray's head writes."""
+    folder.mkdir()
+    address = f"127.0.0.1:{processes.free_port()}"
+    jobs = [{"job_name": "ray", "file_sd_configs": [{"files": [str(cluster.discovery)]}]}]
+    content = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(content))
+    options = (
+        "--config.file=prometheus.yml",
+        "--storage.tsdb.path=data",
+        f"--web.listen-address={address}",
+    )
+    return Server(folder, ["prometheus", *options], f"http://{address}", "/-/ready")
+
+
+def series(prom, query):
+    """Of an instant query: (labels, value) each."""
+    answer = requests.get(f"{prom.uri}/api/v1/query", params={"query": query}, timeout=10).json()
+    assert answer["status"] == "success", answer
+    return [(each["metric"], float(each["value"][1])) for each in answer["data"]["result"]]
 
 
 @pytest.mark.campaign  # a busy machine's nodes may take no jobs for minutes
@@ -66,72 +50,49 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(uninterrupted,
         prometheus(tmp_path / "prom", where.cluster) as prom,
     ):
         address = ["--address", where.cluster.dashboard]
-        places = [
-            word for name in ("storage", "results") for word in (f"--{name}-path", str(tmp_path / name))
-        ]
-        study = [*address, *STUDY, "--tracking-uri", where.tracking_uri, *places]
+        places = [f"--storage-path={tmp_path}/storage", f"--results-path={tmp_path}/results"]
+        study = [*STUDY, "--tracking-uri", where.tracking_uri, *places]
         environment = where.cluster.environment
 
-        def command(folder, name, *words):
-            return Command(tmp_path / folder, study=[name, *words], environment=environment)
+        def command(name, *words):
+            return Command(tmp_path / name, study=[name, *address, *words], environment=environment)
 
-        with command("submit", "submit", *study) as submitted:
-            processes.wait_until(
-                lambda: takes_jobs(where.cluster, submitted), 400, "a node that takes jobs"
-            )
+        def said(name, *words):
+            with command(name, *words) as asked:
+                assert asked.run() == 0, asked.output()
+                return asked.said()
+
+        with command("submit", *study) as submitted:
+            processes.wait_until(lambda: takes_jobs(submitted), 400, "a node that takes jobs")
             assert submitted.wait_for("epoch 1/3"), submitted.output()
             watched = f'ray_batchscale_val_acc{{study="{NAME}"}}'
-            processes.wait_until(lambda: prom.ask(watched), 60, "Prometheus to have val_acc")
-            for labels, val_acc in prom.ask(watched):
+            processes.wait_until(lambda: series(prom, watched), 60, "Prometheus to have val_acc")
+            for labels, val_acc in series(prom, watched):
                 assert re.fullmatch(r"(modern)?bert-tiny \d+ fixed", labels["trial"])
                 assert 0 <= val_acc <= 1
-            every = queries_of_the_board()
-            empty = [
-                query
-                for query in every
-                if not prom.ask(query) and "gram" not in query and "gpu" not in query
-            ]
-            assert not empty
-            with command("stop", "stop", *address, "--name", NAME) as stop:
-                assert stop.run() == 0, stop.output()
+            asked = [query for query in queries_of_the_board() if not re.search("gram|gpu", query)]
+            assert not [query for query in asked if not series(prom, query)]
+            said("stop", "--name", NAME)
             assert submitted.wait() == 130
-        with command("again", "submit", *study) as again:
-            assert again.run() == 0, again.output()
-            assert "resuming: " in again.output()
-        with command("status", "status", *address, "--name", NAME) as status:
-            assert status.run() == 0
-            states = re.findall("SUCCEEDED|STOPPED|FAILED", status.output())
-            assert states == ["SUCCEEDED", "STOPPED"]  # the newest first
-        with command("logs", "logs", *address, "--name", NAME) as logs:
-            assert logs.run() == 0
-            assert "best model" in logs.output()
+        assert "resuming: " in said("submit", *study)
+        states = re.findall("SUCCEEDED|STOPPED|FAILED", said("status", "--name", NAME))
+        assert states == ["SUCCEEDED", "STOPPED"]  # the newest first
+        assert "best model" in said("logs", "--name", NAME)
         other = [*study, "--name", "other", "--epochs", "60"]
-        with command("long", "submit", *other) as long, command("refused", "submit", *other) as refused:
+        with command("submit", *other) as long:
             assert long.start().wait_for("epoch 1/60"), long.output()
+            refused = Command(
+                tmp_path / "refused", study=["submit", *address, *other], environment=environment
+            )
             assert refused.run() == 2, refused.output()  # and is then the newest job of its study
             assert "is being run by" in refused.output()
-            with command("stop-long", "stop", *address, "--name", "other") as stop:
-                assert stop.run() == 0
+            said("stop", "--name", "other")
             assert long.wait() == 130
         where.command.folder.mkdir(exist_ok=True)
         assert not differences(uninterrupted, facts(where.tracking_uri, where.command.folder))
 
 
-def test_a_job_server_that_is_given_another_token_is_one_line(tmp_path):
-    token = tmp_path / "token"
-    token.write_text("0" * 64)
-    with ray_cluster(loopback_places(1), head_cpus=1, dashboard=True) as cluster:
-        cluster.wait_for(1)
-        environment = cluster.environment | {"RAY_AUTH_TOKEN_PATH": str(token)}
-        words = ["status", "--address", cluster.dashboard]
-        with Command(tmp_path / "asked", study=words, environment=environment) as asked:
-            assert asked.run() == 2
-        (line,) = [line for line in asked.output().splitlines() if line.startswith("error: ")]
-        assert "RAY_AUTH_TOKEN" in line
-        assert "Traceback" not in asked.output()
-
-
-def takes_jobs(cluster, submitted):
+def takes_jobs(submitted):
     """Submit; a node is alive some seconds before its agent takes jobs."""
     submitted.start()
     submitted.wait_until(lambda: "runs as job" in submitted.said(), 60, "the answer")
@@ -159,15 +120,13 @@ def test_a_server_with_passwords_is_said_to_ask_for_one(tmp_path):
     configuration = secrets / "basic_auth.ini"
     configuration.write_text(configuration.read_text().replace("/mlflow/", f"{tmp_path}/"))
     environment = {"MLFLOW_AUTH_CONFIG_PATH": str(configuration), "MLFLOW_FLASK_SERVER_SECRET_KEY": "key"}
-    with mlflow_server(
-        tmp_path / "mlflow", f"sqlite:///{tmp_path}/mlflow.db", environment=environment
-    ) as server:
+    database = f"sqlite:///{tmp_path}/mlflow.db"
+    with mlflow_server(tmp_path / "mlflow", database, environment=environment) as server:
         words = ["report", "--name", "films", "--tracking-uri", server.uri]
         with Command(tmp_path / "without", study=words) as refused:
             assert refused.run() == 2
-            assert (
-                f"{server.uri} asks for a password: give it in MLFLOW_TRACKING_USERNAME" in refused.output()
-            )
+            told = f"{server.uri} asks for a password: give it in MLFLOW_TRACKING_USERNAME"
+            assert told in refused.output()
         known = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
         with Command(tmp_path / "with", study=words, environment=known) as admitted:
             assert admitted.run() == 2

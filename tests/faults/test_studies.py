@@ -20,7 +20,7 @@ def test_a_killed_worker_and_a_killed_command_change_nothing(uninterrupted, tmp_
         where.command.start()
         assert Moment("epoch ", 2, 0.2).come(where.command)
         where.processes("ray::")[0].kill()
-        assert where.command.wait_for("resumed from its last checkpoint")
+        assert where.command.wait_for("(failure 1)")
         assert Moment("epoch ", 4, 0.2).come(where.command)
         catalog.damage_checkpoint(where, random.Random(1))  # which kills the command first
         where.command.run()

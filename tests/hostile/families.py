@@ -6,63 +6,21 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 LARGEST = 3_000_000  # parameters of what counts as small
 
-_SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 160,
-    "head_dim": 8,
-    "embedding_size": 32,
-    "type_vocab_size": 2,
-    "d_model": 32,
-    "d_inner": 64,
-    "d_ff": 64,
-    "d_kv": 8,
-    "d_head": 8,
-    "num_layers": 2,
-    "num_heads": 4,
-    "ffn_dim": 64,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_layers": 2,
-    "n_head": 4,
-    "n_heads": 4,
-    "n_inner": 64,
-    "n_positions": 160,
-    "dim": 32,
-    "hidden_dim": 64,
-    "emb_dim": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-    "n_group": 1,
-    "topk_group": 1,
-    "kv_lora_rank": 16,
-    "q_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "rotary_dim": 8,
-    "state_size": 8,
-    "time_step_rank": 8,
-    "expand_ratio": 1,
-    "embedding_dim": 32,
-    "image_size": 32,
-    "patch_size": 16,
-    "projection_dim": 32,
-    "mlp_dim": 64,
+_NAMES = {  # of what a config may limit, by the size that it gets
+    1: "n_group topk_group expand_ratio",
+    2: "num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers num_key_value_heads "
+    "type_vocab_size num_experts_per_tok",
+    4: "num_attention_heads num_heads n_head n_heads encoder_attention_heads decoder_attention_heads "
+    "num_experts num_local_experts n_routed_experts",
+    8: "head_dim d_kv d_head qk_rope_head_dim qk_nope_head_dim v_head_dim rotary_dim state_size "
+    "time_step_rank",
+    16: "kv_lora_rank q_lora_rank patch_size",
+    32: "hidden_size embedding_size embedding_dim d_model n_embd dim emb_dim image_size projection_dim "
+    "moe_intermediate_size shared_expert_intermediate_size",
+    64: "intermediate_size d_inner d_ff ffn_dim n_inner hidden_dim encoder_ffn_dim decoder_ffn_dim mlp_dim",
+    160: "max_position_embeddings n_positions",
 }
+_SIZES = {name: size for size, names in _NAMES.items() for name in names.split()}
 _IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
 # what a text encoder needs beside sizes
 _OWN = {

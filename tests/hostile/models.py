@@ -26,6 +26,12 @@ def write_encoder(folder):
     return folder
 
 
+def change(folder, name="config.json", **values):
+    """Set values in a JSON file of a model, which is made if it is absent."""
+    path = folder / name
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | values))
+
+
 def add_code(folder, proof, model_type=None):
     """Code of the model's own, which Transformers runs where it is told to trust it."""
     code = f"import os\nos.makedirs({str(proof)!r}, exist_ok=True)\n"
@@ -33,6 +39,5 @@ def add_code(folder, proof, model_type=None):
     (folder / "evil.py").write_text(code + classes)
     auto_map = {"AutoConfig": "evil.C", "AutoModel": "evil.M", "AutoTokenizer": ["evil.T", None]}
     own_type = {"model_type": model_type} if model_type else {}
-    for name, changes in (("config.json", own_type), ("tokenizer_config.json", {})):
-        config = json.loads((folder / name).read_text()) | {"auto_map": auto_map} | changes
-        (folder / name).write_text(json.dumps(config))
+    change(folder, auto_map=auto_map, **own_type)
+    change(folder, "tokenizer_config.json", auto_map=auto_map)

@@ -1,7 +1,6 @@
 """Any command line: it works, or it is one line and exit code 2; never another exception."""
 
 import contextlib
-import io
 import itertools
 
 import pytest
@@ -11,11 +10,23 @@ from hypothesis import strategies as st
 import tune_main
 from sweep.command_line import flag_of
 from sweep.options import SweepOptions
+from tests.helpers import outcome
 from tests.hostile.junk import NASTY, any_text, texts
 from tests.small_study import STUDY
 
 SWEEP = ["--space", "fixed_lr", "--demo", "--dry-run"]
-GOOD = ("64", "1", "0.5", "fixed", "bert-tiny", "fp32", "torch", "dropout=0.2", "epochs=0", "demo-reviews")
+GOOD = (
+    "64",
+    "1",
+    "0.5",
+    "fixed",
+    "bert-tiny",
+    "fp32",
+    "torch",
+    "head_dropout=0.2",
+    "epochs=0",
+    "demo-reviews",
+)
 # none of them leaves this machine, and nothing listens at port 1
 HTTP = ("http://127.0.0.1:1", "https://127.0.0.1:1/../x", "http://[::1", "http://127.0.0.1:99999")
 SQL = ("sqlite:///", "sqlite:///nothing.db", "sqlite:////dev/null", "sqlite:///.")
@@ -31,19 +42,8 @@ def pairs(values):
     return st.lists(pair.map(lambda pair: [pair[0], *pair[1]]), max_size=3)
 
 
-def outcome(argv):
-    """Exit code, standard output and standard error of a command in this process."""
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True) for _ in range(2)]
-    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-        try:
-            code = tune_main.main(argv)
-        except SystemExit as stop:
-            code = stop.code
-    return code, *(stream.buffer.getvalue().decode("ascii") for stream in streams)
-
-
 def assert_works_or_says_why(argv):
-    code, out, err = outcome(argv)
+    code, out, err = outcome(argv, encoding="ascii")
     if code == 0:
         assert out
         return

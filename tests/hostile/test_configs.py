@@ -6,15 +6,15 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tune_main
 from errors import UserError, printable
 from search_spaces import SPACES, SearchSpace, TrialConfig
-from search_spaces.trial_config import FIELDS, parse_setting
-from sweep.options import SweepOptions
+from search_spaces.plan import Plan
+from search_spaces.trial_config import FIELDS
+from sweep.options import SweepOptions, parse_setting
 from sweep.plan import make_plan
-from sweep.plan_summary import plan_summary, plan_table
+from sweep.plan_summary import plan_summary, plan_tables
 from sweep.resolve import resolve_space
-from tests.helpers import TINY_MODELS, make_config, refusal
+from tests.helpers import TINY_MODELS, make_config, refusal, refused_command
 from tests.hostile.junk import texts, values
 from trainables.encoders import ENCODERS
 
@@ -122,44 +122,43 @@ SIZES = {
 @given(st.fixed_dictionaries(GRID), st.fixed_dictionaries({}, optional=SIZES))
 def test_a_plan_serves_every_cell_once_and_counts_its_steps(grid, sizes):
     flags = SweepOptions(space="batch_lr_grid", demo=True, **grid, **sizes)
-    plan = one_line_or(make_plan, flags, bf16_available=False)
-    if plan is None:
+    study = one_line_or(make_plan, flags, bf16_available=False)
+    if study is None:
         return
+    plan = study.plan
     served = [cell for cells in plan.trials.values() for cell in cells]
-    assert sorted(map(id, plan.cells)) == sorted(map(id, served))
+    assert sorted(id(cell.config) for cell in plan.cells) == sorted(map(id, served))
     assert len(served) == math.prod(map(len, grid.values()))
     for trial_hash, cells in plan.trials.items():
         assert {cell.trial_hash for cell in cells} == {trial_hash}
         assert len({cell.replace(scaling_rule="fixed") for cell in cells}) == 1
-        train, target = plan.splits.sizes()["train"], cells[0].target_batch_size
+        train, target = plan.train_examples, cells[0].target_batch_size
         steps = cells[0].steps_per_epoch(train)
         assert (steps - 1) * target < train <= steps * target
-    assert plan_summary(plan)
-    assert plan_table(plan)
-    json.dumps(plan.to_dict())
+    assert plan_summary(study)
+    assert plan_tables(plan)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
 
 
-def test_a_folder_whose_name_steers_a_terminal_is_to_be_renamed(tmp_path, tiny_folder, capsys):
+def test_a_folder_whose_name_steers_a_terminal_is_to_be_renamed(tmp_path, encoder_folder):
     folder = tmp_path / "a\x1b]0;owned\x07"
-    folder.symlink_to(tiny_folder)
+    folder.symlink_to(encoder_folder)
     start = ["--space", "fixed_lr", "--demo", "--dry-run"]
     for argv in (
         [*start, "--models", str(folder)],
         [*start, "--set", f"dataset={folder}"],
         ["verify", "--models", str(folder)],
     ):
-        assert tune_main.main(argv) == 2
-        out, err = capsys.readouterr()
-        assert "a\\x1b]0;owned\\x07' holds a character that cannot be shown" in err
-        assert "rename a folder" in err
-        assert err.count("\n") == 1
-        assert "\x1b" not in out + err
+        said = refused_command(argv)
+        assert "a\\x1b]0;owned\\x07' holds a character that cannot be shown" in said
+        assert "rename a folder" in said
+        assert "\x1b" not in said
 
 
-def test_two_folders_of_one_name_are_refused(tmp_path, tiny_folder):
-    for parent in ("first", "second"):
-        (tmp_path / parent).mkdir()
-        (tmp_path / parent / "encoder-a").symlink_to(tiny_folder)
-    models = [str(tmp_path / parent / "encoder-a") for parent in ("first", "second")]
-    options = SweepOptions(space="fixed_lr", demo=True, models=models)
+def test_two_folders_of_one_name_are_refused(tmp_path, encoder_folder):
+    places = [tmp_path / parent / "encoder-a" for parent in ("first", "second")]
+    for place in places:
+        place.parent.mkdir()
+        place.symlink_to(encoder_folder)
+    options = SweepOptions(space="fixed_lr", demo=True, models=[*map(str, places)])
     assert "are both called encoder-a" in refusal(make_plan, options, bf16_available=False)

@@ -8,11 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, BertConfig, CLIPConfig
 
-import tune_main
 from sweep.options import SweepOptions
 from sweep.plan import make_plan
-from tests.helpers import refusal
-from tests.hostile.models import Payload, add_code
+from tests.helpers import refusal, refused_command
+from tests.hostile.models import Payload, add_code, change
 from trainables.encoders import EncoderForClassification, count_parameters, load_encoder
 from trainables.exported_model import ClassifierCard, export_model, load_exported_model
 from trainables.own_config import without_foreign_code
@@ -21,8 +20,8 @@ TEXTS = ["a fine film"]
 
 
 @pytest.fixture
-def model(tiny_folder, tmp_path):
-    return shutil.copytree(tiny_folder, tmp_path / "model")
+def model(encoder_folder, tmp_path):
+    return shutil.copytree(encoder_folder, tmp_path / "model")
 
 
 @pytest.fixture
@@ -32,17 +31,17 @@ def proof(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_code_that_a_known_model_brings_is_left_alone_and_a_model_that_needs_it_is_refused(
-    model, proof, capsys
-):
+def both_refusals(model):
+    """The lines with which a model is refused for the plan, and when it is loaded."""
+    return refusal(count_parameters, str(model)), refusal(load_encoder, str(model), TEXTS)
+
+
+def test_code_of_a_known_model_is_left_alone_and_a_model_that_needs_it_is_refused(model, proof):
     add_code(model, proof)
     assert load_encoder(str(model), TEXTS).tokenizer()(TEXTS)["input_ids"]
     add_code(model, proof, model_type="evil")
-    for reason in (refusal(count_parameters, str(model)), refusal(load_encoder, str(model), TEXTS)):
-        assert "cannot be loaded" in reason
-    capsys.readouterr()
-    assert tune_main.main(["verify", "--models", str(model)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert all("cannot be loaded" in reason for reason in both_refusals(model))
+    assert refused_command(["verify", "--models", str(model)])
 
 
 def test_weights_are_never_unpickled(model, proof):
@@ -66,17 +65,15 @@ def test_weights_are_never_unpickled(model, proof):
         "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
     ],
 )
-def test_a_config_of_anything_else_is_one_line(model, config, capsys):
+def test_a_config_of_anything_else_is_one_line(model, config):
     (model / "config.json").write_text(config)
-    options = SweepOptions(space="fixed_lr", demo=True, models=[str(model)])
-    refusal(make_plan, options, False)
-    assert tune_main.main(["verify", "--models", str(model)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert refusal(make_plan, SweepOptions(space="fixed_lr", demo=True, models=[str(model)]), False)
+    assert refused_command(["verify", "--models", str(model)])
 
 
 @pytest.fixture
-def exported(tiny_folder, tmp_path):
-    assets = load_encoder(str(tiny_folder), TEXTS)
+def exported(encoder_folder, tmp_path):
+    assets = load_encoder(str(encoder_folder), TEXTS)
     classifier = EncoderForClassification(AutoConfig.for_model(**assets.config), 2, 0.1, seed=1)
     save_file(classifier.state_dict(), tmp_path / "weights")
     card = ClassifierCard("tiny", ("no", "yes"), 16, 0.1, "0" * 12, 1, 0.5)
@@ -95,24 +92,12 @@ def test_code_beside_an_exported_model_is_left_alone_and_one_that_needs_it_is_re
 # -- what a model's folder may ask for --------------------------------------------------------------
 
 
-def change(folder, name="config.json", **values):
-    path = folder / name
-    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | values))
-
-
-FOREIGN = (
-    "org/kernel",
-    "org/kernel:f",
-    "kernels-community/flash-attn",
-    "flash_attention_2",
-    "paged|sdpa",
-    7,
-)
+FOREIGN = ("org/kernel", "org/kernel:f", "flash_attention_2", "paged|sdpa", 7, {"": "org/kernel"})
 KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
 @pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("value", [*FOREIGN, {"": "org/kernel"}], ids=str)
+@pytest.mark.parametrize("value", FOREIGN, ids=str)
 def test_a_kernel_that_is_not_pytorchs_is_read_as_if_nothing_was_said(model, exported, key, value):
     expected = load_encoder(str(model), TEXTS)
     scores = load_exported_model(exported).predict(TEXTS)["score"]
@@ -145,8 +130,7 @@ def test_code_and_kernels_are_not_handed_on(model, proof):
 
 def test_quantised_weights_are_refused(model):
     change(model, quantization_config={"quant_method": "finegrained_fp8"})
-    for call, arguments in ((count_parameters, ()), (load_encoder, (TEXTS,))):
-        assert "quantised weights are not trained" in refusal(call, str(model), *arguments)
+    assert all("quantised weights are not trained" in reason for reason in both_refusals(model))
 
 
 @pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
@@ -157,8 +141,7 @@ def test_a_model_reads_no_weights_outside_its_folder(model, tmp_path, index, pla
     names = load_file(tmp_path / "mine" / "model.safetensors")
     weight_map = dict.fromkeys(names, place.format(tmp_path))
     (model / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    for call, arguments in ((count_parameters, ()), (load_encoder, (TEXTS,))):
-        assert f"{index} in {model} names '" in refusal(call, str(model), *arguments)
+    assert all(f"{index} in {model} names '" in reason for reason in both_refusals(model))
 
 
 def test_a_model_may_name_its_own_weights(model):

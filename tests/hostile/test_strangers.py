@@ -1,12 +1,10 @@
 """A study from somebody else's tracking store: nothing runs, nothing escapes, all is escaped."""
 
-import contextlib
 import csv
 import json
 import re
-import shutil
-import sqlite3
 from collections import OrderedDict
+from copy import deepcopy
 from pathlib import Path
 
 import pandas as pd
@@ -14,16 +12,16 @@ import pytest
 from mlflow.tracking import MlflowClient
 from mlflow.tracking._tracking_service import utils as mlflow_caches
 
-import tune_main
-from errors import printable
+from errors import all_printable, printable
 from reports.content import read_section
 from reports.prose import slug
-from tests.helpers import refusal
+from search_spaces import TrialConfig
+from tests.helpers import outcome, refusal
 from tests.hostile.junk import NASTY
-from tests.small_study import STUDY
+from tests.small_study import STUDY, copy_study
 from tests.test_markdown import parsed
 from tests.test_report import Reader
-from tracking import StudyStore
+from tracking import FORMAT, StudyStore
 
 EVIL = '"><img src=x onerror=alert(1)><script>alert(1)</script>[x](javascript:alert(1))'
 # the title of a window, colours, the cursor, another order of letters, what is not seen; Rich's own marks
@@ -38,15 +36,10 @@ class Strange:
     """A copy of the small study, its artifacts included, in which a stranger has changed things."""
 
     def __init__(self, source, folder):
-        self.folder, self.uri = folder, f"sqlite:///{folder}/mlflow.db"
-        old = Path(source.removeprefix("sqlite:///")).parent
-        shutil.copytree(old, folder, dirs_exist_ok=True)
-        with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
-            places = "experiments.artifact_location runs.artifact_uri logged_models.artifact_location"
-            for place in places.split():
-                table, column = place.split(".")
-                store.execute(f"update {table} set {column} = replace({column}, '{old}', '{folder}')")
+        self.folder, self.uri = folder, copy_study(source, folder)
+        self.results = folder / "results" / STUDY
         self.client = MlflowClient(self.uri)
+        mlflow_caches._artifact_repos_cache.clear()  # by run, and each run is in several stores here
         runs = StudyStore(self.uri, STUDY).read_runs()
         self.trials, self.plan = runs.trials, runs.invocations[0].plan()
         self.test_split = runs.invocations[0].test_split()
@@ -54,27 +47,34 @@ class Strange:
     def write(self, plan, **tables):
         """A new invocation: a report is made of the newest one."""
         experiment = self.client.get_experiment_by_name(STUDY)
-        run = self.client.create_run(experiment.experiment_id, tags={"role": "invocation"})
+        tags = {"role": "invocation", "format": str(FORMAT)}
+        run = self.client.create_run(experiment.experiment_id, tags=tags)
         self.client.log_dict(run.info.run_id, plan, "plan.json")
         for name, table in tables.items():
-            table.to_parquet(f"{name}.parquet")
-            self.client.log_artifact(run.info.run_id, f"{name}.parquet")
+            path = self.folder / f"{name}.parquet"
+            table.to_parquet(path)
+            self.client.log_artifact(run.info.run_id, path)
 
     def report(self, command="report"):
+        mlflow_caches._artifact_repos_cache.clear()
         where = ["--tracking-uri", self.uri, "--results-path", str(self.folder / "results")]
-        return tune_main.main([command, "--name", STUDY, *where])
+        return outcome([command, "--name", STUDY, *where])
 
-    def assert_refused(self, capsys):
+    def assert_refused(self):
         """With one line that says what is wrong."""
-        assert self.report() == 2
-        assert capsys.readouterr().err.count("\n") == 1
+        code, _, err = self.report()
+        assert (code, err.count("\n")) == (2, 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_artifacts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow_caches, "_artifact_repos_cache", OrderedDict())
+        yield
 
 
 @pytest.fixture
-def strange(small_study, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # MLflow's, by run, and each run is now in two stores of this process
-    monkeypatch.setattr(mlflow_caches, "_artifact_repos_cache", OrderedDict())
+def strange(small_study, tmp_path):
     return Strange(small_study, tmp_path)
 
 
@@ -83,80 +83,113 @@ def trial(strange):
     return next(run for run in strange.trials.values() if run.is_tested)
 
 
+class Reported(Strange):
+    """What `analyze` and then `report` say and write if all that can be is foreign; beside own files."""
+
+    def run(self):
+        self._change()
+        for place in (self.results, self.results / "pictures", self.results / "inside"):
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "notes.csv").write_text("mine")
+        before = self._files()
+        self.said = [self.report(command) for command in ("analyze", "report")]
+        self.written = self._files() - before
+        return self
+
+    def _files(self):
+        return {path for path in self.folder.rglob("*") if path.is_file()}
+
+    def _change(self):
+        foreign = f"{EVIL}{STEERING}"
+        plan = deepcopy(self.plan) | {"study": f"../../x{foreign}"}
+        plan["space"]["question"] = f"=1+1 {foreign} \ud800\x1b[31m$x^{{"
+        plan["metrics"] |= {STEERING: "x"}
+        plan["dataset"] |= dict.fromkeys(("name", "source", "digest"), foreign)
+        plan["dataset"] |= {"label_names": [f"=1+{foreign}", f"$x_{{{STEERING}"]}
+        plan["dataset"] |= {
+            "facts": {f"Class {foreign}": f"fact {foreign}"},
+            "warnings": [f"warned {foreign}"],
+        }
+        names = {"bert-tiny": f"=x{foreign}", "modernbert-tiny": f"..{foreign} "}
+        for cell in plan["cells"]:
+            run = self.trials.get(TrialConfig(**cell["config"]).trial_hash)
+            cell["config"]["model"] = names[cell["config"]["model"]]
+            if run:
+                known_by = TrialConfig(**all_printable(cell["config"])).trial_hash
+                self.client.set_tag(run.run_id, "trial_hash", known_by)
+        for run in self.trials.values():
+            self.client.update_run(run.run_id, name=f"http://evil/{foreign}")
+            for tag in ("hardware", "versions", "mlflow.runName"):
+                self.client.set_tag(run.run_id, tag, f"http://evil/{foreign}")
+        nasty = [text for text in NASTY if text.strip() and "\ud800" not in text and "\udcff" not in text]
+        ends = ("", EVIL, STEERING)
+        texts = [f"{nasty[i % len(nasty)]}{ends[i % 3]}" for i in range(len(self.test_split))]
+        self.write(plan, test_split=self.test_split.assign(text=texts))
+
+
+@pytest.fixture(scope="module")
+def reported(small_study, tmp_path_factory):
+    return Reported(small_study, tmp_path_factory.mktemp("strange")).run()
+
+
 def assert_steers_nothing(text):
     assert not [line for line in text.split("\n") if line != printable(line)]
 
 
-def assert_harmless(results):
-    page = Reader((results / "report.html").read_text())
+def test_what_strangers_write_is_shown_and_steers_no_terminal(reported):
+    for code, out, err in reported.said:
+        assert (code, err) == (0, "")
+        assert "red] [bold]:apple:" in out
+        assert_steers_nothing(out)
+
+
+def test_what_strangers_write_stays_in_its_folder(reported):
+    places = {reported.results, reported.folder / "mlruns"}
+    assert all(places & set(path.parents) for path in reported.written)
+    names = [path.name for path in (reported.results / "pictures").glob("*.png")]
+    assert "test_accuracy.png" in names  # of all models
+    of_one = {name.split("_", 1)[0] for name in names if name != "test_accuracy.png"}
+    assert len(of_one) == 2  # two models, two sets of pictures
+
+
+def test_what_strangers_write_is_harmless_on_the_page(reported):
+    text = (reported.results / "report.html").read_text()
+    assert_steers_nothing(text)
+    page = Reader(text)
     assert set(page.tags) <= HARMLESS
     assert not {name for name in page.attributes if name.startswith("on")}
     addresses = [each for each in page.sources + page.links if not re.fullmatch(r"#[a-z]+(-\d)?", each)]
     assert all(a.startswith(("data:image/png;base64,", "http://127.0.0.1:5000/")) for a in addresses)
-    text = (results / "report.md").read_text()
+    assert "warned &#34;&gt;&lt;img" in text  # what was found in the data set is there
+    assert "fact &#34;&gt;&lt;img" in text
+
+
+def test_what_strangers_write_is_harmless_in_markdown(reported):
+    text = (reported.results / "report.md").read_text()
+    assert_steers_nothing(text)
     marks = [mark for mark in parsed(text) if not isinstance(mark, str)]
     assert {kind for kind, *_ in marks if not kind.endswith(("_open", "_close"))} == {"image"}
     assert not {kind for kind, *_ in marks} & {"link_open", "em_open", "strong_open", "s_open"}
     sources = [attributes["src"] for kind, _, attributes in marks if kind == "image"]
     assert all(re.fullmatch(r"(pictures|inside)/[\w.-]+\.png", source) for source in sources)
-    for path in [results / "report.html", results / "report.md", *results.rglob("*.csv")]:
+
+
+def test_what_strangers_write_calculates_in_no_table(reported):
+    paths = [path for path in reported.results.rglob("*.csv") if path.name != "notes.csv"]
+    assert {path.parent.name for path in paths} >= {STUDY, "inside"}
+    for path in paths:
         assert_steers_nothing(path.read_text())
-    for path in results.rglob("*.csv"):
         with path.open(newline="") as file:
             cells = [cell for row in csv.reader(file) for cell in row]
         assert not [c for c in cells if c[:1] in set("=+@\t\r") and not c[1:].replace(".", "").isdigit()]
 
 
-def test_hostile_names_are_escaped_in_every_file_and_stay_in_their_folder(strange):
-    plan = strange.plan | {"study": f"../../x{EVIL}", "question": f"=1+1 {EVIL} \ud800\x1b[31m$x^{{"}
-    plan["dataset"] |= {"name": EVIL, "source": EVIL, "digest": EVIL, "label_names": [f"=1+{EVIL}", "$x_{"]}
-    names = {"bert-tiny": f"=x{EVIL}", "modernbert-tiny": f"..{EVIL} "}
-    for cell in plan["cells"]:
-        cell["config"]["model"] = names[cell["model"]]
-    for run in strange.trials.values():
-        strange.client.set_tag(run.run_id, "hardware", EVIL)
-    strange.write(plan)
-    before = {path for path in strange.folder.rglob("*") if path.is_file()}
-    assert strange.report() == 0
-    results = strange.folder / "results" / STUDY
-    written = {path for path in strange.folder.rglob("*") if path.is_file()} - before
-    logged = strange.folder / "mlruns"
-    assert all(results in path.parents or logged in path.parents for path in written)
-    pictures = [path.name for path in (results / "pictures").iterdir()]
-    assert "test_accuracy.png" in pictures  # of all models
-    of_one = {name.split("_", 1)[0] for name in pictures if name != "test_accuracy.png"}
-    assert len(of_one) == 2  # two models, two sets of pictures
-    assert_harmless(results)
-
-
-def test_hostile_texts_and_labels_are_harmless_in_an_analysis(strange):
-    strange.plan["dataset"]["label_names"] = ["=no()", f"{EVIL}{STEERING}"]
-    nasty = [text for text in NASTY if text.strip() and "\ud800" not in text and "\udcff" not in text]
-    ends = ("", EVIL, STEERING)
-    texts = [f"{nasty[i % len(nasty)]}{ends[i % 3]}" for i in range(len(strange.test_split))]
-    strange.write(strange.plan, test_split=strange.test_split.assign(text=texts))
-    assert strange.report("analyze") == 0
-    assert_harmless(strange.folder / "results" / STUDY)
-
-
-def test_what_strangers_write_steers_neither_terminal_nor_page(strange, capsys):
-    plan = strange.plan | {"question": f"{STEERING}?", "metrics": strange.plan["metrics"] | {STEERING: "x"}}
-    plan["dataset"] |= {"name": STEERING, "source": STEERING, "label_names": [STEERING, f"2{STEERING}"]}
-    plan["dataset"]["facts"] = {f"Class {STEERING}": STEERING}
-    for cell in plan["cells"]:
-        cell["config"]["model"] = f"{STEERING}{cell['model']}"
-    for run in strange.trials.values():
-        strange.client.update_run(run.run_id, name=f"http://evil/{STEERING}")
-        for tag in ("hardware", "versions", "mlflow.runName"):
-            strange.client.set_tag(run.run_id, tag, f"http://evil/{STEERING}")
-    strange.write(plan, test_split=strange.test_split)
-    for command in ("analyze", "report"):
-        assert strange.report(command) == 0
-        shown = capsys.readouterr()
-        assert shown.err == ""
-        assert "red] [bold]:apple:bert-tiny" in shown.out
-        assert_steers_nothing(shown.out)
-    assert_harmless(strange.folder / "results" / STUDY)
+def test_a_file_of_ones_own_beside_a_report_stays_and_is_not_uploaded(reported):
+    notes = [path for path in reported.results.rglob("notes.csv") if path.read_text() == "mine"]
+    assert len(notes) == 3
+    uploaded = {path.name for path in (reported.folder / "mlruns").rglob("*")}
+    assert {"report.html", "test_accuracy.png"} <= uploaded
+    assert "notes.csv" not in uploaded
 
 
 def test_a_stored_section_steers_no_page(tmp_path):
@@ -201,7 +234,7 @@ BROKEN_PLANS = {
     "no cells": lambda plan: plan | {"cells": []},
     "two models of one name": every_model_in("a", "b"),
     "a cell that is a text": lambda plan: plan | {"cells": ["x"]},
-    "an axis that is none": lambda plan: plan | {"baselines": {"__class__": 1}},
+    "an axis that is none": lambda plan: plan | {"space": plan["space"] | {"baselines": {"__class__": 1}}},
     "no data set": lambda plan: plan | {"dataset": None},
     "a size of zero": in_dataset(sizes={"train": 0, "val": 1, "test": 1}),
     "one class": in_dataset(label_names=["a"]),
@@ -213,9 +246,9 @@ BROKEN_PLANS = {
 
 
 @pytest.mark.parametrize("case", BROKEN_PLANS)
-def test_a_broken_plan_is_one_line(strange, case, capsys):
-    strange.write(BROKEN_PLANS[case](strange.plan))
-    strange.assert_refused(capsys)
+def test_a_broken_plan_is_one_line(strange, case):
+    strange.write(BROKEN_PLANS[case](deepcopy(strange.plan)))
+    strange.assert_refused()
 
 
 @pytest.mark.parametrize(
@@ -223,19 +256,19 @@ def test_a_broken_plan_is_one_line(strange, case, capsys):
     [{"prediction": 7}, {"row_id": 1}, {"row_id": range(900, 960)}],
     ids=["unknown classes", "rows twice", "other rows"],
 )
-def test_predictions_that_no_trial_makes_are_one_line(strange, trial, changes, capsys):
+def test_predictions_that_no_trial_makes_are_one_line(strange, trial, changes):
     place = strange.client.get_run(trial.run_id).info.artifact_uri
     path = Path(place) / "test_predictions.parquet"
     pd.read_parquet(path).assign(**changes).to_parquet(path)
-    strange.assert_refused(capsys)
+    strange.assert_refused()
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("test_acc", 1e300), ("best_epoch", -5), ("best_evaluation", 0)]
 )
-def test_metrics_that_cannot_be_are_one_line(strange, trial, name, value, capsys):
+def test_metrics_that_cannot_be_are_one_line(strange, trial, name, value):
     strange.client.log_metric(trial.run_id, name, value)
-    strange.assert_refused(capsys)
+    strange.assert_refused()
 
 
 SECTION = {"prose": ["fine"], "pictures": [], "tables": {}}
@@ -267,16 +300,3 @@ def test_pictures_of_two_models_never_share_a_file():
     slugs = [slug(name) for name in names]
     assert len(set(slugs)) == len(names)
     assert all(len(s) < 100 and "/" not in s and s.strip(".") for s in slugs)
-
-
-@pytest.mark.parametrize("command", ["report", "analyze"])
-def test_a_file_of_ones_own_beside_a_report_stays_and_is_not_uploaded(strange, command):
-    results = strange.folder / "results" / STUDY
-    for place in (results, results / "pictures", results / "inside"):
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "notes.csv").write_text("mine")
-    assert strange.report(command) == 0
-    assert len([path for path in results.rglob("notes.csv") if path.read_text() == "mine"]) == 3
-    uploaded = {path.name for path in (strange.folder / "mlruns").rglob("*")}
-    assert {"report.html", "test_accuracy.png"} <= uploaded
-    assert "notes.csv" not in uploaded

@@ -19,7 +19,7 @@ _WEIGHTS_AT_ONCE = 2**18  # batch x length x length; times heads x layers x 4 by
 
 @dataclass(frozen=True)
 class View:
-    """What to look at. Layers and heads count from 1; None is the last layer, the mean over heads."""
+    """What to look at. Layers and heads count from 1; None: the last layer, the mean over heads."""
 
     texts: Sequence[str] = ()
     rule: str | None = None
@@ -39,20 +39,20 @@ class Reading:
 
     tokens: Sequence[str]
     special: np.ndarray  # (length,) bool: [CLS], [SEP] and their like
-    weights: np.ndarray  # (heads, length, length): row = the token that looks, sums to 1
+    weights: np.ndarray  # (heads, length, length): a row is a token that looks, and sums to 1
     prediction: int
     probability: float  # of the prediction
 
 
 def reload_model(run: TrialRun) -> ExportedModel:
-    """Download the best-epoch model of a trial and load it with eager attention, which is exact too."""
+    """Download the best-epoch model of a trial and load it with eager attention, which is exact."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = run.download_model("best", Path(folder))
             return load_exported_model(path, attention="eager")
         except (UserError, StoppedError):
             raise
-        except Exception as error:  # a different type for every kind of file that is not a model's
+        except Exception as error:  # each kind of broken file raises another type
             raise UserError(f"the model of {run.name} cannot be loaded: {first_line(error)}") from error
 
 
@@ -109,11 +109,11 @@ def text_statistics(weights: np.ndarray, special: np.ndarray) -> dict[str, float
     """Where the attention of one text of at least two tokens goes, a mean over tokens and heads.
 
     ``weights`` are (heads, length, length) without padding, each row summing to 1; ``special`` is
-    (length,) bool. The shares are of the weight on special tokens, and on the token that gets most.
-    Entropy (nats) is taken per head and row, as in Clark et al. 2019 (arXiv:1906.04341); divided by
-    ln(length) it is 1 where attention is uniform.
+    (length,) bool. The shares are the weight on special tokens, and on the token that gets most.
+    Entropy (nats) is taken per head and row, as in Clark et al. 2019 (arXiv:1906.04341); relative
+    entropy, divided by ln(length), is 1 for uniform attention.
     """
-    received = weights.mean(axis=1)  # (heads, length): by each token, averaged over who looks
+    received = weights.mean(axis=1)  # (heads, length): by each token, averaged over the tokens that look
     logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
     entropy = float(-(weights * logs).sum(axis=2).mean())
     return {
@@ -125,9 +125,9 @@ def text_statistics(weights: np.ndarray, special: np.ndarray) -> dict[str, float
 
 
 def mean_statistics(texts: Iterable[Reading]) -> dict[str, float]:
-    """The mean over texts, each weighing the same, and how many they are.
+    """The mean over texts, and their number.
 
-    A text of one token has nothing to choose from and is left out.
+    A text of one token is left out: its attention has no choice.
     """
     each = pd.DataFrame(text_statistics(r.weights, r.special) for r in texts if len(r.tokens) > 1)
     return {"texts": len(each), **{str(name): value for name, value in each.mean().items()}}

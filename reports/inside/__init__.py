@@ -9,20 +9,10 @@ import numpy as np
 import pandas as pd
 
 from errors import unknown
-from reports.attention import Reading, View, check_view, features, mean_statistics, readings, reload_model
-from reports.content import INSIDE, Section, Table, make_folder, rows, write_section
-from reports.inside_pictures import attention_picture, landscape_picture, project, rates_picture
-from reports.mistakes import (
-    Sentence,
-    choose_sentences,
-    error_rates,
-    given_sentences,
-    mistakes,
-    overlaps,
-    read_answers,
-    readable,
-    shared_errors_sentences,
-)
+from reports.content import INSIDE, InsideSection, Table, make_folder, rows, write_section
+from reports.inside import attention, mistakes, pictures
+from reports.inside.attention import Reading, View
+from reports.inside.mistakes import Sentence
 from reports.prose import axis_words
 from reports.study_data import StudyData, read_study
 from search_spaces.space import GRID
@@ -61,7 +51,7 @@ _TABLES = {  # file name -> title, note
 
 @dataclass(frozen=True)
 class _Look:
-    """What is kept of one reloaded model; readings and landscape only where they are drawn."""
+    """What is kept of one reloaded model; readings and landscape only if pictures show the model."""
 
     statistics: Mapping[str, float]
     readings: Sequence[Reading] = ()
@@ -74,23 +64,24 @@ def write_inside(
     results_path: str,
     view: View | None = None,
     say: Say = nobody,
-) -> tuple[Section, Path]:
+) -> tuple[InsideSection, Path]:
     """Write ``results/<study>/inside/`` and log it to the newest parent run under ``inside/``.
 
-    Returns the section and the folder; ``say`` gets a line per model, and hears what is waited for.
+    Returns the section and the folder; ``say`` gets a line for each model and for each wait.
     Raises UserError for an unknown study, rule, layer or head, and for a study without tested trials or
-    without its test split; StoreAwayError where MLflow does not answer.
+    without its test split; StoreAwayError if MLflow does not answer.
     """
     view = view or View()
     check_store_exists(tracking_uri)
     runs = StudyStore(tracking_uri, study, say).read_runs()
     invocation, data = runs.invocations[0], read_study(runs)
-    answers = read_answers(data, invocation.test_split())
+    answers = mistakes.read_answers(data, invocation.test_split())
     rules = list(answers["scaling_rule"].unique())
     view = replace(view, rule=view.rule or (_DEFAULT_RULE if _DEFAULT_RULE in rules else rules[0]))
     if view.rule not in rules:
         raise unknown(f"scaling rule in study {study}", view.rule, rules)
-    sentences = given_sentences(view.texts) or choose_sentences(answers, data.plan.dataset.label_names)
+    names = data.plan.dataset.label_names
+    sentences = mistakes.given_sentences(view.texts) or mistakes.choose_sentences(answers, names)
     folder = Path(results_path) / study / INSIDE
     make_folder(folder)
     looks: dict[str, _Look] = {}
@@ -102,24 +93,24 @@ def write_inside(
         looks[str(trial_hash)] = _look(run, own.drop_duplicates("row_id"), shown, view)
     section = _section(data, answers, looks, sentences, view)
     write_section(section, folder)
-    with tempfile.TemporaryDirectory() as uploaded:  # without what else lies in the folder
+    with tempfile.TemporaryDirectory() as uploaded:  # other files of the folder stay here
         write_section(section, Path(uploaded))
         invocation.log_folder(Path(uploaded), INSIDE)
     return section, folder
 
 
 def _look(run: TrialRun, answers: pd.DataFrame, sentences: Sequence[Sentence], view: View) -> _Look:
-    """Reload one model and look; it is drawn where there are sentences."""
-    model = reload_model(run)
-    check_view(model, view)
+    """Reload one model and look; with sentences, also collect what pictures show."""
+    model = attention.reload_model(run)
+    attention.check_view(model, view)
     texts = _sample(answers, _ATTENTION_TEXTS)["text"].to_list()
-    statistics = mean_statistics(readings(model, texts, view))
+    statistics = attention.mean_statistics(attention.readings(model, texts, view))
     if not sentences:
         return _Look(statistics)
-    drawn = list(readings(model, [sentence.text for sentence in sentences], view))
+    drawn = list(attention.readings(model, [sentence.text for sentence in sentences], view))
     sample = _sample(answers, _LANDSCAPE_TEXTS)
-    inputs, predictions = features(model, sample["text"].to_list())
-    x, y = project(inputs).T
+    inputs, predictions = attention.features(model, sample["text"].to_list())
+    x, y = pictures.project(inputs).T
     return _Look(statistics, drawn, sample.assign(x=x, y=y, repeated=predictions == sample["prediction"]))
 
 
@@ -137,21 +128,21 @@ def _section(
     looks: Mapping[str, _Look],
     sentences: Sequence[Sentence],
     view: View,
-) -> Section:
+) -> InsideSection:
     names = study.plan.dataset.label_names
     cells = answers.drop_duplicates("cell")[[*GRID, "trial_hash"]]
-    statistics = pd.DataFrame({name: look.statistics for name, look in looks.items()}).T
-    attention = cells.join(statistics.astype({"texts": int}), on="trial_hash").drop(columns="trial_hash")
-    shared, examples = overlaps(answers)
+    by_trial = pd.DataFrame({name: look.statistics for name, look in looks.items()}).T
+    statistics = cells.join(by_trial.astype({"texts": int}), on="trial_hash").drop(columns="trial_hash")
+    shared, examples = mistakes.overlaps(answers)
     frames = {
-        "attention": attention,
-        "mistakes": readable(mistakes(answers), names),
+        "attention": statistics,
+        "mistakes": mistakes.readable(mistakes.mistakes(answers), names),
         "error_overlap": shared,
-        "error_overlap_examples": readable(examples, names),
-        "error_rates": error_rates(answers),
+        "error_overlap_examples": mistakes.readable(examples, names),
+        "error_rates": mistakes.error_rates(answers),
     }
     tables = {
-        name: Table(title, frames[name].rename(columns=axis_words), note.format(where=view.where))
+        name: Table.of_frame(title, frames[name].rename(columns=axis_words), note.format(where=view.where))
         for name, (title, note) in _TABLES.items()
         if not frames[name].empty
     }
@@ -159,22 +150,22 @@ def _section(
         (cell.model, cell.target_batch_size): looks[cell.trial_hash]
         for cell in rows(cells[cells["scaling_rule"] == view.rule])
     }
-    pictures = []
+    drawn = []
     for number, sentence in enumerate(sentences):
         read = {place: look.readings[number] for place, look in shown.items()}
-        pictures.append(attention_picture(f"attention_{number + 1}", sentence, read, names, view))
+        drawn.append(pictures.attention_picture(f"attention_{number + 1}", sentence, read, names, view))
     landscapes = {place: look.landscape for place, look in shown.items() if look.landscape is not None}
-    pictures.append(landscape_picture(landscapes, names, view))
-    pictures.append(rates_picture(frames["error_rates"], view))
+    drawn.append(pictures.landscape_picture(landscapes, names, view))
+    drawn.append(pictures.rates_picture(frames["error_rates"], view))
     repeated = pd.concat(landscapes)["repeated"]
     prose = [
         f"Best-epoch models of seed {study.axis_values('seed')[0]}, reloaded from MLflow on the CPU; the "
         f"pictures show rule {view.rule}. On {repeated.sum():,} of {len(repeated):,} predictions the "
         "reloaded models repeat what they said when they were tested.",
-        *_attention_sentences(attention[attention["scaling_rule"] == view.rule]),
-        *shared_errors_sentences(shared),
+        *_attention_sentences(statistics[statistics["scaling_rule"] == view.rule]),
+        *mistakes.shared_errors_sentences(shared),
     ]
-    return Section(prose, pictures, tables)
+    return InsideSection(prose=prose, pictures=drawn, tables=tables)
 
 
 def _attention_sentences(attention: pd.DataFrame) -> Iterator[str]:

@@ -2,28 +2,54 @@
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from optuna import Study
+from optuna.visualization import matplotlib as drawing
 
 from errors import UserError
-from reports.content import Table, rows
+from reports.canvas import drawn_by_pyplot, plain, png
+from reports.content import Picture, Section, Table, rows
 from reports.prose import accuracy_text, cell_text, counted, learning_rate_text, listed
+from reports.sections import Source
 from reports.study_data import StudyData
 from search_spaces import TrialConfig
-from search_spaces.search_space import COMPLETE, DIVERGED, STOPPED, Choice, LogUniform, Outcome, SearchSpace
+from search_spaces.optuna_trials import empty_study, finished_trial
+from search_spaces.search_space import Parameter, SearchSpace
+from search_spaces.stages import COMPLETE, DIVERGED, STOPPED, Outcome
 from search_spaces.trial_config import DATA, epoch_text
 from tracking.study_store import StudyRuns
 
-_SHOWN = 10  # of the best trials
+PLACE = 10
 _EDGE = 0.02  # of a range: what lies nearer to its end is at the edge
 # of the command that trains the best again: options of their own, and what it says otherwise or not at all
 _OPTIONS = DATA | {"max_length", "epochs", "evaluations", "base_lr", "engine"}
 _SAID = "model target_batch_size scaling_rule seed precision physical_batch_size dataset_digest".split()
+_SIZE = (5.4, 4.0)  # inches
+_PER_PARAMETER = 2.3  # inches of width where the parameters stand side by side
+_FEWEST = 2  # complete trials, below which there is nothing to compare
+
+
+def section(source: Source) -> Section | None:
+    """Of a search; it answers the question, and the verdicts say what its best is worth."""
+    study, space = source.study, source.study.plan.search
+    if space is None:
+        return None
+    search = read_search(space, study.plan.trial_of, source.runs)
+    pictures = list(search_pictures(search))
+    return Section(
+        headline=headline(search, study),
+        answer=pictures[0] if pictures else None,
+        flags=flags(search, study.plan.dataset.sizes["val"]),
+        tables={"best_trials": best_table(search)},
+        heading="The search",
+        pictures=pictures[1:],
+    )
 
 
 @dataclass(frozen=True)
@@ -62,19 +88,21 @@ class SearchData:
 
     @property
     def top(self) -> pd.DataFrame:
-        """The ten best, a configuration that was proposed again once."""
-        return self.complete.drop_duplicates(list(self.space.parameters)).head(_SHOWN)
+        """The ten best; a configuration that was proposed twice counts once."""
+        return self.complete.drop_duplicates(list(self.space.parameters)).head(10)
 
     @property
     def best(self) -> Any:
-        """The best complete trial; None where there is none."""
+        """The best complete trial, if there is one."""
         return next(rows(self.complete), None)
 
     def config(self, number: int) -> TrialConfig:
         return self.space.config(self.values[number])
 
 
-def read_search(space: SearchSpace, runs: StudyRuns) -> SearchData:
+def read_search(
+    space: SearchSpace, trial_of: Callable[[TrialConfig], TrialConfig], runs: StudyRuns
+) -> SearchData:
     """The proposals are in the tags of the invocations, the outcomes in the runs of the trials."""
     generations: dict[int, list[dict[str, Any]]] = {}
     for invocation in runs.invocations:
@@ -83,8 +111,8 @@ def read_search(space: SearchSpace, runs: StudyRuns) -> SearchData:
     values = [each for generation in in_order for each in generation][: space.trials]
     if not all(map(space.holds, values)):
         raise UserError("the proposals of the search in MLflow are not of its parameters")
-    found = [runs.trials.get(space.config(each).trial_hash) for each in values]
-    return SearchData(space, values, [run.outcome() if run else None for run in found])
+    found = [runs.trials.get(trial_of(space.config(each)).trial_hash) for each in values]
+    return SearchData(space, values, [run.outcome(with_curve=True) if run else None for run in found])
 
 
 def headline(search: SearchData, confirmation: StudyData) -> list[str]:
@@ -160,26 +188,25 @@ def _edge_flags(search: SearchData) -> list[str]:
     return [f"The best configuration has {listed(found)} that was searched: beyond it there may be better."]
 
 
-def _edge(parameter: Any, value: Any) -> str:
-    """``the smallest`` or ``the largest`` of the range, or ``nearly`` so; empty elsewhere."""
-    if isinstance(parameter, Choice):
-        numbers = [each for each in parameter.values if isinstance(each, int | float)]
+def _edge(parameter: Parameter, value: Any) -> str:
+    """``the smallest`` or ``the largest`` of the range, or ``nearly`` so; else empty."""
+    if parameter.kind == "choice":
+        numbers = [each for each in parameter.ends if isinstance(each, int | float)]
         if len(numbers) < max(3, len(parameter.values)):
             return ""
         place = (value - min(numbers)) / (max(numbers) - min(numbers))
         return {0: "the smallest", 1: "the largest"}.get(place, "")
-    scale = math.log if isinstance(parameter, LogUniform) else float
-    low, high = scale(parameter.low), scale(parameter.high)
+    scale = math.log if parameter.kind == "log_uniform" else float
+    low, high = map(scale, parameter.ends)
     place = (scale(value) - low) / (high - low)
-    if parameter.low == 0 and place < _EDGE:
+    if parameter.ends[0] == 0 and place < _EDGE:
         return ""  # there is nothing below 0
     return "nearly the smallest" if place < _EDGE else "nearly the largest" if place > 1 - _EDGE else ""
 
 
 def _order_flags(search: SearchData, val_examples: int) -> list[str]:
     """Whether the best trials are further apart than their validation examples alone would scatter them."""
-    top = search.top["best_val_acc"]
-    mean = top.mean()
+    mean = (top := search.top["best_val_acc"]).mean()
     within = 1.96 * math.sqrt(2 * mean * (1 - mean) / val_examples)
     if len(top) < 2 or top.max() - top.min() > within:
         return []
@@ -206,16 +233,88 @@ def _ending_flags(search: SearchData) -> list[str]:
 
 def best_table(search: SearchData) -> Table:
     """The ten best trials."""
-    top = search.top
-    shown = {"trial": top["number"].map("#{}".format)}
-    shown |= {name: top[name].map(_text) for name in search.space.parameters}
-    shown |= {
-        "val_acc": top["best_val_acc"].map(accuracy_text),
-        "best epoch": top["best_epoch"].map(epoch_text),
-    }
+    columns: dict[str, Callable[[Any], str]] = {"trial": lambda best: f"#{best.number}"}
+    for name in search.space.parameters:
+        columns[name] = partial(_parameter_text, name)
+    columns["val_acc"] = lambda best: accuracy_text(best.best_val_acc)
+    columns["best epoch"] = lambda best: epoch_text(best.best_epoch)
     note = f"Of {counted(search.ended, 'trial')}; {len(search.complete)} came to their last epoch."
-    return Table("The best trials of the search", pd.DataFrame(shown), note)
+    return Table.of("The best trials of the search", rows(search.top), columns, note=note, folded=False)
+
+
+def _parameter_text(name: str, trial: Any) -> str:
+    return _text(getattr(trial, name))
 
 
 def _text(value: Any) -> str:
     return learning_rate_text(value) if isinstance(value, float) and value else cell_text(value)
+
+
+def search_pictures(search: SearchData) -> Iterator[Picture]:
+    """History, importances, slices and parallel coordinates; none before two trials are complete."""
+    if len(search.complete) < _FEWEST:
+        return
+    study, width = _as_optuna_study(search), max(8.0, _PER_PARAMETER * len(search.space.parameters))
+    for name, (draw, is_broad, title, caption) in _PICTURES.items():
+        if draw is drawing.plot_param_importances and search.complete["best_val_acc"].nunique() == 1:
+            continue
+        size = (width, _SIZE[1]) if is_broad else _SIZE
+        drawn = drawn_by_pyplot(size, draw, study, target_name="val_acc")
+        about = {"name": name, "title": title, "caption": caption, "alt": f"{title}: {caption}"}
+        yield Picture(**about, broad=is_broad, png=png(drawn, cropped=True))
+
+
+def _as_optuna_study(search: SearchData) -> Study:
+    """The trials that have ended, their texts as matplotlib shows them unchanged."""
+    study = empty_study()
+    parameters = {
+        name: parameter.model_copy(update={"values": tuple(map(_plain, parameter.values))})
+        for name, parameter in search.space.parameters.items()
+    }
+    shown = search.space.replace(parameters=parameters)
+    for values, outcome in zip(search.values, search.outcomes, strict=True):
+        if outcome:
+            plain_values = {name: _plain(value) for name, value in values.items()}
+            study.add_trial(finished_trial(shown, plain_values, outcome))
+    return study
+
+
+def _plain(value: Any) -> Any:
+    return plain(value) if isinstance(value, str) else value
+
+
+def _slices(study: Study, **named: Any) -> Any:
+    """Slices whose ticks, names of models among them, do not run into each other."""
+    slices: Any = drawing.plot_slice(study, **named)
+    for axes in np.ravel(slices):
+        axes.tick_params("x", rotation=25)
+    return slices
+
+
+_PICTURES: dict[str, tuple[Callable[..., Any], bool, str, str]] = {  # how it is drawn, whether it is broad
+    "search_history": (
+        drawing.plot_optimization_history,
+        False,
+        "the best so far",
+        "A dot is a trial that came to its last epoch; the line is the best so far.",
+    ),
+    "search_importances": (
+        drawing.plot_param_importances,
+        False,
+        "which parameters matter",
+        "PED-ANOVA (Watanabe et al. 2023): how much a parameter alone sets the better trials apart. "
+        "With few trials this is a hint.",
+    ),
+    "search_slices": (
+        _slices,
+        True,
+        "each parameter by itself",
+        "A dot is a complete trial, darker the later it was proposed.",
+    ),
+    "search_parallel_coordinates": (
+        drawing.plot_parallel_coordinate,
+        True,
+        "all parameters together",
+        "A line is a complete trial, darker the higher its val_acc.",
+    ),
+}

@@ -17,10 +17,10 @@ from matplotlib.patches import Patch
 from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsClassifier
 
-from reports.attention import Reading, View
 from reports.canvas import COLOURS, batch_colour, draw_points, figure, legend_below, plain, png
 from reports.content import Picture
-from reports.mistakes import Sentence
+from reports.inside.attention import Reading, View
+from reports.inside.mistakes import Sentence
 from reports.prose import shorten
 
 MOST_TOKENS = 24
@@ -80,7 +80,7 @@ def attention_picture(
         return f"\npredicts {label} ({reading.probability:.2f})"
 
     grid = _panels(drawn, readings, draw)
-    for row in grid:  # the tokens of a row are the same in every panel: the first one names them
+    for row in grid:  # all panels of a row have the same tokens: the first panel names them
         first, *others = [axes for axes in row if axes.axison]
         first.set_ylabel("token that looks")
         for axes in others:
@@ -102,9 +102,9 @@ def attention_picture(
 
 
 def attention_map(reading: Reading) -> tuple[list[str], np.ndarray]:
-    """The first tokens of a reading and its last, where attention often rests, and their weights.
+    """A reading's first tokens and its last, on which attention often rests, and their weights.
 
-    The weights are (shown, shown), a mean over heads; rows sum to less than 1 where tokens are left out.
+    The weights are (shown, shown), a mean over heads; rows sum to less than 1 if tokens are left out.
     """
     shown, length = list(range(len(reading.tokens))), len(reading.tokens)
     if length > MOST_TOKENS:
@@ -118,7 +118,7 @@ def attention_map(reading: Reading) -> tuple[list[str], np.ndarray]:
 def project(features: np.ndarray) -> np.ndarray:
     """Features, (n, hidden), in two dimensions, (n, 2): the same features give the same picture.
 
-    By t-SNE (van der Maaten and Hinton 2008), which keeps neighbours, and neither distances nor densities.
+    By t-SNE (van der Maaten and Hinton 2008), which keeps neighbours, but not distances or densities.
     """
     spread = features.astype(np.float64)
     spread -= spread.mean(axis=0)

@@ -1,7 +1,7 @@
 """Which test texts are misclassified: near the boundary, confidently, by all batch sizes or by one.
 
-All is made from the ``answers``, a row per tested cell and test text: the cell's coordinates but for the
-seed, its number ``cell`` in reading order, ``trial_hash``, ``row_id``, ``label``, ``prediction``,
+The source is ``answers``, a row per tested cell and test text: the cell's coordinates except the seed,
+``cell`` (its number in reading order), ``trial_hash``, ``row_id``, ``label``, ``prediction``,
 ``probability`` (of the prediction), ``margin`` (its lead over the second class), ``wrong``, ``text``.
 """
 
@@ -39,9 +39,9 @@ class Sentence(NamedTuple):
 
 
 def read_answers(study: StudyData, test_split: pd.DataFrame) -> pd.DataFrame:
-    """The answers of the best epochs at the study's first seed; UserError where no trial is tested.
+    """The answers of the best epochs at the study's first seed; UserError if no trial is tested.
 
-    More seeds would show the same texts again, which are no new evidence about them.
+    More seeds would repeat the same texts and add no evidence about them.
     """
     tested = {trial_hash: trial for trial_hash, trial in study.trials.items() if trial.is_tested}
     cells = study.cells[study.cells["seed"].isin(study.axis_values("seed")[:1])]
@@ -58,10 +58,6 @@ def read_answers(study: StudyData, test_split: pd.DataFrame) -> pd.DataFrame:
     if not same_rows or not texts["label"].isin(range(classes)).all():
         raise UserError(
             f"the test split of study '{study.plan.study}' in MLflow is not what its trials were tested on"
-        )
-    if "margin" not in answers:
-        raise UserError(
-            f"study '{study.plan.study}' was tested before margins were stored: run it under a new --name"
         )
     answers["wrong"] = answers["label"] != answers["prediction"]
     answers["text"] = answers["row_id"].map(texts["text"])
@@ -104,7 +100,7 @@ def overlaps(answers: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def wrong_sets(wrong: pd.DataFrame) -> dict[str, list[int]]:
-    """The row_ids that all columns get wrong, those that only one does, and the others.
+    """The row_ids that all columns get wrong, those that only one gets wrong, and those that some do.
 
     ``wrong`` is bool, a row per text and a column per target batch size.
     """
@@ -169,7 +165,7 @@ def readable(frame: pd.DataFrame, label_names: Sequence[str]) -> pd.DataFrame:
 
 
 def given_sentences(texts: Sequence[str]) -> list[Sentence]:
-    """The user's own; UserError for one without a word."""
+    """The user's own texts; UserError for an empty one."""
     for text in texts:
         if not text.strip():
             raise UserError("--text is empty: give a sentence")
@@ -179,7 +175,7 @@ def given_sentences(texts: Sequence[str]) -> list[Sentence]:
 
 
 def choose_sentences(answers: pd.DataFrame, label_names: Sequence[str]) -> list[Sentence]:
-    """Up to three short test sentences: trials disagree on it, all get it right, all get it wrong.
+    """Up to three short test sentences: one that trials disagree on, one all get right, one all wrong.
 
     Ties go to the shorter text, then to the lower row_id.
     """
