@@ -179,7 +179,7 @@ class Sweep:
     def unfinished(self, stage: Stage) -> tuple[list[Proposal], list[Proposal]]:
         """The known trials of a stage that lack training, and those that lack only the test."""
         known, ended = stage.proposed(self.outcomes), self._ended(stage)
-        to_train = [each for each in known if each.trial_hash not in ended]
+        to_train = stage.unfinished(self.outcomes, ended)
         to_test: list[Proposal] = []
         if stage.keeps_models:
             trained = [each for each in known if each.trial_hash in ended]
